@@ -1,0 +1,4 @@
+//! paypoll
+pub mod domain;
+pub mod providers;
+pub mod wire;

@@ -1,0 +1,136 @@
+//! The five providers: each knows its documented request, its documented words, and nothing else.
+//!
+//! A provider builds a request *value* and reads a response *value*; it never sees a clock, a socket or the database. What a
+//! provider file does not know: when it is asked, how often, by whom, and what follows from its [`Outcome`].
+//!
+//! A sixth provider is one new file, one line in [`REGISTRY`], one section in `config/default.toml`, one fixture folder and one
+//! line in a migration.
+
+use crate::domain::{Floors, Outcome};
+use crate::wire::{Request, Response};
+use chrono::{DateTime, Utc};
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+mod ayoconnect;
+mod dapi;
+mod dropayment;
+mod dusupay;
+mod khalti;
+
+/// What a provider needs to know of the transaction that it is asked about.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask<'a> {
+    /// The key that the provider looks up. Neither empty nor with control characters: the caller has seen to that.
+    pub reference: &'a str,
+    /// What the lookup needs beside the reference.
+    pub params: &'a Value,
+    /// The time of asking.
+    pub now: DateTime<Utc>,
+    /// The account's access token, where the provider has a [`TokenFlow`].
+    pub token: Option<&'a str>,
+}
+
+/// One merchant account at one provider.
+pub trait Provider: Send + Sync {
+    /// The request for a transaction's status. The error says what to mend in the row: the row is `invalid`.
+    fn request(&self, ask: Ask<'_>) -> Result<Request, String>;
+
+    /// What a response means. Total: every response has a meaning, and only a documented word about this very transaction is one
+    /// about its fate.
+    fn read(&self, ask: Ask<'_>, response: &Response) -> Outcome;
+
+    /// The secret values that an answer might echo: the account's and the row's.
+    fn secrets<'a>(&'a self, ask: Ask<'a>) -> Vec<&'a str>;
+
+    /// Keys in answers whose values are never kept: payer data, session tokens, redirect URLs.
+    fn private_keys(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// Of requests with the same key at most one may be in flight.
+    fn exclusive_key<'a>(&self, _ask: Ask<'a>) -> Option<&'a str> {
+        None
+    }
+
+    /// How to get an access token, for accounts that need one.
+    fn token_flow(&self) -> Option<&dyn TokenFlow> {
+        None
+    }
+}
+
+/// How an account gets its access token. The token is fetched once per account, shared, renewed early, and renewed once on a 401.
+pub trait TokenFlow: Send + Sync {
+    /// The request for a token at `now`.
+    fn request(&self, now: DateTime<Utc>) -> Request;
+    /// What the response means: a token, or the outcome of the poll that wanted one.
+    fn read(&self, response: &Response) -> Result<Token, Outcome>;
+}
+
+/// An access token.
+pub struct Token {
+    /// The token.
+    pub value: SecretString,
+    /// How long it is good for.
+    pub lifetime: Duration,
+}
+
+/// What is known of a provider before any account of it is configured.
+pub struct Descriptor {
+    /// The name in configuration, tables, log and metrics.
+    pub name: &'static str,
+    /// What its documentation forbids to go below: see [`Floors`].
+    pub floors: Floors,
+    /// It needs no account key, so an account `default` exists without being configured.
+    pub implicit_account: bool,
+    /// The keys of its accounts.
+    pub account_keys: &'static [&'static str],
+    /// Its own configuration keys beyond the common ones.
+    pub option_keys: &'static [&'static str],
+    /// Opens an account: checks the values against their documented lengths and forms. The error names the key and the mend, and
+    /// never holds a secret.
+    pub open: fn(&Settings) -> Result<Box<dyn Provider>, String>,
+}
+
+/// What an account is opened with.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// The API's address, without a slash at the end.
+    pub base_url: String,
+    /// The provider's own options ([`Descriptor::option_keys`]).
+    pub options: BTreeMap<String, String>,
+    /// The account's keys ([`Descriptor::account_keys`]).
+    pub account: BTreeMap<String, SecretString>,
+}
+
+impl Settings {
+    /// A key that the account must have.
+    pub fn required(&self, key: &str) -> Result<SecretString, String> {
+        self.optional(key).ok_or_else(|| format!("{key} is missing"))
+    }
+
+    /// A key that the account may have.
+    #[must_use]
+    pub fn optional(&self, key: &str) -> Option<SecretString> {
+        self.account.get(key).filter(|value| !value.expose_secret().is_empty()).cloned()
+    }
+
+    /// A provider option; its default stands in `config/default.toml`.
+    #[must_use]
+    pub fn option(&self, key: &str) -> &str {
+        self.options.get(key).map_or("", String::as_str)
+    }
+}
+
+/// Every provider that paypoll knows.
+pub const REGISTRY: [Descriptor; 5] =
+    [dropayment::DESCRIPTOR, dusupay::DESCRIPTOR, ayoconnect::DESCRIPTOR, khalti::DESCRIPTOR, dapi::DESCRIPTOR];
+
+/// The provider of that name.
+#[must_use]
+pub fn find(name: &str) -> Option<&'static Descriptor> {
+    static REGISTERED: [Descriptor; 5] = REGISTRY;
+    REGISTERED.iter().find(|descriptor| descriptor.name == name)
+}

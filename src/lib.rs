@@ -1,4 +1,6 @@
 //! paypoll
 pub mod domain;
 pub mod providers;
+pub mod scheduler;
+pub mod store;
 pub mod wire;

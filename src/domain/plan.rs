@@ -157,6 +157,12 @@ pub enum Next {
 }
 
 impl Plan {
+    /// Whether it goes on until `give_up_after`, if there is one: its polls are not those of a short window.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.phases.last().is_some_and(|phase| phase.until == Until::Open)
+    }
+
     /// The same plan with every duration divided by `speed`.
     #[must_use]
     pub fn divided(&self, speed: f64) -> Self {

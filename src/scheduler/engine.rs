@@ -1,0 +1,1212 @@
+//! The loop as a state machine: told the time and what happened, it says what to do next.
+//!
+//! The engine owns every held transaction and every lane. It sends nothing, waits for nothing and asks no clock: a driver carries
+//! out its [`Command`]s and hands it [`Event`]s, the daemon's with sockets and a database, the simulation's with neither. A held
+//! transaction travels inside commands and events, so it is in one place at a time and has one poll in flight at most.
+
+use super::clock::DatabaseClock;
+use super::held::Held;
+use super::lane::{CircuitChange, Lane, LaneSpec, Urgency};
+use super::placement::Placer;
+use super::watch::Watch;
+use crate::domain::{Change, Decision, Due, Outcome, Source, State};
+use crate::providers::Ask;
+use crate::store::{AccountState, Batch, Beat, Claim, Draw, Drawn, LaneRoom, Membership, Poll, Recorded, ReplicaId, Transition};
+use crate::wire::Redaction;
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use uuid::Uuid;
+
+/// What the engine needs to know once.
+pub struct Setup {
+    /// The accounts.
+    pub lanes: Vec<Arc<LaneSpec>>,
+    /// How long this replica's claims outlive its last heartbeat.
+    pub lease: Duration,
+    /// Requests in flight, over all accounts.
+    pub max_in_flight: u32,
+    /// Transactions held.
+    pub max_held: usize,
+    /// Where the draws come from.
+    pub seed: u64,
+}
+
+/// Something to be done by the driver. Each is answered by the event that it names.
+pub enum Command {
+    /// Register this replica, make the accounts' rows: [`Event::Registered`].
+    Register,
+    /// Renew the lease: [`Event::Beaten`].
+    Beat {
+        /// This replica.
+        replica: ReplicaId,
+        /// The newest replica that it leaves room for.
+        complied: i64,
+        /// Whether it may declare others dead.
+        judge: bool,
+    },
+    /// Take due transactions: [`Event::Claimed`].
+    Claim {
+        /// This replica.
+        replica: ReplicaId,
+        /// The living.
+        members: Membership,
+        /// How many of which account.
+        rooms: Vec<LaneRoom>,
+        /// Due until then.
+        horizon: DateTime<Utc>,
+        /// What to do with each.
+        placer: Placer,
+        /// To be handed back.
+        look: Look,
+    },
+    /// Draw send slots: [`Event::Drawn`].
+    Draw {
+        /// The wishes.
+        draws: Vec<Draw>,
+        /// Their lanes.
+        lanes: Vec<usize>,
+    },
+    /// Ask the provider, unless it is later than `before` by then: [`Event::Asked`].
+    Ask {
+        /// The transaction.
+        held: Box<Held>,
+        /// Not to be sent any more from then on.
+        before: Instant,
+    },
+    /// Write: [`Event::Recorded`].
+    Record(Box<Recording>),
+    /// Look for others' verdicts and for the accounts' state: [`Event::Watched`].
+    Watch {
+        /// The last verdict seen.
+        after: i64,
+    },
+    /// The provider asked for a pause. No answer.
+    SlowDown {
+        /// The account's lane.
+        lane: usize,
+        /// How long.
+        wait: Duration,
+    },
+    /// Tell all replicas that a circuit opened or closed, and the log if this one was first. No answer.
+    Circuit {
+        /// The account's lane.
+        lane: usize,
+        /// What happened.
+        change: CircuitChange,
+    },
+    /// Ask for the right to send a probe: [`Event::Probe`].
+    Probe {
+        /// The account's lane.
+        lane: usize,
+    },
+    /// Everything is written and given back: deregister and end. The last command.
+    Finish {
+        /// This replica, if it ever was one.
+        replica: Option<ReplicaId>,
+    },
+}
+
+/// What the engine must remember of a claim while it is under way.
+pub struct Look {
+    /// The lanes asked for, and how many transactions of each.
+    pub lanes: Vec<(usize, usize)>,
+    /// The registration under which it was asked.
+    epoch: u64,
+    /// The database's clock then.
+    now: DateTime<Utc>,
+    /// It looked at everything due, however long ago.
+    sweep: bool,
+}
+
+/// Something that happened.
+pub enum Event {
+    /// Nothing but the passing of time.
+    Tick,
+    /// Answers [`Command::Register`].
+    Registered(Result<(ReplicaId, Beat, i64), Failed>, Instant),
+    /// Answers [`Command::Beat`]; with the moment at which it was asked.
+    Beaten(Result<Beat, Failed>, Instant),
+    /// Answers [`Command::Claim`].
+    Claimed(Result<Claim, Failed>, Look),
+    /// Answers [`Command::Draw`]; with the moment at which it was asked.
+    Drawn(Result<Vec<Drawn>, Failed>, Vec<usize>, Instant),
+    /// Answers [`Command::Ask`].
+    Asked(Box<Held>, Asked),
+    /// Answers [`Command::Record`].
+    Recorded(Box<Recording>, Result<Recorded, Failed>),
+    /// Answers [`Command::Watch`].
+    Watched(Result<Watch, Failed>),
+    /// Answers [`Command::Probe`].
+    Probe {
+        /// The account's lane.
+        lane: usize,
+        /// Whether this replica may send it.
+        granted: Result<bool, Failed>,
+    },
+    /// The process stood still for a while: what it knows may be stale.
+    Woken,
+    /// Stop: give back what is not in flight, wait for what is.
+    Stop,
+}
+
+/// The database did not do what it was asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failed {
+    /// It cannot be reached, or not written to.
+    Lost(String),
+    /// It refuses what was to be written: not for want of a connection, but for what it says.
+    Refused(String),
+}
+
+/// What came of asking.
+pub enum Asked {
+    /// It was too late to send.
+    NotSent,
+    /// The row cannot be asked about.
+    Impossible(String),
+    /// A request was sent.
+    Sent {
+        /// When.
+        at: Instant,
+        /// How long the answer took; `None` when nothing came back.
+        latency: Option<Duration>,
+        /// The answer's status.
+        status: Option<u16>,
+        /// The answer's body.
+        body: Bytes,
+        /// What it means.
+        outcome: Outcome,
+    },
+}
+
+/// A batch on its way into the database, and the transactions that wait for it.
+#[derive(Default)]
+pub struct Recording {
+    /// What is written.
+    pub batch: Batch,
+    /// Under which replica.
+    pub replica: Option<ReplicaId>,
+    /// What must be remembered between attempts.
+    pub attempt: crate::store::Attempt,
+    /// Transactions that go on when it is written.
+    carried: Vec<Carried>,
+    /// What to tell when it is written.
+    news: Vec<(Uuid, News)>,
+    /// What could not be stored was taken out of it.
+    stripped: bool,
+}
+
+struct Carried {
+    held: Box<Held>,
+    due: Instant,
+    /// Its row is written, which raises its fence.
+    written: bool,
+}
+
+/// How often the lease is renewed.
+const BEAT_EVERY: Duration = Duration::from_secs(1);
+/// How often new and newly due transactions are looked for.
+const CLAIM_EVERY: Duration = Duration::from_millis(100);
+/// How often others' verdicts are looked for.
+const WATCH_EVERY: Duration = Duration::from_millis(250);
+/// Transactions are claimed so long before they fall due, so that each is sent at its moment and not at the next look.
+const LOOK_AHEAD: Duration = Duration::from_secs(1);
+/// What commits late may lie so far behind what was claimed before: looks overlap by this.
+const OVERLAP: Duration = Duration::from_secs(3);
+/// A look at everything due, however long ago, costs time: it takes at most this share of it.
+const SWEEP_SHARE: u32 = 50;
+/// Batches on their way at once: one is filled while another commits.
+const RECORDINGS: usize = 2;
+/// The most rows in a batch.
+const BATCH: usize = 1000;
+/// A batch waits so long for company.
+const GATHER: Duration = Duration::from_millis(5);
+/// Between a request's last moment to be sent and the end of the lease there is its time-out and this.
+const LEASE_MARGIN: Duration = Duration::from_secs(1);
+/// How long after a database failure the next try comes; doubled each time up to a second.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// The state machine.
+pub struct Engine {
+    setup: Setup,
+    /// The accounts.
+    pub lanes: Vec<Lane>,
+    /// What the log and the metrics are told.
+    pub news: Vec<News>,
+    random: StdRng,
+    clock: Option<DatabaseClock>,
+    registration: Registration,
+    /// Rises with every registration; what was claimed under an earlier one is no longer ours.
+    epoch: u64,
+    database: Database,
+    claiming: bool,
+    watching: bool,
+    beating: bool,
+    next_beat: Instant,
+    next_claim: Instant,
+    next_watch: Instant,
+    next_sweep: Instant,
+    claim_asked: Instant,
+    next_start: Option<Instant>,
+    last_verdict: i64,
+    in_flight: u32,
+    sequence: u64,
+    outbox: Recording,
+    outbox_since: Option<Instant>,
+    stuck: Vec<Box<Recording>>,
+    /// Since when the database has been there without a break; `None`: since the start.
+    steady_since: Option<Instant>,
+    recording: usize,
+    stopping: bool,
+    finished: bool,
+}
+
+enum Registration {
+    No,
+    Asked,
+    Yes(Registered),
+}
+
+struct Registered {
+    replica: ReplicaId,
+    members: Membership,
+    /// The moment before the last heartbeat that succeeded.
+    beaten: Instant,
+}
+
+#[derive(Clone, Copy)]
+enum Database {
+    There,
+    Lost { retry_at: Instant, wait: Duration },
+}
+
+/// What the log and the metrics are told.
+#[derive(Debug)]
+pub enum News {
+    /// A poll was answered, or not.
+    Poll {
+        /// The account's lane.
+        lane: usize,
+        /// The transaction.
+        id: Uuid,
+        /// The key that the provider looks up.
+        reference: Box<str>,
+        /// Which poll of the transaction it was.
+        attempt: u32,
+        /// [`Outcome::name`].
+        outcome: &'static str,
+        /// The answer's status.
+        status: Option<u16>,
+        /// How long it took.
+        latency: Option<Duration>,
+        /// Sent minus due.
+        lateness: Duration,
+        /// What went wrong, scrubbed.
+        error: Option<String>,
+        /// The provider's word is not documented.
+        word: Option<String>,
+    },
+    /// A transaction changed its state, and it is written.
+    Transition {
+        /// The account's lane.
+        lane: usize,
+        /// The transaction.
+        id: Uuid,
+        /// The key that the provider looks up.
+        reference: Box<str>,
+        /// The state before.
+        from: State,
+        /// The state now.
+        to: State,
+        /// The provider's word.
+        word: Option<Box<str>>,
+        /// Why.
+        reason: Option<String>,
+        /// Polls sent so far.
+        attempt: u32,
+    },
+    /// The account was asked to come slower.
+    RateLimited {
+        /// The account's lane.
+        lane: usize,
+        /// For how long.
+        wait: Duration,
+    },
+    /// The database was lost.
+    DatabaseLost(String),
+    /// It is back.
+    DatabaseBack,
+    /// The lease was lost: everything held was let go.
+    LeaseLost,
+}
+
+impl Engine {
+    /// An engine that begins by registering.
+    #[must_use]
+    pub fn new(setup: Setup, now: Instant) -> Self {
+        let lanes = setup.lanes.iter().map(|spec| Lane::new(spec.clone(), now)).collect();
+        Self {
+            random: StdRng::seed_from_u64(setup.seed),
+            lanes,
+            setup,
+            news: Vec::new(),
+            clock: None,
+            registration: Registration::No,
+            epoch: 0,
+            database: Database::There,
+            claiming: false,
+            watching: false,
+            beating: false,
+            next_beat: now,
+            next_claim: now,
+            next_watch: now,
+            next_sweep: now,
+            claim_asked: now,
+            next_start: None,
+            last_verdict: 0,
+            in_flight: 0,
+            sequence: 0,
+            outbox: Recording::default(),
+            outbox_since: None,
+            stuck: Vec::new(),
+            steady_since: None,
+            recording: 0,
+            stopping: false,
+            finished: false,
+        }
+    }
+
+    /// Takes in what happened and says what to do.
+    pub fn handle(&mut self, now: Instant, event: Event, out: &mut Vec<Command>) {
+        match event {
+            Event::Tick => {}
+            Event::Registered(result, asked) => self.on_registered(now, result, asked),
+            Event::Beaten(result, asked) => self.on_beaten(now, result, asked),
+            Event::Claimed(result, look) => self.on_claimed(now, result, &look),
+            Event::Drawn(result, lanes, asked) => self.on_drawn(now, result, &lanes, asked),
+            Event::Asked(held, asked) => self.on_asked(now, held, asked, out),
+            Event::Recorded(recording, result) => self.on_recorded(now, recording, result),
+            Event::Watched(result) => self.on_watched(now, result),
+            Event::Probe { lane, granted } => self.on_probe(now, lane, granted),
+            Event::Woken => self.doubt_lease(now),
+            Event::Stop => self.stopping = true,
+        }
+        self.proceed(now, out);
+    }
+
+    /// When to call [`Engine::handle`] next, if nothing happens before.
+    #[must_use]
+    pub fn next_wakeup(&self) -> Option<Instant> {
+        if self.finished {
+            return None;
+        }
+        if let Database::Lost { retry_at, .. } = self.database {
+            return Some(retry_at);
+        }
+        let mut next = self.next_beat.min(self.next_watch);
+        if !self.stopping {
+            next = next.min(self.next_claim);
+        }
+        if let Some(since) = self.outbox_since.filter(|_| self.recording < RECORDINGS) {
+            next = next.min(since + GATHER);
+        }
+        for lane in &self.lanes {
+            if let Some((due, _)) = lane.waiting.keys().next() {
+                next = next.min(*due);
+            }
+        }
+        match self.next_start {
+            Some(start) => Some(next.min(start)),
+            None => Some(next),
+        }
+    }
+}
+
+/// What the events bring.
+impl Engine {
+    fn on_registered(&mut self, now: Instant, result: Result<(ReplicaId, Beat, i64), Failed>, asked: Instant) {
+        self.registration = Registration::No;
+        match result {
+            Err(failed) => self.lose_database(now, failed),
+            Ok((replica, beat, last_verdict)) => {
+                self.find_database();
+                self.read_clock(asked, now, &beat);
+                self.last_verdict = self.last_verdict.max(last_verdict);
+                self.epoch += 1;
+                self.registration = Registration::Yes(Registered { replica, members: beat.members, beaten: asked });
+                self.share_out();
+                self.next_beat = now + BEAT_EVERY;
+                self.next_claim = now;
+                self.next_sweep = now;
+            }
+        }
+    }
+
+    fn on_beaten(&mut self, now: Instant, result: Result<Beat, Failed>, asked: Instant) {
+        self.beating = false;
+        match result {
+            Err(failed) => self.lose_database(now, failed),
+            Ok(beat) => {
+                if self.find_database() {
+                    self.steady_since = Some(now);
+                }
+                self.read_clock(asked, now, &beat);
+                self.next_beat = now + BEAT_EVERY;
+                match &mut self.registration {
+                    Registration::Yes(registered) if beat.alive => {
+                        registered.members = beat.members;
+                        registered.beaten = asked;
+                        self.share_out();
+                    }
+                    Registration::Yes(_) => self.lose_lease(now),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn on_claimed(&mut self, now: Instant, result: Result<Claim, Failed>, look: &Look) {
+        self.claiming = false;
+        self.next_claim = now + CLAIM_EVERY;
+        let claim = match result {
+            Ok(claim) => claim,
+            Err(failed) => return self.lose_database(now, failed),
+        };
+        if look.sweep {
+            let took = now.saturating_duration_since(self.claim_asked);
+            self.next_sweep = now + (took * SWEEP_SHARE).max(Duration::from_secs(1));
+        }
+        let overlap = chrono::TimeDelta::from_std(OVERLAP).unwrap_or_default();
+        for ((number, room), (found, last)) in look.lanes.iter().zip(claim.found) {
+            let lane = &mut self.lanes[*number];
+            lane.more = found >= *room;
+            match last {
+                Some(last) if lane.more => lane.since = (last - overlap).min(look.now - overlap),
+                _ => lane.since = look.now - overlap,
+            }
+            lane.planned_away = found;
+        }
+        for claimed in claim.held {
+            let Some((number, _)) = look.lanes.get(claimed.lane) else { continue };
+            let lane = &mut self.lanes[*number];
+            lane.planned_away = lane.planned_away.saturating_sub(1);
+            // Under an older registration the claim is void: the rows belong to a replica that is gone.
+            if look.epoch == self.epoch && self.is_registered() {
+                let held = Held::new(claimed, *number, self.epoch);
+                let due = self.clock.map_or(now, |clock| clock.instant(held.due));
+                self.wait(held, due);
+            }
+        }
+    }
+
+    fn on_drawn(&mut self, now: Instant, result: Result<Vec<Drawn>, Failed>, lanes: &[usize], asked: Instant) {
+        for number in lanes {
+            self.lanes[*number].drawing = false;
+        }
+        match result {
+            Err(failed) => self.lose_database(now, failed),
+            Ok(drawn) => {
+                for draw in drawn {
+                    if let Some(clock) = &mut self.clock {
+                        clock.read(asked, now, draw.clock);
+                    }
+                    let Some(number) = lanes.get(draw.lane) else { continue };
+                    // The slots count from a moment that is not before the database's: never early.
+                    self.lanes[*number].add_slots(now, draw.ahead, draw.gap, draw.slots);
+                }
+            }
+        }
+    }
+
+    fn on_asked(&mut self, now: Instant, mut held: Box<Held>, asked: Asked, out: &mut Vec<Command>) {
+        let number = held.lane;
+        self.in_flight -= 1;
+        self.lanes[number].in_flight -= 1;
+        self.free_key(&held);
+        match asked {
+            Asked::NotSent => {
+                if held.epoch == self.epoch {
+                    self.wait(held, now);
+                }
+            }
+            Asked::Impossible(reason) => {
+                if held.epoch == self.epoch {
+                    self.park(now, held, State::Invalid, reason, Source::Poll);
+                }
+            }
+            Asked::Sent { at, latency, status, body, outcome } => {
+                let clock = self.clock.unwrap_or(DatabaseClock::new(now, DateTime::UNIX_EPOCH));
+                let sent = clock.at(at);
+                let error = outcome.error().map(|error| self.redaction(&held).text(&error));
+                self.outbox.batch.polls.push(Poll {
+                    transaction_id: held.transaction.id,
+                    provider: held.transaction.provider,
+                    account: held.transaction.account.clone(),
+                    due_at: held.due,
+                    sent_at: sent,
+                    latency_ms: latency.map(|latency| u32::try_from(latency.as_millis()).unwrap_or(u32::MAX)),
+                    http_status: status,
+                    outcome: outcome.name(),
+                    error: error.clone(),
+                });
+                self.outbox_since.get_or_insert(now);
+                self.note_health(now, &held, &outcome, out);
+                let known = held.transaction.provider_state.as_deref();
+                let word = match &outcome {
+                    Outcome::UnknownWord { word } if known != Some(word) => Some(self.redaction(&held).text(word)),
+                    _ => None,
+                };
+                self.news.push(News::Poll {
+                    lane: number,
+                    id: held.transaction.id,
+                    reference: held.transaction.reference.clone(),
+                    attempt: held.transaction.attempts.saturating_add(1),
+                    outcome: outcome.name(),
+                    status,
+                    latency,
+                    lateness: crate::domain::since(held.due, sent),
+                    error,
+                    word,
+                });
+                if held.epoch != self.epoch {
+                    self.outbox.batch.dropped.push(held.transaction.id);
+                    return;
+                }
+                let draw = self.random.random();
+                let mut decision = self.lanes[number].spec.rules.decide(&held.transaction, &outcome, sent, draw);
+                let evidence = decision.change.as_ref().map(|_| {
+                    let answered = latency.map(|latency| clock.at(at + latency));
+                    self.evidence(&held, status, &body, sent, answered)
+                });
+                let from = held.transaction.state;
+                let change = decision.change.clone();
+                held.apply(&mut decision, sent, now);
+                self.follow(now, held, decision, from, change, evidence, at, sent);
+            }
+        }
+    }
+
+    fn on_recorded(&mut self, now: Instant, mut recording: Box<Recording>, result: Result<Recorded, Failed>) {
+        self.recording -= 1;
+        match result {
+            Ok(recorded) => {
+                if recorded.lease_lost && recording.replica == self.replica() {
+                    self.lose_lease(now);
+                }
+                for (id, news) in recording.news.drain(..) {
+                    if !recorded.lease_lost && !recorded.refused.contains(&id) {
+                        self.news.push(news);
+                    }
+                }
+                for Carried { mut held, due, written } in recording.carried.drain(..) {
+                    if recorded.lease_lost || held.epoch != self.epoch || recorded.refused.contains(&held.transaction.id) {
+                        continue;
+                    }
+                    held.fence += i64::from(written);
+                    self.wait(held, due);
+                }
+            }
+            Err(Failed::Lost(why)) => {
+                self.stuck.push(recording);
+                self.lose_database(now, Failed::Lost(why));
+            }
+            Err(Failed::Refused(why)) => self.take_apart(recording, &why),
+        }
+    }
+
+    fn on_watched(&mut self, now: Instant, result: Result<Watch, Failed>) {
+        self.watching = false;
+        self.next_watch = now + WATCH_EVERY;
+        let watch = match result {
+            Ok(watch) => watch,
+            Err(failed) => return self.lose_database(now, failed),
+        };
+        for (transition, id, fence) in watch.verdicts {
+            self.last_verdict = self.last_verdict.max(transition);
+            self.let_go(now, id, fence);
+        }
+        self.take_over_accounts(&watch.accounts);
+    }
+
+    fn on_probe(&mut self, now: Instant, number: usize, granted: Result<bool, Failed>) {
+        let lane = &mut self.lanes[number];
+        let next = now + lane.spec.circuit.probe_after;
+        match granted {
+            Ok(granted) => lane.circuit.on_probe_asked(granted, if granted { next } else { now + WATCH_EVERY }),
+            Err(failed) => {
+                lane.circuit.on_probe_asked(false, now + RETRY);
+                self.lose_database(now, failed);
+            }
+        }
+    }
+}
+
+/// What follows from an answer.
+impl Engine {
+    /// Writes a decision down, now or with a later poll, and says when the transaction goes on.
+    #[expect(clippy::too_many_arguments, reason = "one poll's facts, used once")]
+    fn follow(
+        &mut self,
+        now: Instant,
+        mut held: Box<Held>,
+        decision: Decision,
+        from: State,
+        change: Option<Change>,
+        evidence: Option<Value>,
+        at: Instant,
+        sent: DateTime<Utc>,
+    ) {
+        let Some(next) = decision.next else {
+            let change = change.unwrap_or(Change { to: held.transaction.state, reason: None, source: Source::Poll });
+            let transition = Transition { from, source: change.source, evidence };
+            self.tell_transition(&held, from, change.reason);
+            self.write(now, &mut held, false, None, Some(transition));
+            return;
+        };
+        let due = at + (next - sent).to_std().unwrap_or_default();
+        held.due = next;
+        let hold = !self.stopping && due.saturating_duration_since(now) <= self.hold_span();
+        let transition = change.map(|change| {
+            self.tell_transition(&held, from, change.reason);
+            Transition { from, source: change.source, evidence }
+        });
+        let stale = held.unsaved.since.is_some_and(|since| now.saturating_duration_since(since) >= self.setup.lease / 3);
+        let written = transition.is_some() || !hold || stale;
+        if written {
+            self.write(now, &mut held, hold, Some(next), transition);
+        }
+        if hold {
+            self.outbox.carried.push(Carried { held, due, written });
+        }
+    }
+
+    /// Parks a transaction without a poll.
+    fn park(&mut self, now: Instant, mut held: Box<Held>, to: State, reason: String, source: Source) {
+        let from = std::mem::replace(&mut held.transaction.state, to);
+        let reason = self.redaction(&held).text(&reason);
+        held.unsaved.reason = Some(Some(reason.clone()));
+        self.tell_transition(&held, from, Some(reason));
+        self.write(now, &mut held, false, None, Some(Transition { from, source, evidence: None }));
+    }
+
+    /// Puts a transaction's row into the batch, scrubbed.
+    fn write(&mut self, now: Instant, held: &mut Held, hold: bool, next: Option<DateTime<Utc>>, transition: Option<Transition>) {
+        let mut entry = held.entry(hold, next, transition);
+        let redaction = self.redaction(held);
+        entry.details = entry.details.map(|details| redaction.json(details));
+        entry.word = entry.word.map(|word| redaction.text(&word));
+        entry.reason = entry.reason.map(|reason| reason.map(|reason| redaction.text(&reason)));
+        let storable = Redaction { secrets: Vec::new(), keys: &[] };
+        entry.action = entry.action.map(|action| storable.json(action));
+        self.outbox.batch.entries.push(entry);
+        self.outbox_since.get_or_insert(now);
+    }
+
+    fn tell_transition(&mut self, held: &Held, from: State, reason: Option<String>) {
+        let reason = reason.map(|reason| self.redaction(held).text(&reason));
+        let transaction = &held.transaction;
+        let news = News::Transition {
+            lane: held.lane,
+            id: transaction.id,
+            reference: transaction.reference.clone(),
+            from,
+            to: transaction.state,
+            word: transaction.provider_state.clone(),
+            reason,
+            attempt: transaction.attempts,
+        };
+        self.outbox.news.push((transaction.id, news));
+    }
+
+    fn redaction<'a>(&'a self, held: &'a Held) -> Redaction<'a> {
+        let asks = &self.lanes[held.lane].spec.asks;
+        Redaction { secrets: asks.secrets(ask(held)), keys: asks.private_keys() }
+    }
+
+    fn evidence(&self, held: &Held, status: Option<u16>, body: &[u8], asked: DateTime<Utc>, answered: Option<DateTime<Utc>>) -> Value {
+        json!({
+            "http_status": status,
+            "body": self.redaction(held).body(body),
+            "asked_at": asked.to_rfc3339_opts(chrono::SecondsFormat::Micros, true),
+            "answered_at": answered.map(|at| at.to_rfc3339_opts(chrono::SecondsFormat::Micros, true)),
+        })
+    }
+
+    /// What an outcome says about the provider: pauses and circuits, for all replicas.
+    fn note_health(&mut self, now: Instant, held: &Held, outcome: &Outcome, out: &mut Vec<Command>) {
+        let number = held.lane;
+        let lane = &mut self.lanes[number];
+        let wait = outcome.retry_after();
+        if wait.is_some() || matches!(outcome, Outcome::RateLimited { .. }) {
+            let wait = wait.unwrap_or_default();
+            lane.hold(now + wait);
+            self.news.push(News::RateLimited { lane: number, wait });
+            out.push(Command::SlowDown { lane: number, wait });
+        }
+        let lane = &mut self.lanes[number];
+        if let Some(change) = lane.circuit.on_outcome(held.transaction.id, outcome.health()) {
+            match &change {
+                CircuitChange::Open(_) => lane.circuit.set_open(now + lane.spec.circuit.probe_after),
+                CircuitChange::Close => lane.circuit.set_closed(),
+            }
+            out.push(Command::Circuit { lane: number, change });
+        }
+    }
+
+    /// The database refuses what a batch says: each transaction gets a batch of its own, so that one cannot hold up the others; one
+    /// that is alone is written without the provider's text, which is all of it that is not ours.
+    fn take_apart(&mut self, mut recording: Box<Recording>, why: &str) {
+        let ids: BTreeSet<Uuid> = (recording.batch.entries.iter().map(|entry| entry.id))
+            .chain(recording.batch.polls.iter().map(|poll| poll.transaction_id))
+            .chain(recording.batch.dropped.iter().copied())
+            .collect();
+        if ids.len() <= 1 {
+            let again = !recording.stripped;
+            recording.strip();
+            if again {
+                self.stuck.push(recording);
+            } else {
+                tracing::error!(event = "database_lost", error = why, "a poll could not be recorded and was given up");
+            }
+            return;
+        }
+        for id in ids {
+            self.stuck.push(Box::new(recording.split_off(id)));
+        }
+    }
+}
+
+impl Recording {
+    fn is_empty(&self) -> bool {
+        self.batch.polls.is_empty() && self.batch.entries.is_empty() && self.batch.dropped.is_empty()
+    }
+
+    fn len(&self) -> usize {
+        self.batch.polls.len().max(self.batch.entries.len())
+    }
+
+    /// Everything about one transaction.
+    fn split_off(&mut self, id: Uuid) -> Self {
+        Self {
+            batch: Batch {
+                polls: self.batch.polls.extract_if(.., |poll| poll.transaction_id == id).collect(),
+                entries: self.batch.entries.extract_if(.., |entry| entry.id == id).collect(),
+                dropped: self.batch.dropped.extract_if(.., |dropped| *dropped == id).collect(),
+            },
+            replica: self.replica,
+            attempt: crate::store::Attempt::default(),
+            carried: self.carried.extract_if(.., |carried| carried.held.transaction.id == id).collect(),
+            news: self.news.extract_if(.., |(of, _)| *of == id).collect(),
+            stripped: self.stripped,
+        }
+    }
+
+    /// Takes out what the provider said.
+    fn strip(&mut self) {
+        self.stripped = true;
+        for poll in &mut self.batch.polls {
+            poll.error = poll.error.take().map(|_| "not storable".to_owned());
+        }
+        for entry in &mut self.batch.entries {
+            (entry.details, entry.action, entry.word) = (None, None, None);
+            entry.reason = entry.reason.take().map(|reason| reason.map(|_| "not storable".to_owned()));
+            if let Some(transition) = &mut entry.transition {
+                transition.evidence = None;
+            }
+        }
+    }
+}
+
+/// What to do next.
+impl Engine {
+    fn proceed(&mut self, now: Instant, out: &mut Vec<Command>) {
+        if self.finished {
+            return;
+        }
+        if let Database::Lost { retry_at, .. } = self.database {
+            if retry_at <= now {
+                self.ask_for_database(now, out);
+            }
+            return;
+        }
+        match self.registration {
+            Registration::No if !self.stopping => {
+                self.registration = Registration::Asked;
+                out.push(Command::Register);
+            }
+            Registration::Yes(_) if self.next_beat <= now && !self.beating => self.beat(now, out),
+            _ => {}
+        }
+        self.wake(now);
+        if self.stopping {
+            self.give_back(now);
+        } else if self.is_registered() {
+            self.draw(now, out);
+            self.dispatch(now, out);
+            self.claim(now, out);
+            self.watch(now, out);
+        }
+        self.flush(now, out);
+        self.finish(out);
+    }
+
+    /// While the database is lost, the heartbeat is what looks for it.
+    fn ask_for_database(&mut self, now: Instant, out: &mut Vec<Command>) {
+        if let Database::Lost { retry_at, wait } = &mut self.database {
+            *retry_at = now + *wait;
+            *wait = (*wait * 2).min(BEAT_EVERY);
+        }
+        match self.registration {
+            Registration::No => {
+                self.registration = Registration::Asked;
+                out.push(Command::Register);
+            }
+            Registration::Yes(_) if !self.beating => self.beat(now, out),
+            _ => {}
+        }
+    }
+
+    fn beat(&mut self, now: Instant, out: &mut Vec<Command>) {
+        let Registration::Yes(registered) = &self.registration else { return };
+        self.beating = true;
+        let leaves_room = self.lanes.iter().all(|lane| lane.in_flight <= lane.share);
+        let complied = if leaves_room { registered.members.newest } else { 0 };
+        let judge = self.steady_since.is_none_or(|since| now.saturating_duration_since(since) >= self.setup.lease);
+        out.push(Command::Beat { replica: registered.replica, complied, judge });
+    }
+
+    /// Moves what has fallen due from waiting to ready, or parks it when its window is over.
+    fn wake(&mut self, now: Instant) {
+        for number in 0..self.lanes.len() {
+            while let Some(entry) = self.lanes[number].waiting.first_entry().filter(|entry| entry.key().0 <= now) {
+                let ((due, sequence), held) = entry.remove_entry();
+                let rules = &self.lanes[number].spec.rules;
+                match rules.due(&held.transaction) {
+                    Due::Park(reason) => self.park(now, held, State::Unresolved, reason.to_owned(), Source::Deadline),
+                    Due::Poll => {
+                        let urgency = match (rules.deadline(&held.transaction), self.clock) {
+                            (Some(deadline), Some(clock)) if !rules.plan.is_open() => Urgency::By(clock.instant(deadline)),
+                            _ => Urgency::Open,
+                        };
+                        self.lanes[number].ready.insert((urgency, due, sequence), held);
+                    }
+                }
+            }
+        }
+    }
+
+    fn draw(&mut self, now: Instant, out: &mut Vec<Command>) {
+        let soon = now + crate::store::AHEAD;
+        let (mut draws, mut lanes) = (Vec::new(), Vec::new());
+        for (number, lane) in self.lanes.iter_mut().enumerate() {
+            let wanted = lane.wants_slots(now, soon);
+            if wanted > 0 {
+                lane.drawing = true;
+                let (tolerance, gap) = lane.shape();
+                draws.push(Draw { provider: lane.spec.provider, account: lane.spec.account.clone(), wanted, gap, tolerance });
+                lanes.push(number);
+            }
+        }
+        if !draws.is_empty() {
+            out.push(Command::Draw { draws, lanes });
+        }
+    }
+
+    /// Starts what may be started: first whoever has nothing in flight, then whose window closes first, then who waited longest.
+    fn dispatch(&mut self, now: Instant, out: &mut Vec<Command>) {
+        self.next_start = None;
+        let Registration::Yes(registered) = &self.registration else { return };
+        let lease_end = registered.beaten + self.setup.lease;
+        let mut open: Vec<usize> = (0..self.lanes.len()).filter(|number| !self.lanes[*number].ready.is_empty()).collect();
+        self.ask_for_probes(now, &open, out);
+        while self.in_flight < self.setup.max_in_flight && self.outbox.len() < 4 * BATCH {
+            let Some((at, number)) = open.iter().copied().enumerate().min_by_key(|(_, number)| self.lanes[*number].turn()) else { break };
+            let lane = &mut self.lanes[number];
+            let before = lease_end.checked_sub(lane.spec.timeout + LEASE_MARGIN).unwrap_or(now);
+            let Some(key) = lane.startable().filter(|_| now < before && lane.circuit.may_send()) else {
+                open.swap_remove(at);
+                continue;
+            };
+            if let Err(when) = lane.try_start(now) {
+                self.next_start = match (self.next_start, when) {
+                    (Some(next), Some(when)) => Some(next.min(when)),
+                    (next, when) => next.or(when),
+                };
+                open.swap_remove(at);
+                continue;
+            }
+            let Some(held) = lane.ready.remove(&key) else { break };
+            lane.circuit.on_sent();
+            if let Some(key) = lane.spec.asks.exclusive_key(ask(&held)) {
+                lane.busy.insert(key.into());
+            }
+            lane.in_flight += 1;
+            self.in_flight += 1;
+            self.sequence += 1;
+            lane.last_turn = self.sequence;
+            if lane.ready.is_empty() {
+                open.swap_remove(at);
+            }
+            out.push(Command::Ask { held, before });
+        }
+    }
+
+    fn ask_for_probes(&mut self, now: Instant, lanes: &[usize], out: &mut Vec<Command>) {
+        for number in lanes {
+            let circuit = &mut self.lanes[*number].circuit;
+            if circuit.asks_for_probe(now) {
+                out.push(Command::Probe { lane: *number });
+            } else if let Some(at) = circuit.probe_at() {
+                self.next_start = Some(self.next_start.map_or(at, |next| next.min(at)));
+            }
+        }
+    }
+
+    fn claim(&mut self, now: Instant, out: &mut Vec<Command>) {
+        let (Registration::Yes(registered), Some(clock)) = (&self.registration, &self.clock) else { return };
+        if self.claiming {
+            return;
+        }
+        let urgent = self.lanes.iter().any(|lane| lane.more && lane.is_running_low(now, now + LOOK_AHEAD));
+        if self.next_claim > now && !urgent {
+            return;
+        }
+        let held: usize = self.lanes.iter().map(Lane::held).sum();
+        let mut free = self.setup.max_held.saturating_sub(held);
+        let sweep = self.next_sweep <= now;
+        let database_now = clock.at(now);
+        let (mut rooms, mut lanes, mut specs) = (Vec::new(), Vec::new(), Vec::new());
+        for (number, lane) in self.lanes.iter().enumerate() {
+            let room = lane.room(now, now + LOOK_AHEAD).min(free);
+            if room == 0 {
+                continue;
+            }
+            free -= room;
+            // What is only planned for later needs no room in memory.
+            let asked = if lane.planned_away > 0 { room.max(PLAN_BATCH) } else { room };
+            let since = if sweep { DateTime::UNIX_EPOCH } else { lane.since };
+            rooms.push(LaneRoom { provider: lane.spec.provider, account: lane.spec.account.clone(), since, room: asked });
+            lanes.push((number, asked));
+            specs.push((lane.spec.clone(), room));
+        }
+        self.next_claim = now + CLAIM_EVERY;
+        if rooms.is_empty() {
+            return;
+        }
+        self.claiming = true;
+        self.claim_asked = now;
+        let hold_until = crate::domain::after(database_now, self.hold_span());
+        out.push(Command::Claim {
+            replica: registered.replica,
+            members: registered.members.clone(),
+            rooms,
+            horizon: crate::domain::after(database_now, LOOK_AHEAD),
+            placer: Placer::new(specs, database_now, hold_until, self.random.random()),
+            look: Look { lanes, epoch: self.epoch, now: database_now, sweep },
+        });
+    }
+
+    fn watch(&mut self, now: Instant, out: &mut Vec<Command>) {
+        if self.next_watch <= now && !self.watching {
+            self.watching = true;
+            out.push(Command::Watch { after: self.last_verdict });
+        }
+    }
+
+    /// Sends a batch on its way when one has gathered.
+    fn flush(&mut self, now: Instant, out: &mut Vec<Command>) {
+        while self.recording < RECORDINGS {
+            let Some(recording) = self.stuck.pop() else { break };
+            self.recording += 1;
+            out.push(Command::Record(recording));
+        }
+        let gathered = self.outbox_since.is_some_and(|since| since + GATHER <= now || self.stopping) || self.outbox.len() >= BATCH;
+        if self.recording < RECORDINGS && gathered && !self.outbox.is_empty() {
+            let mut recording = Box::new(std::mem::take(&mut self.outbox));
+            recording.replica = self.replica();
+            self.outbox_since = None;
+            self.recording += 1;
+            out.push(Command::Record(recording));
+        }
+    }
+
+    /// Writes everything back that is not in flight, for others to take.
+    fn give_back(&mut self, now: Instant) {
+        for number in 0..self.lanes.len() {
+            let lane = &mut self.lanes[number];
+            let waiting = std::mem::take(&mut lane.waiting).into_values();
+            let ready = std::mem::take(&mut lane.ready).into_values();
+            for mut held in waiting.chain(ready).collect::<Vec<_>>() {
+                let due = held.due;
+                self.write(now, &mut held, false, Some(due), None);
+            }
+        }
+    }
+
+    fn finish(&mut self, out: &mut Vec<Command>) {
+        let idle = self.in_flight == 0 && self.recording == 0 && self.outbox.is_empty() && self.stuck.is_empty();
+        if self.stopping && idle && !self.claiming && !matches!(self.registration, Registration::Asked) {
+            self.finished = true;
+            out.push(Command::Finish { replica: self.replica() });
+        }
+    }
+}
+
+/// What the engine knows.
+impl Engine {
+    /// This replica, while it is registered.
+    #[must_use]
+    pub fn replica(&self) -> Option<ReplicaId> {
+        match &self.registration {
+            Registration::Yes(registered) => Some(registered.replica),
+            _ => None,
+        }
+    }
+
+    /// Whether the database is there.
+    #[must_use]
+    pub fn has_database(&self) -> bool {
+        matches!(self.database, Database::There) && self.is_registered()
+    }
+
+    /// Requests in flight.
+    #[must_use]
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight
+    }
+
+    /// How late the held transaction is that has waited longest since it fell due.
+    #[must_use]
+    pub fn oldest_due(&self, now: Instant) -> Duration {
+        let due = self.lanes.iter().flat_map(|lane| lane.ready.keys()).map(|(_, due, _)| *due).min();
+        due.map_or(Duration::ZERO, |due| now.saturating_duration_since(due))
+    }
+
+    fn is_registered(&self) -> bool {
+        matches!(self.registration, Registration::Yes(_))
+    }
+
+    /// A transaction is held while its next poll comes within half the lease, less when memory is short: a successor waits out the
+    /// lease, so by then no interval can be broken.
+    fn hold_span(&self) -> Duration {
+        let held: usize = self.lanes.iter().map(Lane::held).sum();
+        if held * 5 > self.setup.max_held * 4 { LOOK_AHEAD } else { self.setup.lease / 2 }
+    }
+
+    fn wait(&mut self, held: Box<Held>, due: Instant) {
+        self.sequence += 1;
+        self.lanes[held.lane].waiting.insert((due, self.sequence), held);
+    }
+
+    fn free_key(&mut self, held: &Held) {
+        let lane = &mut self.lanes[held.lane];
+        if let Some(key) = lane.spec.asks.exclusive_key(ask(held)) {
+            lane.busy.remove(key);
+        }
+    }
+
+    fn read_clock(&mut self, asked: Instant, now: Instant, beat: &Beat) {
+        match &mut self.clock {
+            Some(clock) => clock.read(asked, now, beat.clock),
+            None => self.clock = Some(DatabaseClock::new(now, beat.clock)),
+        }
+    }
+
+    /// Each living replica has an equal share of an account's requests in flight, the first ones one more. A new replica has none until
+    /// all others have heard of it and leave it room.
+    fn share_out(&mut self) {
+        let Registration::Yes(registered) = &self.registration else { return };
+        let members = &registered.members;
+        let count = u32::try_from(members.living.len().max(1)).unwrap_or(u32::MAX);
+        let rank = members.living.iter().position(|id| *id == registered.replica.0).unwrap_or(0);
+        let heard = members.complied >= registered.replica.0;
+        for lane in &mut self.lanes {
+            let most = lane.spec.max_in_flight;
+            let share = most / count + u32::from((rank as u64) < u64::from(most % count));
+            lane.share = if heard { share } else { 0 };
+        }
+    }
+
+    fn lose_database(&mut self, now: Instant, failed: Failed) {
+        let (Failed::Lost(why) | Failed::Refused(why)) = failed;
+        if let Database::There = self.database {
+            self.database = Database::Lost { retry_at: now + RETRY, wait: RETRY };
+            self.news.push(News::DatabaseLost(why));
+        }
+    }
+
+    /// True when it was lost.
+    fn find_database(&mut self) -> bool {
+        let lost = !matches!(self.database, Database::There);
+        if lost {
+            self.database = Database::There;
+            self.news.push(News::DatabaseBack);
+        }
+        lost
+    }
+
+    /// Nothing that is held is ours any more. What is in flight is told when it comes back.
+    fn lose_lease(&mut self, now: Instant) {
+        self.registration = Registration::No;
+        self.epoch += 1;
+        self.steady_since = Some(now);
+        for lane in &mut self.lanes {
+            lane.waiting.clear();
+            lane.ready.clear();
+            lane.share = 0;
+        }
+        self.news.push(News::LeaseLost);
+    }
+
+    /// The process stood still: nothing is sent until a heartbeat has shown that the lease still holds.
+    fn doubt_lease(&mut self, now: Instant) {
+        self.next_beat = now;
+        if let Registration::Yes(registered) = &mut self.registration {
+            registered.beaten = now.checked_sub(self.setup.lease).unwrap_or(registered.beaten);
+        }
+    }
+
+    /// Somebody else has written the transaction: it is not polled any more, and its polls so far are counted.
+    fn let_go(&mut self, now: Instant, id: Uuid, fence: i64) {
+        let overruled = |held: &Held| held.transaction.id == id && held.fence < fence;
+        for lane in &mut self.lanes {
+            let waiting = lane.waiting.iter().find(|(_, held)| overruled(held)).map(|(key, _)| *key);
+            let ready = lane.ready.iter().find(|(_, held)| overruled(held)).map(|(key, _)| *key);
+            let found = waiting.and_then(|key| lane.waiting.remove(&key)).or_else(|| ready.and_then(|key| lane.ready.remove(&key)));
+            if found.is_some() {
+                self.outbox.batch.dropped.push(id);
+                self.outbox_since.get_or_insert(now);
+                return;
+            }
+        }
+    }
+
+    fn take_over_accounts(&mut self, states: &[AccountState]) {
+        let Some(clock) = self.clock else { return };
+        for lane in &mut self.lanes {
+            let state = states.iter().find(|state| state.provider == lane.spec.provider && *state.account == *lane.spec.account);
+            if let Some(until) = state.and_then(|state| state.held_until) {
+                lane.hold(clock.instant(until));
+            }
+            match state.and_then(|state| state.probe_at) {
+                Some(probe_at) => lane.circuit.set_open(clock.instant(probe_at)),
+                None if lane.circuit.is_open() => lane.circuit.set_closed(),
+                None => {}
+            }
+        }
+    }
+}
+
+/// What a provider needs to know of a held transaction, apart from the time and the token.
+fn ask(held: &Held) -> Ask<'_> {
+    Ask { reference: &held.transaction.reference, params: &held.transaction.params, now: DateTime::UNIX_EPOCH, token: None }
+}
+
+/// How many transactions a look may plan for later at once.
+const PLAN_BATCH: usize = 4000;

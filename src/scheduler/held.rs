@@ -1,0 +1,113 @@
+//! A transaction in this replica's hands.
+
+use crate::domain::{Decision, State, Transaction};
+use crate::store::{Claimed, Entry, Transition};
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+use std::time::Instant;
+
+/// A claimed transaction and what is not yet written of it. It is in one place at a time: waiting, ready, in flight, being recorded.
+#[derive(Debug)]
+pub struct Held {
+    /// The transaction.
+    pub transaction: Transaction,
+    /// The account's lane.
+    pub lane: usize,
+    /// The fence of the claim.
+    pub fence: i64,
+    /// The registration under which it was claimed.
+    pub epoch: u64,
+    /// When its next poll is due, by the database's clock.
+    pub due: DateTime<Utc>,
+    /// Why the row cannot be asked about.
+    pub flaw: Option<String>,
+    /// What the row does not know yet.
+    pub unsaved: Unsaved,
+}
+
+/// What happened since the row was last written. The journal has the polls themselves.
+#[derive(Debug, Default)]
+pub struct Unsaved {
+    /// Since when.
+    pub since: Option<Instant>,
+    /// Polls sent.
+    pub polls: u32,
+    /// The provider's word.
+    pub word: Option<String>,
+    /// The explanation.
+    pub reason: Option<Option<String>>,
+    /// What payer or merchant must do.
+    pub action: Option<Value>,
+    /// The last meaningful answer.
+    pub details: Option<Value>,
+}
+
+impl Held {
+    /// A claimed transaction with nothing to write.
+    #[must_use]
+    pub fn new(claimed: Claimed, lane: usize, epoch: u64) -> Box<Self> {
+        Box::new(Self {
+            transaction: claimed.transaction,
+            lane,
+            fence: claimed.fence,
+            epoch,
+            due: claimed.due,
+            flaw: claimed.flaw,
+            unsaved: Unsaved::default(),
+        })
+    }
+
+    /// Takes over what was decided about a poll that was sent at `sent`.
+    pub fn apply(&mut self, decision: &mut Decision, sent: DateTime<Utc>, now: Instant) {
+        let transaction = &mut self.transaction;
+        transaction.attempts = transaction.attempts.saturating_add(1);
+        transaction.failures = decision.failures;
+        transaction.not_found = decision.not_found;
+        transaction.last_polled_at = Some(sent);
+        transaction.progress = decision.progress;
+        self.unsaved.since.get_or_insert(now);
+        self.unsaved.polls += 1;
+        if let Some(change) = &decision.change {
+            if transaction.state == State::ActionRequired || change.to == State::ActionRequired {
+                transaction.action_at = Some(sent);
+            }
+            transaction.state = change.to;
+        }
+        if decision.word.is_some() || decision.change.is_some() {
+            self.unsaved.reason = Some(decision.reason.take());
+        }
+        if let Some(word) = decision.word.take() {
+            // Most answers repeat the word: nothing to write then.
+            if transaction.provider_state.as_deref() != Some(&word) {
+                transaction.provider_state = Some(word.clone().into());
+                self.unsaved.word = Some(word);
+            }
+        }
+        self.unsaved.action = decision.action.take().or(self.unsaved.action.take());
+        self.unsaved.details = decision.details.take().or(self.unsaved.details.take());
+    }
+
+    /// The row as it is to be written now; with it everything is saved.
+    pub fn entry(&mut self, hold: bool, next: Option<DateTime<Utc>>, transition: Option<Transition>) -> Entry {
+        let unsaved = std::mem::take(&mut self.unsaved);
+        let transaction = &self.transaction;
+        Entry {
+            id: transaction.id,
+            fence: self.fence,
+            hold,
+            state: transaction.state,
+            transition,
+            word: unsaved.word,
+            reason: unsaved.reason,
+            action: unsaved.action,
+            details: unsaved.details,
+            polls: unsaved.polls,
+            failures: transaction.failures,
+            not_found: transaction.not_found,
+            last_polled_at: transaction.last_polled_at,
+            next,
+            action_at: transaction.action_at,
+            progress: transaction.progress,
+        }
+    }
+}

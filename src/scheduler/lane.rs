@@ -1,0 +1,461 @@
+//! One provider account's budget: how many requests may be in flight, at what pace, and whether the account is asked at all.
+//!
+//! A lane is told the time and what happened; it never looks at a clock and never sends anything.
+
+use super::held::Held;
+use crate::config::{Circuit as CircuitRule, Rate};
+use crate::domain::{Health, Rules};
+use crate::providers::{Ask, Provider};
+use chrono::{DateTime, Utc};
+use governor::clock::FakeRelativeClock;
+use governor::state::{InMemoryState, NotKeyed};
+use governor::{Quota, RateLimiter};
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use uuid::Uuid;
+
+/// What does not change while the daemon runs.
+pub struct LaneSpec {
+    /// The provider's name.
+    pub provider: &'static str,
+    /// The account's name.
+    pub account: Arc<str>,
+    /// Asks and reads.
+    pub asks: Arc<dyn Provider>,
+    /// When to ask, and what follows from an answer.
+    pub rules: Rules,
+    /// No answer after this long is no answer.
+    pub timeout: Duration,
+    /// Requests in flight, over all replicas.
+    pub max_in_flight: u32,
+    /// Requests per second, over all replicas.
+    pub rate: Rate,
+    /// When to stop asking.
+    pub circuit: CircuitRule,
+}
+
+/// One account's queue and budget in this process.
+pub struct Lane {
+    /// What does not change.
+    pub spec: Arc<LaneSpec>,
+    /// Held transactions whose time has not come, by due time.
+    pub waiting: BTreeMap<(Instant, u64), Box<Held>>,
+    /// Held transactions whose time has come: those whose window closes first, first.
+    pub ready: BTreeMap<(Urgency, Instant, u64), Box<Held>>,
+    /// Requests in flight.
+    pub in_flight: u32,
+    /// This replica's share of the account's requests in flight.
+    pub share: u32,
+    /// Whether the account is asked at all.
+    pub circuit: Circuit,
+    /// Everything that fell due before this was claimed by an earlier look.
+    pub since: DateTime<Utc>,
+    /// The last look may have left something behind.
+    pub more: bool,
+    /// How many transactions the last look only planned for later.
+    pub planned_away: usize,
+    /// A request for slots is under way.
+    pub drawing: bool,
+    /// Polls sent since slots were last drawn.
+    pub sent_since_draw: u32,
+    /// When it last sent, by count of all polls: who waited longest comes first.
+    pub last_turn: u64,
+    /// Keys of which at most one request may be in flight.
+    pub busy: HashSet<Box<str>>,
+    slots: Slots,
+    pace: Pace,
+    held_until: Option<Instant>,
+}
+
+/// When a window closes; open-ended plans come after all others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Urgency {
+    /// The window closes then.
+    By(Instant),
+    /// There is no window, or its end is not known.
+    Open,
+}
+
+impl Lane {
+    /// A lane with nothing in it and a closed circuit.
+    #[must_use]
+    pub fn new(spec: Arc<LaneSpec>, now: Instant) -> Self {
+        Self {
+            waiting: BTreeMap::new(),
+            ready: BTreeMap::new(),
+            in_flight: 0,
+            share: 0,
+            circuit: Circuit::new(spec.circuit.failures),
+            since: DateTime::<Utc>::UNIX_EPOCH,
+            more: true,
+            planned_away: 0,
+            drawing: false,
+            sent_since_draw: 0,
+            last_turn: 0,
+            busy: HashSet::new(),
+            slots: Slots::new(spec.rate),
+            pace: Pace::new(spec.rate, now),
+            held_until: None,
+            spec,
+        }
+    }
+
+    /// How many transactions this replica should hold ready for the account: no more than can start soon, so that what it cannot
+    /// serve stays free for others.
+    #[must_use]
+    pub fn target(&self) -> usize {
+        let by_rate = (self.spec.rate.per_second * 2.0).ceil().min(1e9) as usize + 1;
+        (self.share as usize * 4).min(by_rate.max(2))
+    }
+
+    /// How many more transactions it has room for: none while the account is not asked, but for a probe.
+    #[must_use]
+    pub fn room(&self, now: Instant, soon: Instant) -> usize {
+        let target = match (self.circuit.is_open(), self.is_held(now)) {
+            (true, _) => usize::from(self.held() == 0),
+            (false, true) => 0,
+            (false, false) => self.target(),
+        };
+        target.saturating_sub(self.falling_due(soon, target))
+    }
+
+    /// Whether less than half of what it should hold is ready.
+    #[must_use]
+    pub fn is_running_low(&self, now: Instant, soon: Instant) -> bool {
+        self.room(now, soon) * 2 > self.target()
+    }
+
+    /// What is ready or falls due until `soon`, counted up to `most`.
+    fn falling_due(&self, soon: Instant, most: usize) -> usize {
+        self.ready.len() + self.waiting.range(..(soon, u64::MAX)).take(most).count()
+    }
+
+    /// Whose turn it is among accounts: first whoever has nothing in flight, then whose window closes first, then who waited longest.
+    #[must_use]
+    pub fn turn(&self) -> (bool, Option<Urgency>, u64) {
+        (self.in_flight > 0, self.ready.keys().next().map(|(urgency, ..)| *urgency), self.last_turn)
+    }
+
+    /// The first ready transaction that may be asked about beside those in flight.
+    #[must_use]
+    pub fn startable(&self) -> Option<(Urgency, Instant, u64)> {
+        let free = |held: &Held| {
+            let ask = Ask { reference: &held.transaction.reference, params: &held.transaction.params, now: DateTime::UNIX_EPOCH, token: None };
+            self.spec.asks.exclusive_key(ask).is_none_or(|key| !self.busy.contains(key))
+        };
+        self.ready.iter().find(|(_, held)| free(held)).map(|(key, _)| *key)
+    }
+
+    /// How many send slots it should draw: what is ready or falls due until `soon`, or as many as it used lately.
+    #[must_use]
+    pub fn wants_slots(&self, now: Instant, soon: Instant) -> u32 {
+        if self.drawing || self.is_held(now) || self.share == 0 {
+            return 0;
+        }
+        let most = self.target().max(1);
+        let need = u32::try_from(self.falling_due(soon, most).min(most)).unwrap_or(u32::MAX);
+        if need == 0 || self.slots.left(now) >= need {
+            return 0;
+        }
+        need.max(self.sent_since_draw)
+    }
+
+    /// Takes over slots that were drawn.
+    pub fn add_slots(&mut self, base: Instant, ahead: f64, gap: f64, count: u32) {
+        self.sent_since_draw = 0;
+        self.slots.add(Grant { base, ahead, gap, used: 0, count });
+    }
+
+    /// How far requests may run ahead of the pace in the shared budget, and the pace's gap.
+    #[must_use]
+    pub fn shape(&self) -> (Duration, Duration) {
+        (self.slots.tolerance, self.slots.gap)
+    }
+
+    /// Whether a request may be sent now; `Err` says when to ask again, where that is known.
+    ///
+    /// Takes the slot when it may.
+    pub fn try_start(&mut self, now: Instant) -> Result<(), Option<Instant>> {
+        if let Some(until) = self.held_until.filter(|until| *until > now) {
+            return Err(Some(until));
+        }
+        if self.in_flight >= self.share {
+            return Err(None);
+        }
+        self.slots.ready(now)?;
+        self.pace.check(now).map_err(Some)?;
+        self.slots.take();
+        self.sent_since_draw += 1;
+        Ok(())
+    }
+
+    /// The provider asked for a pause.
+    pub fn hold(&mut self, until: Instant) {
+        self.held_until = self.held_until.max(Some(until));
+        self.slots.clear();
+    }
+
+    /// Whether the provider's pause lasts.
+    #[must_use]
+    pub fn is_held(&self, now: Instant) -> bool {
+        self.held_until.is_some_and(|until| until > now)
+    }
+
+    /// Transactions that this lane holds and that are not in flight.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.waiting.len() + self.ready.len()
+    }
+}
+
+/// Send slots that this process has drawn from the account's shared budget.
+struct Slots {
+    grants: VecDeque<Grant>,
+    /// How late a slot may be used. Later it is void: unused slots must not pile up into a burst that the budget does not know.
+    grace: Duration,
+    /// The burst, less the grace.
+    tolerance: Duration,
+    gap: Duration,
+}
+
+struct Grant {
+    base: Instant,
+    ahead: f64,
+    gap: f64,
+    used: u32,
+    count: u32,
+}
+
+/// The longest time by which a slot may be used late.
+const GRACE: Duration = Duration::from_millis(250);
+
+impl Slots {
+    fn new(rate: Rate) -> Self {
+        let gap = 1.0 / rate.per_second;
+        let grace = GRACE.as_secs_f64().min(f64::from(rate.burst) * gap / 2.0);
+        let tolerance = (f64::from(rate.burst.saturating_sub(1)) * gap - grace).max(0.0);
+        Self {
+            grants: VecDeque::new(),
+            grace: Duration::from_secs_f64(grace),
+            tolerance: Duration::from_secs_f64(tolerance),
+            gap: Duration::from_secs_f64(gap),
+        }
+    }
+
+    fn add(&mut self, grant: Grant) {
+        if grant.count > 0 {
+            self.grants.push_back(grant);
+        }
+    }
+
+    fn clear(&mut self) {
+        self.grants.clear();
+    }
+
+    /// Slots that are not void yet.
+    fn left(&self, now: Instant) -> u32 {
+        self.grants.iter().map(|grant| grant.count - grant.first_valid(now, self.grace).min(grant.count)).sum()
+    }
+
+    /// `Ok` when the next slot may be used; else when it may, or `None` when there is none.
+    fn ready(&mut self, now: Instant) -> Result<(), Option<Instant>> {
+        while let Some(grant) = self.grants.front_mut() {
+            grant.used = grant.first_valid(now, self.grace);
+            if grant.used >= grant.count {
+                self.grants.pop_front();
+                continue;
+            }
+            let at = grant.slot(grant.used);
+            return if at <= now { Ok(()) } else { Err(Some(at)) };
+        }
+        Err(None)
+    }
+
+    fn take(&mut self) {
+        if let Some(grant) = self.grants.front_mut() {
+            grant.used += 1;
+        }
+    }
+}
+
+impl Grant {
+    fn slot(&self, number: u32) -> Instant {
+        self.base + Duration::from_secs_f64((self.ahead + f64::from(number) * self.gap).clamp(0.0, 3600.0))
+    }
+
+    /// The first slot, used ones left out, that is not void.
+    fn first_valid(&self, now: Instant, grace: Duration) -> u32 {
+        let late = now.saturating_duration_since(self.base).as_secs_f64() - grace.as_secs_f64();
+        if late <= 0.0 {
+            return self.used;
+        }
+        // Slots before the base count as at the base; those at or after `late` are still good.
+        let void = ((late - self.ahead) / self.gap).ceil().clamp(0.0, f64::from(self.count));
+        self.used.max(void as u32)
+    }
+}
+
+/// `governor` with a clock that is told the time: this process alone never goes faster than the account's rate either.
+struct Pace {
+    limiter: RateLimiter<NotKeyed, InMemoryState, FakeRelativeClock>,
+    clock: FakeRelativeClock,
+    now: Instant,
+}
+
+impl Pace {
+    fn new(rate: Rate, now: Instant) -> Self {
+        let gap = Duration::from_secs_f64((1.0 / rate.per_second).max(1e-9));
+        let burst = NonZeroU32::new(rate.burst).unwrap_or(NonZeroU32::MIN);
+        let quota = Quota::with_period(gap).unwrap_or(Quota::per_second(NonZeroU32::MIN)).allow_burst(burst);
+        let clock = FakeRelativeClock::default();
+        Self { limiter: RateLimiter::direct_with_clock(quota, clock.clone()), clock, now }
+    }
+
+    fn check(&mut self, now: Instant) -> Result<(), Instant> {
+        self.clock.advance(now.saturating_duration_since(self.now));
+        self.now = self.now.max(now);
+        self.limiter.check().map_err(|not_until| {
+            use governor::clock::Clock as _;
+            now + not_until.wait_time_from(self.clock.now())
+        })
+    }
+}
+
+/// Whether the account is asked at all.
+#[derive(Debug)]
+pub struct Circuit {
+    limit: u32,
+    failures: u32,
+    failed: HashSet<Uuid>,
+    refused: HashSet<Uuid>,
+    open: Option<Open>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Open {
+    probe_at: Instant,
+    probe: Probe,
+}
+
+/// How far the next probe has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Probe {
+    /// Nobody has asked for it.
+    Idle,
+    /// The database is asked whether this replica may send it.
+    Asked,
+    /// This replica may send it.
+    Granted,
+}
+
+/// A change that all replicas must know of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CircuitChange {
+    /// Stop asking, for this reason.
+    Open(String),
+    /// Ask again.
+    Close,
+}
+
+/// So many different transactions must have failed: one bad row is not a bad provider.
+const DIFFERENT: usize = 5;
+
+impl Circuit {
+    fn new(limit: u32) -> Self {
+        Self { limit, failures: 0, failed: HashSet::new(), refused: HashSet::new(), open: None }
+    }
+
+    /// Counts an outcome.
+    pub fn on_outcome(&mut self, id: Uuid, health: Health) -> Option<CircuitChange> {
+        let opens = match health {
+            Health::Usable => {
+                self.reset();
+                None
+            }
+            Health::Neutral => None,
+            Health::AccountRefused => Some("the account's credentials were refused".to_owned()),
+            Health::RowRefused => {
+                self.refused.insert(id);
+                (self.refused.len() >= DIFFERENT).then(|| format!("the credentials of {DIFFERENT} transactions in a row were refused"))
+            }
+            Health::Down => {
+                self.failures = self.failures.saturating_add(1);
+                if self.failed.len() < DIFFERENT {
+                    self.failed.insert(id);
+                }
+                (self.failures >= self.limit && self.failed.len() >= DIFFERENT).then(|| format!("{} polls in a row failed", self.failures))
+            }
+        };
+        match (opens, self.open.is_some()) {
+            (Some(reason), false) => Some(CircuitChange::Open(reason)),
+            (None, true) if matches!(health, Health::Usable | Health::Neutral) => Some(CircuitChange::Close),
+            _ => None,
+        }
+    }
+
+    fn reset(&mut self) {
+        self.failures = 0;
+        self.failed.clear();
+        self.refused.clear();
+    }
+
+    /// Nothing is sent but probes, from `probe_at` on.
+    pub fn set_open(&mut self, probe_at: Instant) {
+        match &mut self.open {
+            Some(open) if open.probe == Probe::Idle => open.probe_at = probe_at,
+            Some(_) => {}
+            None => self.open = Some(Open { probe_at, probe: Probe::Idle }),
+        }
+    }
+
+    /// Everything is sent again.
+    pub fn set_closed(&mut self) {
+        self.open = None;
+        self.reset();
+    }
+
+    /// Whether nothing but probes is sent.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.open.is_some()
+    }
+
+    /// Whether to ask the database for the right to probe; if so, notes that it is asked.
+    pub fn asks_for_probe(&mut self, now: Instant) -> bool {
+        match &mut self.open {
+            Some(open) if open.probe == Probe::Idle && open.probe_at <= now => {
+                open.probe = Probe::Asked;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// When the next probe is due.
+    #[must_use]
+    pub fn probe_at(&self) -> Option<Instant> {
+        self.open.filter(|open| open.probe == Probe::Idle).map(|open| open.probe_at)
+    }
+
+    /// The database's answer; `next` is when to ask again.
+    pub fn on_probe_asked(&mut self, granted: bool, next: Instant) {
+        if let Some(open) = &mut self.open {
+            open.probe = if granted { Probe::Granted } else { Probe::Idle };
+            open.probe_at = next;
+        }
+    }
+
+    /// Takes the right to send: always while closed, once per granted probe while open.
+    pub fn may_send(&self) -> bool {
+        self.open.is_none_or(|open| open.probe == Probe::Granted)
+    }
+
+    /// A request was sent.
+    pub fn on_sent(&mut self) {
+        if let Some(open) = &mut self.open {
+            open.probe = Probe::Idle;
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! What to do with a transaction that was just found due in the table: hold it, plan it for later, or leave it.
+
+use super::lane::LaneSpec;
+use crate::domain::{Sent, after};
+use crate::store::{Candidate, Placement};
+use chrono::{DateTime, Utc};
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Places candidates. Made by the engine for one look, used while their rows are locked.
+pub struct Placer {
+    /// For each lane of the look: its rules, and how many of its transactions may be held.
+    pub lanes: Vec<(Arc<LaneSpec>, usize)>,
+    /// The database's clock.
+    pub now: DateTime<Utc>,
+    /// What falls due until then is held, the rest is left in the table.
+    pub hold_until: DateTime<Utc>,
+    /// Where the draws come from.
+    pub random: SmallRng,
+}
+
+impl Placer {
+    /// A placer with its own source of draws.
+    #[must_use]
+    pub fn new(lanes: Vec<(Arc<LaneSpec>, usize)>, now: DateTime<Utc>, hold_until: DateTime<Utc>, seed: u64) -> Self {
+        Self { lanes, now, hold_until, random: SmallRng::seed_from_u64(seed) }
+    }
+
+    /// What to do with a candidate of that lane.
+    pub fn place(&mut self, candidate: &mut Candidate) -> Placement {
+        let draw = self.random.random();
+        let Some((spec, free)) = self.lanes.get_mut(candidate.lane) else { return Placement::Leave };
+        let due = due(spec, candidate, self.now, draw);
+        if due > self.hold_until {
+            return Placement::Later(due);
+        }
+        if *free == 0 {
+            return Placement::Leave;
+        }
+        *free -= 1;
+        Placement::Hold(due)
+    }
+}
+
+/// When the candidate's next poll may be sent: what its row says, but never before the floor since its last poll, whoever wrote the row.
+fn due(spec: &LaneSpec, candidate: &mut Candidate, now: DateTime<Utc>, draw: f64) -> DateTime<Utc> {
+    let rules = &spec.rules;
+    let transaction = &mut candidate.transaction;
+    let anchors = transaction.anchors();
+    let word = transaction.provider_state.as_deref();
+    for at in candidate.unplanned.drain(..) {
+        let poll = Sent { at, before: word, word, acted: false };
+        rules.plan.after_poll(&mut transaction.progress, anchors, poll, Duration::ZERO, 0.0);
+    }
+    let floor = rules.floor_since(transaction);
+    let earliest = match (transaction.progress.opened_at, transaction.last_polled_at) {
+        (Some(_), Some(last)) => after(last, floor),
+        _ => rules.first_look(transaction, 0.0),
+    };
+    let due = if candidate.fresh { rules.first_look(transaction, draw) } else { candidate.due.max(earliest) };
+    // A dead owner may have sent the poll that was due and died before he wrote it down: it counts as sent now.
+    if candidate.orphan && due <= now { after(now, floor) } else { due }
+}

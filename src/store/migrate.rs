@@ -1,0 +1,89 @@
+//! The schema: applying it, and checking that it is the one this binary was built for.
+
+use super::{StoreError, connect_options};
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::postgres::{PgConnection, PgPool};
+use sqlx::{Connection, SqlSafeStr};
+use std::borrow::Cow;
+
+/// Every change of the schema, in order: version, description, statements.
+const MIGRATIONS: [(i64, &str, &str); 5] = [
+    (1, "transactions", include_str!("../../migrations/0001_transactions.sql")),
+    (2, "transitions", include_str!("../../migrations/0002_transitions.sql")),
+    (3, "writers", include_str!("../../migrations/0003_writers.sql")),
+    (4, "polls", include_str!("../../migrations/0004_polls.sql")),
+    (5, "replicas", include_str!("../../migrations/0005_replicas.sql")),
+];
+
+/// Why the schema cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SchemaError {
+    /// There is none.
+    #[error("the database has no paypoll schema: run `paypoll migrate`")]
+    Missing,
+    /// It is older than this binary.
+    #[error("the paypoll schema is at version {found}, this paypoll needs {needed}: run `paypoll migrate`")]
+    Older {
+        /// The version found.
+        found: i64,
+        /// The version needed.
+        needed: i64,
+    },
+    /// It is newer than this binary.
+    #[error("the paypoll schema is at version {found}, this paypoll knows {needed}: run the paypoll that migrated it, or a newer one")]
+    Newer {
+        /// The version found.
+        found: i64,
+        /// The version known.
+        needed: i64,
+    },
+    /// It could not be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+fn migrator() -> Migrator {
+    let migrations = MIGRATIONS
+        .iter()
+        .map(|(version, description, sql)| {
+            Migration::new(*version, Cow::Borrowed(description), MigrationType::Simple, sql.into_sql_str(), false)
+        })
+        .collect();
+    let mut migrator = Migrator::with_migrations(migrations);
+    migrator.create_schema("paypoll").dangerous_set_table_name("paypoll.migrations");
+    migrator
+}
+
+/// Brings the schema to this binary's version. Several at once are safe: they take turns. Returns the version.
+pub async fn migrate(url: &str) -> Result<i64, StoreError> {
+    let mut connection = PgConnection::connect_with(&connect_options(url)?.options([("statement_timeout", "0")])).await?;
+    migrator().run(&mut connection).await.map_err(sqlx::Error::from)?;
+    connection.close().await?;
+    Ok(newest())
+}
+
+fn newest() -> i64 {
+    MIGRATIONS.iter().map(|(version, ..)| *version).max().unwrap_or(0)
+}
+
+/// Errors unless the schema is exactly this binary's version.
+pub(super) async fn check(pool: &PgPool) -> Result<(), SchemaError> {
+    let there: bool = sqlx::query_scalar("select to_regclass('paypoll.migrations') is not null")
+        .fetch_one(pool)
+        .await
+        .map_err(StoreError::from)?;
+    if !there {
+        return Err(SchemaError::Missing);
+    }
+    let found: Option<i64> = sqlx::query_scalar("select max(version) from paypoll.migrations where success")
+        .fetch_one(pool)
+        .await
+        .map_err(StoreError::from)?;
+    let needed = newest();
+    match found.unwrap_or(0) {
+        0 => Err(SchemaError::Missing),
+        found if found < needed => Err(SchemaError::Older { found, needed }),
+        found if found > needed => Err(SchemaError::Newer { found, needed }),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,110 @@
+//! PostgreSQL: every statement that paypoll runs.
+//!
+//! The store writes what it is told and decides nothing. Its rules: whoever writes a transaction carries the fence of his claim;
+//! the database's clock is the only one; no statement's cost grows with the number of transactions that are not due.
+//!
+//! Statements are checked against a real, migrated PostgreSQL by the tests instead of at compile time: the hot ones take arrays and
+//! `COPY`, which the compile-time check does not cover, and a build needs no database.
+
+mod accounts;
+mod claim;
+mod journal;
+mod migrate;
+mod record;
+mod replicas;
+
+pub use accounts::{AHEAD, AccountState, Draw, Drawn};
+pub use claim::{Candidate, Claim, Claimed, LaneRoom, Placement};
+pub use migrate::{SchemaError, migrate};
+pub use record::{Attempt, Batch, Entry, Poll, Recorded, Transition};
+pub use replicas::{Beat, Membership, ReplicaId};
+
+use crate::config::Database;
+use secrecy::ExposeSecret;
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use std::str::FromStr;
+use std::time::Duration;
+
+/// Why a statement did not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The database said no, or could not be reached.
+    #[error("{0}")]
+    Database(#[from] sqlx::Error),
+    /// A row holds what it cannot hold. Names table, column and row.
+    #[error("paypoll.{table}.{column} of {row}: {problem}")]
+    Row {
+        /// The table.
+        table: &'static str,
+        /// The column.
+        column: &'static str,
+        /// Which row.
+        row: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The connection string cannot be read.
+    #[error("database.url: {0}")]
+    Url(String),
+}
+
+/// A pool of connections to one database.
+#[derive(Clone)]
+pub struct Store {
+    pool: PgPool,
+}
+
+/// A statement that takes longer than this is given up: the daemon then says that it lost the database, and tries again.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a statement waits for a free connection before the database counts as lost.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl Store {
+    /// A store that connects when it is first used.
+    pub fn open(database: &Database) -> Result<Self, StoreError> {
+        let options = connect_options(database.url.expose_secret())?;
+        let pool = PgPoolOptions::new()
+            .max_connections(database.max_connections)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            // A connection that broke while idle is found out by the statement that uses it, which is tried again anyway.
+            .test_before_acquire(false)
+            .connect_lazy_with(options);
+        Ok(Self { pool })
+    }
+
+    /// Errors unless the schema is exactly this binary's version.
+    pub async fn check_schema(&self) -> Result<(), SchemaError> {
+        migrate::check(&self.pool).await
+    }
+
+    /// Closes every connection.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    /// The pool, for statements of the commands.
+    #[must_use]
+    pub fn pool(&self) -> &PgPool {
+        &self.pool
+    }
+}
+
+/// The connection string, with paypoll's own session settings.
+fn connect_options(url: &str) -> Result<PgConnectOptions, StoreError> {
+    let options = PgConnectOptions::from_str(url).map_err(|error| StoreError::Url(without_url(&error)))?;
+    Ok(options
+        .application_name("paypoll")
+        .options([
+            ("statement_timeout", format!("{}ms", STATEMENT_TIMEOUT.as_millis())),
+            ("idle_in_transaction_session_timeout", format!("{}ms", STATEMENT_TIMEOUT.as_millis())),
+            ("timezone", "UTC".to_owned()),
+        ]))
+}
+
+/// The parser's complaint without the string itself: it holds a password.
+fn without_url(error: &sqlx::Error) -> String {
+    match error {
+        sqlx::Error::Configuration(_) => "it is not a connection string like postgres://user:password@host:5432/database".into(),
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,278 @@
+//! Recording: polls, decisions and transitions, in one database transaction.
+
+use super::claim::int;
+use super::{ReplicaId, Store, StoreError};
+use crate::domain::{Progress, Source, State};
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+use sqlx::postgres::PgConnection;
+use sqlx::{Connection, Row};
+use std::collections::{HashMap, HashSet};
+use std::fmt::Write as _;
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// One poll that was sent: a row of the journal.
+#[derive(Clone, Debug)]
+pub struct Poll {
+    /// The transaction.
+    pub transaction_id: Uuid,
+    /// The provider.
+    pub provider: &'static str,
+    /// The account.
+    pub account: Arc<str>,
+    /// When it was due.
+    pub due_at: DateTime<Utc>,
+    /// When it was sent.
+    pub sent_at: DateTime<Utc>,
+    /// How long the answer took; `None` when nothing came back.
+    pub latency_ms: Option<u32>,
+    /// The answer's status; `None` when nothing came back.
+    pub http_status: Option<u16>,
+    /// [`crate::domain::Outcome::name`].
+    pub outcome: &'static str,
+    /// What was wrong, scrubbed of secrets.
+    pub error: Option<String>,
+}
+
+/// What is to be written into a transaction's row.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// The transaction.
+    pub id: Uuid,
+    /// The fence of the claim; the write raises it by one.
+    pub fence: i64,
+    /// Whether this replica goes on holding it.
+    pub hold: bool,
+    /// Its state from now on.
+    pub state: State,
+    /// The change of state, if there is one.
+    pub transition: Option<Transition>,
+    /// The provider's word, if it said one since the last write.
+    pub word: Option<String>,
+    /// The explanation, if there is a new one; `Some(None)` takes the old one away.
+    pub reason: Option<Option<String>>,
+    /// What payer or merchant must do, if an answer said so since the last write.
+    pub action: Option<Value>,
+    /// The last meaningful answer since the last write, redacted.
+    pub details: Option<Value>,
+    /// Polls sent since the last write.
+    pub polls: u32,
+    /// Polls in a row without a usable answer.
+    pub failures: u32,
+    /// Answers in a row that said "not found".
+    pub not_found: u32,
+    /// When the last poll was sent.
+    pub last_polled_at: Option<DateTime<Utc>>,
+    /// When to look next; `None` when final or parked.
+    pub next: Option<DateTime<Utc>>,
+    /// When it last came into `action_required` or left it.
+    pub action_at: Option<DateTime<Utc>>,
+    /// How far the plan has come.
+    pub progress: Progress,
+}
+
+/// A change of state, with what stands behind it.
+#[derive(Clone, Debug)]
+pub struct Transition {
+    /// The state before.
+    pub from: State,
+    /// Who or what changed it.
+    pub source: Source,
+    /// HTTP status, redacted body, when asked and answered; `None` where no answer stands behind it.
+    pub evidence: Option<Value>,
+}
+
+/// What is written together.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    /// Journal rows. They are facts and are kept even of transactions that were lost to somebody else.
+    pub polls: Vec<Poll>,
+    /// Rows to write.
+    pub entries: Vec<Entry>,
+    /// Transactions that somebody else has taken over: their polls so far are counted in their rows.
+    pub dropped: Vec<Uuid>,
+}
+
+/// What became of a batch.
+#[derive(Debug, Default)]
+pub struct Recorded {
+    /// Entries that were refused: somebody else has written the transaction since it was claimed.
+    pub refused: HashSet<Uuid>,
+    /// The replica has lost its lease: only the journal was written.
+    pub lease_lost: bool,
+}
+
+/// The lease is held while the replica's row is there; the lock keeps it there until this transaction has ended.
+/// The transaction's id answers, after a broken connection, whether it was committed.
+const LEASE: &str = "select pg_current_xact_id()::text as xid from paypoll.replicas where id = $1 for key share";
+
+/// First half: the rows that still carry the fence of their claim. Second half: one transition for each change of state.
+const ENTRIES: &str = "
+    with x as (
+        select * from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::bool[], $8::text[], $9::text[],
+                             $10::text[], $11::int[], $12::int[], $13::int[], $14::timestamptz[], $15::timestamptz[], $16::timestamptz[],
+                             $17::timestamptz[], $18::smallint[], $19::timestamptz[], $20::int[], $21::text[], $22::text[])
+            as x (id, fence, owner, state, word, reason, explains, action, details,
+                  source, polls, failures, not_found, polled_at, next, action_at,
+                  opened_at, phase, phase_since, gaps, from_state, evidence)
+    ), written as (
+        update paypoll.transactions t
+           set fence = t.fence + 1, owner = x.owner, state = x.state,
+               provider_state = coalesce(x.word, t.provider_state),
+               reason = case when x.explains then x.reason else t.reason end,
+               action = coalesce(x.action::jsonb, t.action),
+               details = coalesce(x.details::jsonb, t.details),
+               attempts = t.attempts + x.polls, failures = x.failures, not_found = x.not_found,
+               last_polled_at = x.polled_at, next_poll_at = x.next, action_at = x.action_at,
+               opened_at = x.opened_at, phase = x.phase, phase_since = x.phase_since, gaps = x.gaps,
+               updated_at = now()
+          from x
+         where t.id = x.id and t.fence = x.fence
+        returning t.id, t.provider_state, t.reason, x.from_state, t.state, x.source, x.evidence
+    ), changed as (
+        insert into paypoll.transitions (transaction_id, from_state, to_state, provider_state, reason, source, evidence)
+        select id, from_state, state, provider_state, reason, source, evidence::jsonb from written where source is not null
+    )
+    select id from written";
+
+/// Counts the polls of a transaction that this replica may no longer write. Where nobody alive holds it, the journal says how many
+/// there are since the row was last written; where a living replica holds it, that one has counted all but these.
+const LATE: &str = "
+    update paypoll.transactions t
+       set attempts = t.attempts + case when j.held then x.polls else j.polls end,
+           last_polled_at = greatest(t.last_polled_at, x.polled_at, case when not j.held then j.polled_at end),
+           owner = nullif(t.owner, 0)
+      from unnest($1::uuid[], $2::int[], $3::timestamptz[]) as x (id, polls, polled_at)
+     cross join lateral (
+           select count(p.sent_at)::int as polls, max(p.sent_at) as polled_at, bool_or(r.id is not null) as held
+             from paypoll.transactions o
+             left join paypoll.replicas r on r.id = o.owner
+             left join paypoll.polls p on p.transaction_id = o.id and p.sent_at > coalesce(o.last_polled_at, o.created_at - interval '1 day')
+            where o.id = x.id) j
+     where t.id = x.id";
+
+impl Store {
+    /// Writes a batch. Each of its parts is written exactly once, also when the connection breaks during the commit: `attempt`
+    /// remembers what to ask then, and the same batch is given again with it.
+    pub async fn record(&self, replica: ReplicaId, batch: &Batch, attempt: &mut Attempt) -> Result<Recorded, StoreError> {
+        if let Some(recorded) = self.committed(attempt).await? {
+            return Ok(recorded);
+        }
+        let mut connection = self.pool.acquire().await?;
+        let mut tx = connection.begin().await?;
+        let lease = sqlx::query(LEASE).bind(replica.0).fetch_optional(&mut *tx).await?;
+        super::journal::append(&mut tx, &batch.polls).await?;
+        let mut recorded = Recorded { lease_lost: lease.is_none(), ..Recorded::default() };
+        if lease.is_some() && !batch.entries.is_empty() {
+            let written = write(&mut tx, replica, &batch.entries).await?;
+            recorded.refused = batch.entries.iter().map(|entry| entry.id).filter(|id| !written.contains(id)).collect();
+        }
+        let mut late: HashSet<Uuid> = batch.dropped.iter().chain(&recorded.refused).copied().collect();
+        if recorded.lease_lost {
+            late.extend(batch.polls.iter().map(|poll| poll.transaction_id));
+        }
+        if !late.is_empty() {
+            count_late(&mut tx, &late, &batch.polls).await?;
+        }
+        if let Some(row) = lease {
+            attempt.0 = Some((row.try_get("xid")?, recorded.refused.clone()));
+        }
+        tx.commit().await?;
+        Ok(recorded)
+    }
+
+    /// Whether an earlier attempt was committed although its answer got lost.
+    async fn committed(&self, attempt: &mut Attempt) -> Result<Option<Recorded>, StoreError> {
+        let Some((xid, refused)) = &attempt.0 else { return Ok(None) };
+        let status: Option<String> =
+            sqlx::query_scalar("select pg_xact_status($1::text::xid8)").bind(xid).fetch_one(&self.pool).await?;
+        match status.as_deref() {
+            Some("committed") => Ok(Some(Recorded { refused: refused.clone(), lease_lost: false })),
+            // Its backend has not noticed yet that the connection broke.
+            Some("in progress") => Err(StoreError::Database(sqlx::Error::Protocol("the last batch is still in progress".into()))),
+            _ => {
+                attempt.0 = None;
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// What an attempt to write a batch must remember until its outcome is known.
+#[derive(Debug, Default)]
+pub struct Attempt(Option<(String, HashSet<Uuid>)>);
+
+async fn write(tx: &mut PgConnection, replica: ReplicaId, entries: &[Entry]) -> Result<HashSet<Uuid>, StoreError> {
+    fn column<'a, T>(entries: &'a [Entry], value: impl Fn(&'a Entry) -> T) -> Vec<T> {
+        entries.iter().map(value).collect()
+    }
+    let json = |value: &Option<Value>| value.as_ref().map(Value::to_string);
+    let transition = |entry: &Entry| entry.transition.as_ref().map(|change| (change.from.as_str(), change.source.as_str()));
+    let rows = sqlx::query(ENTRIES)
+        .bind(column(entries, |e| e.id))
+        .bind(column(entries, |e| e.fence))
+        .bind(column(entries, |e| e.hold.then_some(replica.0)))
+        .bind(column(entries, |e| e.state.as_str()))
+        .bind(column(entries, |e| e.word.as_deref()))
+        .bind(column(entries, |e| e.reason.as_ref().and_then(Option::as_deref)))
+        .bind(column(entries, |e| e.reason.is_some()))
+        .bind(column(entries, |e| json(&e.action)))
+        .bind(column(entries, |e| json(&e.details)))
+        .bind(column(entries, |e| transition(e).map(|(_, source)| source)))
+        .bind(column(entries, |e| int(e.polls)))
+        .bind(column(entries, |e| int(e.failures)))
+        .bind(column(entries, |e| int(e.not_found)))
+        .bind(column(entries, |e| e.last_polled_at))
+        .bind(column(entries, |e| e.next))
+        .bind(column(entries, |e| e.action_at))
+        .bind(column(entries, |e| e.progress.opened_at))
+        .bind(column(entries, |e| i16::try_from(e.progress.phase).unwrap_or(i16::MAX)))
+        .bind(column(entries, |e| e.progress.phase_since))
+        .bind(column(entries, |e| int(e.progress.gaps)))
+        .bind(column(entries, |e| transition(e).map(|(from, _)| from)))
+        .bind(column(entries, |e| e.transition.as_ref().and_then(|change| json(&change.evidence))))
+        .fetch_all(tx)
+        .await?;
+    rows.iter().map(|row| Ok(row.try_get("id")?)).collect()
+}
+
+async fn count_late(tx: &mut PgConnection, late: &HashSet<Uuid>, polls: &[Poll]) -> Result<(), StoreError> {
+    let mut sent: HashMap<Uuid, (i32, Option<DateTime<Utc>>)> = late.iter().map(|id| (*id, (0, None))).collect();
+    for poll in polls {
+        if let Some((count, last)) = sent.get_mut(&poll.transaction_id) {
+            *count += 1;
+            *last = (*last).max(Some(poll.sent_at));
+        }
+    }
+    sqlx::query(LATE)
+        .bind(sent.keys().copied().collect::<Vec<_>>())
+        .bind(sent.values().map(|(count, _)| *count).collect::<Vec<_>>())
+        .bind(sent.values().map(|(_, last)| *last).collect::<Vec<_>>())
+        .execute(tx)
+        .await?;
+    Ok(())
+}
+
+/// Writes text as a `COPY` field: the four characters that mean something there are escaped, what cannot be stored is left out.
+pub(super) fn copy_text(line: &mut String, text: &str) {
+    for character in text.chars() {
+        match character {
+            '\\' => line.push_str("\\\\"),
+            '\n' => line.push_str("\\n"),
+            '\r' => line.push_str("\\r"),
+            '\t' => line.push_str("\\t"),
+            '\0' => {}
+            other => line.push(other),
+        }
+    }
+}
+
+/// Writes a value as a `COPY` field, or the mark for null.
+pub(super) fn copy_number(line: &mut String, number: Option<u32>) {
+    match number {
+        // Writing to a string cannot fail.
+        Some(number) => drop(write!(line, "{number}")),
+        None => line.push_str("\\N"),
+    }
+}

@@ -4,9 +4,12 @@ use crate::domain::{Outcome, Whose};
 use bytes::Bytes;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use rust_decimal::Decimal;
-use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{self, DeserializeOwned, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 use std::fmt;
+use std::marker::PhantomData;
 use std::time::Duration;
 
 /// An HTTP request as a value. Its parts may hold secrets: `Debug` shows the method alone.
@@ -122,6 +125,48 @@ pub fn json(body: &[u8]) -> Result<Value, String> {
     value.map_err(|error| {
         format!("the body is not acceptable JSON (line {}, column {}: {})", error.line(), error.column(), kind(&error))
     })
+}
+
+/// The body as strict JSON and as the provider's documented form. The error says what is wrong, without quoting the body.
+pub fn form<T: DeserializeOwned>(body: &[u8]) -> Result<(T, Value), String> {
+    let value = json(body)?;
+    match Object::deserialize(&value) {
+        Ok(Object(form)) => Ok((form, value)),
+        Err(_) => Err("the answer has not the documented form".into()),
+    }
+}
+
+/// A JSON object of a documented form. A derived reader alone would also take an array, its elements for the fields in order.
+#[derive(Debug)]
+pub struct Object<T>(pub T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(reader: D) -> Result<Self, D::Error> {
+        reader.deserialize_map(ObjectVisitor(PhantomData)).map(Self)
+    }
+}
+
+struct ObjectVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+    fn visit_map<A: MapAccess<'de>>(self, entries: A) -> Result<T, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(entries))
+    }
+}
+
+/// Text, or a number's digits: for fields that are documented as the one and seen as the other.
+#[must_use]
+pub fn scalar(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        _ => None,
+    }
 }
 
 fn kind(error: &serde_json::Error) -> &'static str {
@@ -319,6 +364,24 @@ mod tests {
             assert!(json(broken).is_err(), "{:?}", String::from_utf8_lossy(broken));
         }
         assert!(json(format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000)).as_bytes()).is_err(), "deep nesting");
+    }
+
+    #[test]
+    fn an_array_is_no_object_even_if_its_elements_fit_the_fields() {
+        #[derive(Deserialize)]
+        struct Form {
+            word: String,
+            inner: Option<Object<Inner>>,
+        }
+        #[derive(Debug, Deserialize)]
+        struct Inner {
+            amount: Number,
+        }
+        let (Form { word, inner }, _) = form(br#"{"inner":{"amount":1.50},"word":"PAID"}"#).expect("the documented form");
+        assert_eq!((word.as_str(), inner.expect("there").0.amount.to_string().as_str()), ("PAID", "1.50"));
+        for array in [&br#"["PAID",{"amount":1.50}]"#[..], br#"{"word":"PAID","inner":[1.50]}"#] {
+            assert!(form::<Form>(array).is_err(), "{:?}", String::from_utf8_lossy(array));
+        }
     }
 
     #[test]

@@ -7,22 +7,26 @@
 //! | no check sooner than 2 minutes after initiation | "Status check requests will be denied if they're done less than 2 minutes from the time the transaction was initiated." |
 //! | 5 minutes between checks of one transaction | "We recommend that an interval of 5 minutes is implemented between status check requests for the same transaction." |
 //! | `data.transaction_status` is the truth | "the parameter data.transaction_status holds the current status of the transaction" |
+//! | the reason stands in `data.status_message` | "Reason for failure will always be in the data.status_message parameter." |
 //!
 //! Traps: the outer `status:"success"` and `code:200` describe the request; `data:{}` is an error's data, not a transaction; 403
-//! has two meanings, told apart by "Try again"; an HTTP code and a body `code` that disagree are no answer.
+//! has two meanings, told apart by "Try again"; an HTTP code and a body `code` that disagree are no answer; in cross-currency
+//! payments `transaction_amount` differs from what was requested, so `request_amount` is the one to compare.
 
 use super::{Ask, Descriptor, Provider, Settings};
 use crate::domain::{Floors, Outcome, Reported, Status, Whose};
-use crate::wire::{self, Method, Request, Response};
+use crate::wire::{self, Method, Object, Request, Response};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::{Number, Value};
 use std::time::Duration;
 
 const FLOORS: Floors = Floors {
+    // "less than 2 minutes from the time the transaction was initiated"
     first: Duration::from_secs(120),
     // `initiated_at` is the feeder's clock: our choice.
     margin: Duration::from_secs(1),
+    // "an interval of 5 minutes"
     every: Duration::from_secs(300),
     window: None,
 };
@@ -64,25 +68,22 @@ impl Provider for DusuPay {
     }
 
     fn read(&self, ask: Ask<'_>, response: &Response) -> Outcome {
-        let answer = match wire::json(&response.body) {
+        let (Envelope { code, status, message }, mut answer) = match wire::form(&response.body) {
             Ok(answer) => answer,
             Err(why) => return wire::unreadable(response, why),
-        };
-        let Ok(Envelope { code, status, message, data }) = Envelope::deserialize(&answer) else {
-            return wire::unreadable(response, "the answer has not the documented form".into());
         };
         if code != response.status {
             return wire::unreadable(response, format!("HTTP {} and code {code} disagree", response.status));
         }
         match (code, status.as_str()) {
-            (200, "success") => read_transaction(ask, data, &answer),
+            (200, "success") => read_transaction(ask, answer["data"].take()).unwrap_or_else(|why| Outcome::Unusable { why }),
             (404, "error") => Outcome::NotFound { message },
             (403, "error") if message.to_ascii_lowercase().contains("try again") => Outcome::TooEarly,
             (401 | 403, "error") => Outcome::CredentialsRejected { whose: Whose::Account, park: false, message },
             (429, "error") => Outcome::RateLimited { wait: response.retry_after },
             (500.., "error") => Outcome::ServerError { status: code, wait: response.retry_after },
             (_, "error") => Outcome::RequestFailed { message },
-            _ => Outcome::Unusable { why: format!("HTTP {code} with status {status:?}") },
+            _ => wire::unreadable(response, format!("code {code} with status {status:?}")),
         }
     }
 
@@ -95,39 +96,36 @@ impl Provider for DusuPay {
     }
 }
 
-fn read_transaction(ask: Ask<'_>, data: Value, answer: &Value) -> Outcome {
-    let Ok(transaction) = Transaction::deserialize(data) else {
-        return Outcome::Unusable { why: "a success without the documented data".into() };
-    };
-    if transaction.merchant_reference != ask.reference {
-        return Outcome::Unusable { why: "the answer is about another merchant_reference".into() };
+/// The transaction in `data`. The error says why it is not believed.
+fn read_transaction(ask: Ask<'_>, data: Value) -> Result<Outcome, String> {
+    let Object(Transaction { merchant_reference, transaction_status: word, status_message, request_amount, request_currency }) =
+        Object::deserialize(&data).map_err(|_| "a success without the documented data")?;
+    if merchant_reference != ask.reference {
+        return Err("the answer is about another merchant_reference".into());
     }
-    let Some(reported) = meaning(&transaction.transaction_status) else {
-        return Outcome::UnknownWord { word: transaction.transaction_status };
+    let Some(reported) = meaning(&word) else {
+        return Ok(Outcome::UnknownWord { word });
     };
-    let Ok(amount) = wire::amount(transaction.request_amount.as_ref()) else {
-        return Outcome::Unusable { why: "request_amount is no amount".into() };
-    };
-    Outcome::Status(Box::new(Status {
+    Ok(Outcome::Status(Box::new(Status {
         reported,
-        word: transaction.transaction_status,
-        reason: transaction.status_message.filter(|text| !text.is_empty()),
-        amount,
-        currency: transaction.request_currency,
-        details: answer["data"].clone(),
-    }))
+        word,
+        reason: status_message.filter(|text| !text.is_empty()),
+        amount: wire::amount(request_amount.as_ref()).map_err(|_| "request_amount is no amount")?,
+        currency: request_currency,
+        details: data,
+    })))
 }
 
+/// What every answer has, beside `data`.
 #[derive(Deserialize)]
 struct Envelope {
     code: u16,
     status: String,
     #[serde(default)]
     message: String,
-    #[serde(default)]
-    data: Value,
 }
 
+/// `data` of a request that worked.
 #[derive(Deserialize)]
 struct Transaction {
     merchant_reference: String,
@@ -146,5 +144,167 @@ fn meaning(word: &str) -> Option<Reported> {
         "COMPLETED" => Some(Reported::Succeeded),
         "CANCELLED" => Some(Reported::Cancelled),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{ask, header, response, settings, with};
+    use super::*;
+
+    const COMPLETED: &str = include_str!("../../tests/fixtures/dusupay/completed.json");
+    const FAILED: &str = include_str!("../../tests/fixtures/dusupay/failed.json");
+    const NOT_FOUND: &str = include_str!("../../tests/fixtures/dusupay/not_found.json");
+    const TOO_EARLY: &str = include_str!("../../tests/fixtures/dusupay/too_early.json");
+    const TOO_MANY: &str = include_str!("../../tests/fixtures/dusupay/too_many_requests.json");
+    const NO_RIGHTS: &str = include_str!("../../tests/fixtures/dusupay/no_rights.json");
+    const REFERENCE: &str = "MCTREFT2WMNWZ23SBN6Y";
+
+    fn dusupay() -> DusuPay {
+        DusuPay::open(&settings(&[], &[("public_key", "PUBK-1234")])).expect("complete settings")
+    }
+
+    fn read(status: u16, body: &str) -> Outcome {
+        dusupay().read(ask(REFERENCE, &Value::Null), &response(status, body))
+    }
+
+    fn reported(body: &str) -> Status {
+        match read(200, body) {
+            Outcome::Status(status) => *status,
+            other => panic!("no status: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_request_is_the_documented_one() {
+        let request = dusupay().request(ask("MCT/REF 1", &Value::Null)).expect("a request");
+        assert_eq!(request.method, Method::Get);
+        assert_eq!(request.url, "http://127.0.0.1:1/gate/data/transaction/verify/MCT%2FREF%201");
+        assert_eq!(header(&request, "public-key"), Some("PUBK-1234"));
+        assert_eq!(header(&request, "x-api-version"), Some("1"));
+        assert_eq!(header(&request, "accept"), Some("application/json"));
+        assert_eq!(request.body, None);
+    }
+
+    #[test]
+    fn a_reference_that_no_path_can_carry_is_the_rows_fault() {
+        assert!(dusupay().request(ask("..", &Value::Null)).is_err_and(|why| why.contains("reference")));
+    }
+
+    #[test]
+    fn a_public_key_is_needed_and_must_fit_into_a_header() {
+        assert_eq!(DusuPay::open(&settings(&[], &[])).err().as_deref(), Some("public_key is missing"));
+        let broken = DusuPay::open(&settings(&[], &[("public_key", "PUBK\n1")])).err().expect("refused");
+        assert!(broken.contains("public_key") && !broken.contains("PUBK"), "{broken}");
+    }
+
+    #[test]
+    fn completed_is_a_success_with_the_requested_amount() {
+        let status = reported(COMPLETED);
+        assert_eq!(status.reported, Reported::Succeeded);
+        assert_eq!(status.word, "COMPLETED");
+        assert_eq!(status.reason.as_deref(), Some("Transaction Completed Successfully"));
+        assert_eq!(status.amount, Some(2_000_000.into()));
+        assert_eq!(status.currency.as_deref(), Some("UGX"));
+        assert_eq!(status.details["internal_reference"], "DUSUPAYRMGRXNNYBWATKJ");
+    }
+
+    #[test]
+    fn the_amount_to_compare_is_the_requested_one() {
+        let body = with(COMPLETED, r#""transaction_amount": 2000000"#, r#""transaction_amount": 530.25"#);
+        assert_eq!(reported(&body).amount, Some(2_000_000.into()));
+    }
+
+    #[test]
+    fn every_documented_word_has_its_meaning() {
+        for (word, meaning) in [
+            ("PENDING", Reported::Pending),
+            ("PROCESSING", Reported::Pending),
+            ("FAILED", Reported::Failed),
+            ("COMPLETED", Reported::Succeeded),
+            ("CANCELLED", Reported::Cancelled),
+        ] {
+            assert_eq!(reported(&with(COMPLETED, "COMPLETED", word)).reported, meaning, "{word}");
+        }
+        assert_eq!(reported(FAILED).reason.as_deref(), Some("Insufficient balance"));
+    }
+
+    #[test]
+    fn a_word_in_another_spelling_is_unknown() {
+        for word in ["completed", "COMPLETED ", "REVERSED", ""] {
+            let outcome = read(200, &with(COMPLETED, "\"COMPLETED\"", &format!("{word:?}")));
+            assert_eq!(outcome, Outcome::UnknownWord { word: word.into() });
+        }
+    }
+
+    #[test]
+    fn documented_errors_say_nothing_about_the_payment() {
+        assert!(matches!(read(404, NOT_FOUND), Outcome::NotFound { message } if message.contains("Not Found")));
+        assert_eq!(read(403, TOO_EARLY), Outcome::TooEarly);
+        assert_eq!(read(429, TOO_MANY), Outcome::RateLimited { wait: None });
+        let wait = Some(Duration::from_secs(7));
+        let throttled = Response { retry_after: wait, ..response(429, TOO_MANY) };
+        assert_eq!(dusupay().read(ask(REFERENCE, &Value::Null), &throttled), Outcome::RateLimited { wait });
+    }
+
+    #[test]
+    fn a_403_without_try_again_is_the_accounts_trouble() {
+        for (status, body) in [(403, NO_RIGHTS.to_owned()), (401, with(NO_RIGHTS, "403", "401"))] {
+            let outcome = read(status, &body);
+            assert!(matches!(outcome, Outcome::CredentialsRejected { whose: Whose::Account, park: false, .. }), "{outcome:?}");
+        }
+    }
+
+    #[test]
+    fn other_documented_error_bodies_follow_their_code() {
+        assert!(matches!(read(400, &with(NO_RIGHTS, "403", "400")), Outcome::RequestFailed { .. }));
+        assert_eq!(read(503, &with(NO_RIGHTS, "403", "503")), Outcome::ServerError { status: 503, wait: None });
+    }
+
+    #[test]
+    fn an_http_code_and_a_body_code_that_disagree_are_no_answer() {
+        assert!(matches!(read(404, COMPLETED), Outcome::Unusable { .. }));
+        assert!(matches!(read(200, NOT_FOUND), Outcome::Unusable { .. }));
+        assert!(matches!(read(200, TOO_EARLY), Outcome::Unusable { .. }));
+        assert_eq!(read(502, COMPLETED), Outcome::ServerError { status: 502, wait: None });
+    }
+
+    #[test]
+    fn a_success_without_its_transaction_is_no_answer() {
+        for body in [
+            r#"{"code":200,"status":"success","message":"","data":{}}"#,
+            r#"{"code":200,"status":"success","message":""}"#,
+            r#"{"code":200,"status":"success","message":"","data":["MCTREFT2WMNWZ23SBN6Y","COMPLETED",null,null,null]}"#,
+            r#"[200,"success",""]"#,
+        ] {
+            assert!(matches!(read(200, body), Outcome::Unusable { .. }), "{body}");
+        }
+        assert!(matches!(
+            read(200, &with(COMPLETED, "\"status\": \"success\"", "\"status\": \"error\"")),
+            Outcome::RequestFailed { .. }
+        ));
+        assert!(matches!(read(200, &with(COMPLETED, "\"status\": \"success\"", "\"status\": \"ok\"")), Outcome::Unusable { .. }));
+    }
+
+    #[test]
+    fn another_or_a_missing_reference_is_no_answer() {
+        assert!(matches!(read(200, &with(COMPLETED, REFERENCE, "MCTREFOTHER")), Outcome::Unusable { .. }));
+        assert!(matches!(read(200, &with(COMPLETED, "merchant_reference", "reference")), Outcome::Unusable { .. }));
+    }
+
+    #[test]
+    fn an_amount_that_is_none_is_no_answer() {
+        assert!(matches!(
+            read(200, &with(COMPLETED, "\"request_amount\": 2000000", "\"request_amount\": \"2 M\"")),
+            Outcome::Unusable { .. }
+        ));
+    }
+
+    #[test]
+    fn the_portals_html_is_no_answer() {
+        assert!(matches!(read(200, "<html>Sign in</html>"), Outcome::Unusable { .. }));
+        assert!(matches!(read(404, "<html>404</html>"), Outcome::Unusable { .. }));
+        assert!(matches!(read(302, ""), Outcome::Unusable { .. }));
+        assert_eq!(read(500, "<html>500</html>"), Outcome::ServerError { status: 500, wait: None });
     }
 }

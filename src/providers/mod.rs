@@ -122,6 +122,17 @@ impl Settings {
     pub fn option(&self, key: &str) -> &str {
         self.options.get(key).map_or("", String::as_str)
     }
+
+    /// A provider option that is put into the URL's path as it is: empty, or with a slash before and none after.
+    pub fn path(&self, key: &str) -> Result<&str, String> {
+        let path = self.option(key);
+        let plain = path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/-._~%".contains(&byte));
+        if plain && (path.is_empty() || path.starts_with('/')) && !path.ends_with('/') {
+            Ok(path)
+        } else {
+            Err(format!("{key} = {path:?} is no URL path: write it with a slash before it and none after it, like \"/api/v1\""))
+        }
+    }
 }
 
 /// Every provider that paypoll knows.
@@ -133,4 +144,42 @@ pub const REGISTRY: [Descriptor; 5] =
 pub fn find(name: &str) -> Option<&'static Descriptor> {
     static REGISTERED: [Descriptor; 5] = REGISTRY;
     REGISTERED.iter().find(|descriptor| descriptor.name == name)
+}
+
+/// What the tests of all provider files need.
+#[cfg(test)]
+mod testing {
+    use super::*;
+    use bytes::Bytes;
+
+    /// What to open an account with; its base URL has a path, as behind a gateway.
+    pub(super) fn settings(options: &[(&str, &str)], account: &[(&str, &str)]) -> Settings {
+        Settings {
+            base_url: "http://127.0.0.1:1/gate".into(),
+            options: options.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect(),
+            account: account.iter().map(|&(key, value)| (key.to_owned(), value.into())).collect(),
+        }
+    }
+
+    /// Asks about `reference` at a fixed time.
+    pub(super) fn ask<'a>(reference: &'a str, params: &'a Value) -> Ask<'a> {
+        let now = DateTime::from_timestamp_millis(1_680_016_407_123).expect("a time in range");
+        Ask { reference, params, now, token: None }
+    }
+
+    /// An answer without `Retry-After`.
+    pub(super) fn response(status: u16, body: &str) -> Response {
+        Response { status, retry_after: None, body: Bytes::copy_from_slice(body.as_bytes()) }
+    }
+
+    /// The value of a request's header.
+    pub(super) fn header<'a>(request: &'a Request, name: &str) -> Option<&'a str> {
+        request.headers.iter().find(|(key, _)| *key == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The body of a fixture with one text in it replaced.
+    pub(super) fn with(body: &str, old: &str, new: &str) -> String {
+        assert!(body.contains(old), "{old:?} is not in the fixture");
+        body.replace(old, new)
+    }
 }

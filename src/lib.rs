@@ -1,4 +1,6 @@
 //! paypoll
+pub mod config;
 pub mod domain;
 pub mod providers;
+pub mod telemetry;
 pub mod wire;

@@ -1,0 +1,139 @@
+//! The layers of the configuration, merged into one tree: the defaults, files, the environment.
+//!
+//! Knows nothing of what the keys mean, except that `x` and `x_file` are two ways to give one secret.
+
+use super::ConfigError;
+use crate::providers;
+use ::config::{FileFormat, Source as _};
+use std::path::PathBuf;
+
+pub(super) use ::config::{Value, ValueKind as Kind};
+
+/// A table of values.
+pub(super) type Table = ::config::Map<String, Value>;
+
+/// The origin of values that came from the environment: they are text, whatever they stand for.
+const ENVIRONMENT: &str = "the environment";
+const PREFIX: &str = "PAYPOLL__";
+const DATABASE_URL: &str = "DATABASE_URL";
+
+/// Whether the value is text from the environment.
+pub(super) fn from_environment(value: &Value) -> bool {
+    value.origin() == Some(ENVIRONMENT)
+}
+
+/// The defaults, the files in their order, and the environment, merged: later layers win.
+pub(super) fn merged(
+    defaults: &str,
+    files: &[PathBuf],
+    environment: impl Iterator<Item = (String, String)>,
+) -> Result<Table, ConfigError> {
+    let mut tree = parsed("the defaults", defaults)?;
+    for file in files {
+        let name = format!("--config {}", file.display());
+        let text = std::fs::read_to_string(file)
+            .map_err(|error| ConfigError::one(format!("{name}: the file cannot be read ({error})")))?;
+        merge(&mut tree, parsed(&name, &text)?);
+    }
+    add_environment(&mut tree, environment)?;
+    Ok(tree)
+}
+
+/// The text as TOML. The error names the place without quoting the line: it may hold a secret.
+fn parsed(name: &str, text: &str) -> Result<Table, ConfigError> {
+    ::config::File::from_str(text, FileFormat::Toml).collect().map_err(|error| {
+        let ::config::ConfigError::FileParse { cause, .. } = error else {
+            return ConfigError::one(format!("{name}: {error}"));
+        };
+        let Some(error) = cause.downcast_ref::<toml::de::Error>() else {
+            return ConfigError::one(format!("{name}: {cause}"));
+        };
+        let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+        let line = before.matches('\n').count() + 1;
+        ConfigError::one(format!("{name}, line {line}: no valid TOML ({})", error.message().replace('\n', " ")))
+    })
+}
+
+/// Lays `layer` over `tree`: tables key by key, anything else as a whole. `x` displaces the `x_file` of a layer below, and the
+/// other way round.
+fn merge(tree: &mut Table, layer: Table) {
+    let keys: Vec<String> = layer.keys().cloned().collect();
+    for key in &keys {
+        let other = key.strip_suffix("_file").map_or_else(|| format!("{key}_file"), str::to_owned);
+        let is_secret = tree.get(&other).is_some_and(|value| matches!(value.kind, Kind::String(_)));
+        if is_secret && !keys.contains(&other) {
+            tree.remove(&other);
+        }
+    }
+    for (key, value) in layer {
+        match (tree.get_mut(&key).map(|below| &mut below.kind), value) {
+            (Some(Kind::Table(below)), Value { kind: Kind::Table(above), .. }) => merge(below, above),
+            (_, value) => {
+                tree.insert(key, value);
+            }
+        }
+    }
+}
+
+/// Lays the environment over `tree`.
+fn add_environment(tree: &mut Table, environment: impl Iterator<Item = (String, String)>) -> Result<(), ConfigError> {
+    let mut database_url = None;
+    let mut layer = Table::new();
+    // In the order of their names a variable for a whole table comes before those for keys in it.
+    let mut variables: Vec<(String, String)> = environment.collect();
+    variables.sort();
+    for (name, text) in variables {
+        if name == DATABASE_URL && !text.is_empty() {
+            database_url = Some(text);
+        } else if let Some(path) = name.strip_prefix(PREFIX) {
+            let path: Vec<&str> = path.split("__").collect();
+            set(&mut layer, tree, &path, text).map_err(|mend| ConfigError::one(format!("{name}: {mend}")))?;
+        }
+    }
+    let has_own = matches!(layer.get("database").map(|value| &value.kind),
+        Some(Kind::Table(database)) if database.contains_key("url") || database.contains_key("url_file"));
+    if let (Some(url), false) = (database_url, has_own) {
+        set(&mut layer, tree, &["database", "url"], url).map_err(|mend| ConfigError::one(format!("{DATABASE_URL}: {mend}")))?;
+    }
+    merge(tree, layer);
+    Ok(())
+}
+
+/// Puts one variable into the layer. `below` shows how its keys are spelt, and where a table or a list is wanted.
+fn set(layer: &mut Table, below: &Table, path: &[&str], text: String) -> Result<(), String> {
+    let (key, rest) = path.split_first().map_or(("", &[][..]), |(key, rest)| (*key, rest));
+    if key.is_empty() {
+        return Err("two underscores stand between the levels, as in PAYPOLL__LOG__FORMAT".into());
+    }
+    let key = spelt(key, below);
+    let origin = ENVIRONMENT.to_owned();
+    let no_table = Table::new();
+    let below = below.get(&key).map(|value| &value.kind);
+    if rest.is_empty() {
+        let value = match below {
+            Some(Kind::Table(_) | Kind::Array(_)) => structure(&text)?,
+            _ => Value::new(Some(&origin), Kind::String(text)),
+        };
+        layer.insert(key, value);
+        return Ok(());
+    }
+    let below = if let Some(Kind::Table(table)) = below { table } else { &no_table };
+    let entry = layer.entry(key).or_insert_with(|| Value::new(Some(&origin), Table::new()));
+    match &mut entry.kind {
+        Kind::Table(table) => set(table, below, rest, text),
+        _ => Err("another variable sets the level above it".into()),
+    }
+}
+
+/// Names of variables have lost their case: a key is spelt as in the layers below or as the providers spell it, else in lower case.
+fn spelt(key: &str, below: &Table) -> String {
+    let account_keys = providers::REGISTRY.into_iter().flat_map(|descriptor| descriptor.account_keys);
+    let mut known = below.keys().cloned().chain(account_keys.flat_map(|key| [(*key).to_owned(), format!("{key}_file")]));
+    known.find(|known| known.eq_ignore_ascii_case(key)).unwrap_or_else(|| key.to_lowercase())
+}
+
+/// A table or a list, written as TOML in one variable.
+fn structure(text: &str) -> Result<Value, String> {
+    let read = parsed("", &format!("value = {text}")).ok().and_then(|mut table| table.remove("value"));
+    read.ok_or_else(|| "a table or a list is given as TOML, such as { first = \"1m\" }".into())
+}

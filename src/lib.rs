@@ -1,4 +1,5 @@
 //! paypoll
 pub mod domain;
+pub mod postgres;
 pub mod providers;
 pub mod wire;

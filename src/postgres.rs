@@ -358,9 +358,10 @@ fn arguments(folder: &Path, options: &Options) -> Vec<String> {
     ["-D".to_owned(), folder.join("data").display().to_string()].into_iter().chain(settings).collect()
 }
 
-/// The first folder with binaries new enough that `user` may run.
+/// The first folder with binaries new enough, which `user` may run.
 fn find_binaries(user: User) -> Result<PathBuf, PostgresError> {
-    let usable = |folder: &PathBuf| user.may_enter(folder) && folder.join("initdb").is_file() && is_new_enough(folder);
+    let usable =
+        |folder: &PathBuf| user.may_enter(folder) && ["postgres", "initdb"].iter().all(|name| is_new_enough(&folder.join(name)));
     if let Some(folder) = std::env::var_os(BINARIES_VARIABLE).filter(|v| !v.is_empty()) {
         let folder = PathBuf::from(folder);
         return fs::canonicalize(&folder).ok().filter(usable).ok_or(PostgresError::BadVariable(folder));
@@ -402,8 +403,9 @@ fn real_folder(folder: &Path) -> Option<PathBuf> {
     Some(fs::canonicalize(folder.join("postgres")).ok()?.parent()?.to_owned())
 }
 
-fn is_new_enough(folder: &Path) -> bool {
-    let output = Command::new(folder.join("postgres")).arg("--version").stderr(Stdio::null()).output();
+/// Whether a program runs here at all, and says that it is new enough.
+fn is_new_enough(program: &Path) -> bool {
+    let output = Command::new(program).arg("--version").stderr(Stdio::null()).output();
     output.is_ok_and(|output| major_version(&String::from_utf8_lossy(&output.stdout)).is_some_and(|major| major >= OLDEST))
 }
 

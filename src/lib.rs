@@ -1,6 +1,7 @@
 //! paypoll
 pub mod config;
 pub mod domain;
+pub mod postgres;
 pub mod providers;
 pub mod scheduler;
 pub mod store;

@@ -166,8 +166,8 @@ pub enum Failed {
 
 /// What came of asking.
 pub enum Asked {
-    /// It was too late to send.
-    NotSent,
+    /// No request was sent: it was too late, or there is no token, and this is why.
+    NotSent(Option<Outcome>),
     /// The row cannot be asked about.
     Impossible(String),
     /// A request was sent.
@@ -260,6 +260,8 @@ pub struct Engine {
     outbox: Recording,
     outbox_since: Option<Instant>,
     stuck: Vec<Box<Recording>>,
+    /// Refused with nothing left to take out: tried again with every heartbeat, so that nothing is lost whatever the reason.
+    refused: Vec<Box<Recording>>,
     /// Since when the database has been there without a break; `None`: since the start.
     steady_since: Option<Instant>,
     recording: usize,
@@ -344,6 +346,8 @@ pub enum News {
     DatabaseBack,
     /// The lease was lost: everything held was let go.
     LeaseLost,
+    /// The database refuses a poll's record, whatever is left out of it; it is tried again.
+    Unrecorded(String),
 }
 
 impl Engine {
@@ -375,6 +379,7 @@ impl Engine {
             outbox: Recording::default(),
             outbox_since: None,
             stuck: Vec::new(),
+            refused: Vec::new(),
             steady_since: None,
             recording: 0,
             stopping: false,
@@ -409,22 +414,21 @@ impl Engine {
         if let Database::Lost { retry_at, .. } = self.database {
             return Some(retry_at);
         }
-        let mut next = self.next_beat.min(self.next_watch);
-        if !self.stopping {
-            next = next.min(self.next_claim);
+        if !self.is_registered() {
+            return None;
         }
-        if let Some(since) = self.outbox_since.filter(|_| self.recording < RECORDINGS) {
-            next = next.min(since + GATHER);
-        }
-        for lane in &self.lanes {
-            if let Some((due, _)) = lane.waiting.keys().next() {
-                next = next.min(*due);
-            }
-        }
-        match self.next_start {
-            Some(start) => Some(next.min(start)),
-            None => Some(next),
-        }
+        // What is under way is not waited for here: its event wakes the engine.
+        let due = |at: Instant, under_way: bool| (!under_way).then_some(at);
+        let outbox = self.outbox_since.map(|since| since + GATHER);
+        let moments = [
+            due(self.next_beat, self.beating),
+            due(self.next_watch, self.watching || self.stopping),
+            due(self.next_claim, self.claiming || self.stopping),
+            outbox.and_then(|at| due(at, self.recording >= RECORDINGS)),
+            self.next_start,
+        ];
+        let waiting = self.lanes.iter().filter_map(|lane| lane.waiting.keys().next()).map(|(at, _)| *at);
+        moments.into_iter().flatten().chain(waiting).min()
     }
 }
 
@@ -458,6 +462,7 @@ impl Engine {
                 }
                 self.read_clock(asked, now, &beat);
                 self.next_beat = now + BEAT_EVERY;
+                self.stuck.append(&mut self.refused);
                 match &mut self.registration {
                     Registration::Yes(registered) if beat.alive => {
                         registered.members = beat.members;
@@ -530,9 +535,14 @@ impl Engine {
         self.lanes[number].in_flight -= 1;
         self.free_key(&held);
         match asked {
-            Asked::NotSent => {
+            Asked::NotSent(why) => {
+                let mut due = now;
+                if let Some(outcome) = why {
+                    self.note_health(now, &held, &outcome, out);
+                    due += self.lanes[number].spec.rules.retry.wait(1, self.random.random());
+                }
                 if held.epoch == self.epoch {
-                    self.wait(held, now);
+                    self.wait(held, due);
                 }
             }
             Asked::Impossible(reason) => {
@@ -752,7 +762,7 @@ impl Engine {
         let lane = &mut self.lanes[number];
         if let Some(change) = lane.circuit.on_outcome(held.transaction.id, outcome.health()) {
             match &change {
-                CircuitChange::Open(_) => lane.circuit.set_open(now + lane.spec.circuit.probe_after),
+                CircuitChange::Open(_) => lane.circuit.set_open(now + lane.spec.circuit.probe_after, false),
                 CircuitChange::Close => lane.circuit.set_closed(),
             }
             out.push(Command::Circuit { lane: number, change });
@@ -767,12 +777,12 @@ impl Engine {
             .chain(recording.batch.dropped.iter().copied())
             .collect();
         if ids.len() <= 1 {
-            let again = !recording.stripped;
-            recording.strip();
-            if again {
-                self.stuck.push(recording);
+            if recording.stripped {
+                self.news.push(News::Unrecorded(why.to_owned()));
+                self.refused.push(recording);
             } else {
-                tracing::error!(event = "database_lost", error = why, "a poll could not be recorded and was given up");
+                recording.strip();
+                self.stuck.push(recording);
             }
             return;
         }
@@ -1195,9 +1205,8 @@ impl Engine {
                 lane.hold(clock.instant(until));
             }
             match state.and_then(|state| state.probe_at) {
-                Some(probe_at) => lane.circuit.set_open(clock.instant(probe_at)),
-                None if lane.circuit.is_open() => lane.circuit.set_closed(),
-                None => {}
+                Some(probe_at) => lane.circuit.set_open(clock.instant(probe_at), true),
+                None => lane.circuit.is_unknown(),
             }
         }
     }

@@ -7,7 +7,9 @@ use crate::config::{Circuit as CircuitRule, Rate};
 use crate::domain::{Health, Rules};
 use crate::providers::{Ask, Provider};
 use chrono::{DateTime, Utc};
-use governor::clock::FakeRelativeClock;
+use governor::clock::{Clock as _, FakeRelativeClock};
+use governor::middleware::NoOpMiddleware;
+use governor::nanos::Nanos;
 use governor::state::{InMemoryState, NotKeyed};
 use governor::{Quota, RateLimiter};
 use std::collections::{BTreeMap, HashSet, VecDeque};
@@ -299,7 +301,7 @@ impl Grant {
 
 /// `governor` with a clock that is told the time: this process alone never goes faster than the account's rate either.
 struct Pace {
-    limiter: RateLimiter<NotKeyed, InMemoryState, FakeRelativeClock>,
+    limiter: RateLimiter<NotKeyed, InMemoryState, FakeRelativeClock, NoOpMiddleware<Nanos>>,
     clock: FakeRelativeClock,
     now: Instant,
 }
@@ -317,7 +319,6 @@ impl Pace {
         self.clock.advance(now.saturating_duration_since(self.now));
         self.now = self.now.max(now);
         self.limiter.check().map_err(|not_until| {
-            use governor::clock::Clock as _;
             now + not_until.wait_time_from(self.clock.now())
         })
     }
@@ -337,6 +338,8 @@ pub struct Circuit {
 struct Open {
     probe_at: Instant,
     probe: Probe,
+    /// The database knows it too.
+    confirmed: bool,
 }
 
 /// How far the next probe has come.
@@ -401,12 +404,19 @@ impl Circuit {
         self.refused.clear();
     }
 
-    /// Nothing is sent but probes, from `probe_at` on.
-    pub fn set_open(&mut self, probe_at: Instant) {
-        match &mut self.open {
-            Some(open) if open.probe == Probe::Idle => open.probe_at = probe_at,
-            Some(_) => {}
-            None => self.open = Some(Open { probe_at, probe: Probe::Idle }),
+    /// Nothing is sent but probes, from `probe_at` on. `confirmed`: the database says so.
+    pub fn set_open(&mut self, probe_at: Instant, confirmed: bool) {
+        let open = self.open.get_or_insert(Open { probe_at, probe: Probe::Idle, confirmed });
+        open.confirmed |= confirmed;
+        if open.probe == Probe::Idle {
+            open.probe_at = probe_at;
+        }
+    }
+
+    /// The database does not know of an open circuit. One that was opened here a moment ago stays: it is on its way there.
+    pub fn is_unknown(&mut self) {
+        if self.open.is_some_and(|open| open.confirmed) {
+            self.set_closed();
         }
     }
 
@@ -439,8 +449,12 @@ impl Circuit {
         self.open.filter(|open| open.probe == Probe::Idle).map(|open| open.probe_at)
     }
 
-    /// The database's answer; `next` is when to ask again.
+    /// The database's answer; `next` is when to ask again. A circuit that the database does not know, although there was time to tell
+    /// it, is closed: nobody would ever close it otherwise.
     pub fn on_probe_asked(&mut self, granted: bool, next: Instant) {
+        if !granted && self.open.is_some_and(|open| !open.confirmed) {
+            return self.set_closed();
+        }
         if let Some(open) = &mut self.open {
             open.probe = if granted { Probe::Granted } else { Probe::Idle };
             open.probe_at = next;

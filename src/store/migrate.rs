@@ -50,7 +50,8 @@ fn migrator() -> Migrator {
         })
         .collect();
     let mut migrator = Migrator::with_migrations(migrations);
-    migrator.create_schema("paypoll").dangerous_set_table_name("paypoll.migrations");
+    migrator.create_schema("paypoll");
+    migrator.dangerous_set_table_name("paypoll.migrations");
     migrator
 }
 

@@ -62,7 +62,8 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 impl Store {
     /// A store that connects when it is first used.
     pub fn open(database: &Database) -> Result<Self, StoreError> {
-        let options = connect_options(database.url.expose_secret())?;
+        let url = database.url.as_ref().ok_or_else(|| StoreError::Url("it is not set".into()))?;
+        let options = connect_options(url.expose_secret())?;
         let pool = PgPoolOptions::new()
             .max_connections(database.max_connections)
             .acquire_timeout(ACQUIRE_TIMEOUT)

@@ -1,0 +1,105 @@
+//! Counters of this process, for `/metrics` and the summary line. Cheap to write: the hot path adds to atomics.
+
+use crate::domain::{Outcome, State};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+/// The upper bounds of the histograms' buckets, in seconds.
+pub const BUCKETS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0];
+
+/// A histogram with [`BUCKETS`].
+#[derive(Default)]
+pub struct Histogram {
+    counts: [AtomicU64; BUCKETS.len() + 1],
+    sum_us: AtomicU64,
+}
+
+impl Histogram {
+    /// Adds an observation.
+    pub fn observe(&self, value: Duration) {
+        let seconds = value.as_secs_f64();
+        let bucket = BUCKETS.iter().position(|bound| seconds <= *bound).unwrap_or(BUCKETS.len());
+        self.counts[bucket].fetch_add(1, Relaxed);
+        self.sum_us.fetch_add(u64::try_from(value.as_micros()).unwrap_or(u64::MAX), Relaxed);
+    }
+
+    /// How many observations each bucket has, the last one without a bound; and their sum in seconds.
+    #[must_use]
+    pub fn read(&self) -> (Vec<u64>, f64) {
+        (self.counts.iter().map(|count| count.load(Relaxed)).collect(), self.sum_us.load(Relaxed) as f64 / 1e6)
+    }
+}
+
+/// One account's counters.
+pub struct AccountMetrics {
+    /// The provider.
+    pub provider: &'static str,
+    /// The account.
+    pub account: String,
+    /// Polls by outcome, in the order of [`Outcome::NAMES`].
+    pub polls: [AtomicU64; Outcome::NAMES.len()],
+    /// Transitions by new state, in the order of [`State::ALL`].
+    pub transitions: [AtomicU64; State::ALL.len()],
+    /// Sent minus due.
+    pub lateness: Histogram,
+    /// How long answers took.
+    pub latency: Histogram,
+    /// Requests in flight.
+    pub in_flight: AtomicU64,
+    /// Whether the circuit is open.
+    pub circuit_open: AtomicBool,
+    /// How long the held transaction has been due that has waited longest, in microseconds.
+    pub oldest_due_us: AtomicU64,
+}
+
+impl AccountMetrics {
+    /// Counters at zero.
+    #[must_use]
+    pub fn new(provider: &'static str, account: &str) -> Self {
+        Self {
+            provider,
+            account: account.to_owned(),
+            polls: Default::default(),
+            transitions: Default::default(),
+            lateness: Histogram::default(),
+            latency: Histogram::default(),
+            in_flight: AtomicU64::new(0),
+            circuit_open: AtomicBool::new(false),
+            oldest_due_us: AtomicU64::new(0),
+        }
+    }
+
+    /// Counts a poll.
+    pub fn poll(&self, outcome: &str, lateness: Duration, latency: Option<Duration>) {
+        if let Some(at) = Outcome::NAMES.iter().position(|name| *name == outcome) {
+            self.polls[at].fetch_add(1, Relaxed);
+        }
+        self.lateness.observe(lateness);
+        if let Some(latency) = latency {
+            self.latency.observe(latency);
+        }
+    }
+
+    /// Counts a transition.
+    pub fn transition(&self, to: State) {
+        if let Some(at) = State::ALL.iter().position(|state| *state == to) {
+            self.transitions[at].fetch_add(1, Relaxed);
+        }
+    }
+}
+
+/// What the process knows of itself.
+pub struct Metrics {
+    /// By account, in the order of the lanes.
+    pub accounts: Vec<AccountMetrics>,
+    /// Whether the database is there and this replica holds its lease.
+    pub ready: AtomicBool,
+}
+
+impl Metrics {
+    /// Counters at zero for these accounts.
+    #[must_use]
+    pub fn new<'a>(accounts: impl Iterator<Item = (&'static str, &'a str)>) -> Self {
+        Self { accounts: accounts.map(|(provider, account)| AccountMetrics::new(provider, account)).collect(), ready: AtomicBool::new(false) }
+    }
+}

@@ -1,0 +1,137 @@
+//! Asking: from a held transaction to what came of it.
+
+use super::engine::Asked;
+use super::held::Held;
+use super::lane::LaneSpec;
+use crate::domain::{NoAnswer, Outcome};
+use crate::providers::{Ask, TokenFlow};
+use crate::transport::Transport;
+use crate::wire::{Failure, REDACTED, Response};
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use secrecy::{ExposeSecret, SecretString};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
+
+/// Asks for one account.
+pub struct Asker {
+    spec: Arc<LaneSpec>,
+    transport: Transport,
+    token: Mutex<Option<Cached>>,
+}
+
+struct Cached {
+    value: SecretString,
+    renew_at: Instant,
+}
+
+/// A token is renewed when so much of its lifetime is left.
+const RENEW_EARLY: f64 = 0.1;
+
+impl Asker {
+    /// An asker without a token.
+    #[must_use]
+    pub fn new(spec: Arc<LaneSpec>, transport: Transport) -> Self {
+        Self { spec, transport, token: Mutex::new(None) }
+    }
+
+    /// Asks, unless it is later than `before` by then. `stop` ends the wait for an answer.
+    pub async fn ask(&self, held: &Held, before: Instant, stop: &CancellationToken) -> Asked {
+        if let Some(flaw) = &held.flaw {
+            return Asked::Impossible(flaw.clone());
+        }
+        let reference = &*held.transaction.reference;
+        if reference.chars().any(char::is_control) {
+            return Asked::Impossible("reference has control characters".into());
+        }
+        let token = match self.spec.asks.token_flow() {
+            None => None,
+            Some(flow) => match self.fetched(flow, None).await {
+                Ok(token) => Some(token),
+                Err(outcome) => return Asked::NotSent(Some(outcome)),
+            },
+        };
+        let first = self.exchange(held, token.as_ref(), before, stop).await;
+        let (Asked::Sent { status: Some(401), .. }, Some(flow), Some(refused)) = (&first, self.spec.asks.token_flow(), token) else {
+            return first;
+        };
+        // The token has run out before its time: one renewal and one repeat, and both requests are one poll.
+        match self.fetched(flow, Some(&refused)).await {
+            Ok(renewed) if renewed.expose_secret() != refused.expose_secret() => {
+                match self.exchange(held, Some(&renewed), before, stop).await {
+                    Asked::NotSent(_) => first,
+                    repeated => repeated,
+                }
+            }
+            _ => first,
+        }
+    }
+
+    async fn exchange(&self, held: &Held, token: Option<&SecretString>, before: Instant, stop: &CancellationToken) -> Asked {
+        let ask = Ask {
+            reference: &held.transaction.reference,
+            params: &held.transaction.params,
+            now: DateTime::<Utc>::from(SystemTime::now()),
+            token: token.map(|token| token.expose_secret()),
+        };
+        let request = match self.spec.asks.request(ask).and_then(Transport::prepare) {
+            Ok(request) => request,
+            Err(reason) => return Asked::Impossible(reason),
+        };
+        let at = Instant::now();
+        if at >= before || stop.is_cancelled() {
+            return Asked::NotSent(None);
+        }
+        let answer = tokio::select! {
+            answer = self.transport.send(request, self.spec.timeout) => answer.map_err(no_answer),
+            () = stop.cancelled() => Err(Outcome::NoAnswer(NoAnswer::Stopped)),
+        };
+        match answer {
+            Ok(response) => {
+                let response = without(response, token);
+                let outcome = self.spec.asks.read(ask, &response);
+                Asked::Sent { at, latency: Some(at.elapsed()), status: Some(response.status), body: response.body, outcome }
+            }
+            Err(outcome) => Asked::Sent { at, latency: None, status: None, body: Bytes::new(), outcome },
+        }
+    }
+
+    /// The account's token: fetched once, shared, renewed early, and renewed when it is the one that was `refused`.
+    async fn fetched(&self, flow: &dyn TokenFlow, refused: Option<&SecretString>) -> Result<SecretString, Outcome> {
+        // Held while fetching: whoever comes meanwhile waits for the same token.
+        let mut cached = self.token.lock().await;
+        if let Some(token) = cached.as_ref()
+            && token.renew_at > Instant::now()
+            && refused.is_none_or(|refused| refused.expose_secret() != token.value.expose_secret())
+        {
+            return Ok(token.value.clone());
+        }
+        let asked = Instant::now();
+        let request = Transport::prepare(flow.request(SystemTime::now().into())).map_err(|message| Outcome::RequestFailed { message })?;
+        let response = self.transport.send(request, self.spec.timeout).await.map_err(no_answer)?;
+        let token = flow.read(&response)?;
+        let renew_at = asked + token.lifetime.mul_f64(1.0 - RENEW_EARLY).min(Duration::from_secs(24 * 3600));
+        *cached = Some(Cached { value: token.value.clone(), renew_at });
+        Ok(token.value)
+    }
+}
+
+fn no_answer(failure: Failure) -> Outcome {
+    match failure {
+        Failure::Timeout => Outcome::NoAnswer(NoAnswer::Timeout),
+        Failure::Connection(how) => Outcome::NoAnswer(NoAnswer::Connection(how)),
+        Failure::TooLong => Outcome::Unusable { why: "the answer is longer than 1 MiB".into() },
+    }
+}
+
+/// The response without the access token, should the provider echo it.
+fn without(response: Response, token: Option<&SecretString>) -> Response {
+    let (Some(token), Ok(text)) = (token, std::str::from_utf8(&response.body)) else { return response };
+    if !text.contains(token.expose_secret()) {
+        return response;
+    }
+    let body = Bytes::from(text.replace(token.expose_secret(), REDACTED));
+    Response { body, ..response }
+}

@@ -1,0 +1,225 @@
+//! What the engine tells becomes log lines and metrics.
+
+use super::engine::{Engine, News};
+use super::lane::LaneSpec;
+use crate::domain::State;
+use crate::metrics::Metrics;
+use crate::telemetry::event;
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+use tracing::{debug, error, info, warn};
+
+/// Writes log lines and counts.
+pub struct Reporter {
+    lanes: Vec<Arc<LaneSpec>>,
+    metrics: Arc<Metrics>,
+    /// Words that the documentation does not know and that were told already.
+    words: HashSet<(usize, String)>,
+    since: Instant,
+    next_summary: Instant,
+    polls: u64,
+    transitions: u64,
+    lateness: Vec<Duration>,
+    failures: BTreeMap<&'static str, u64>,
+}
+
+/// A summary comes this often while there is work.
+const BUSY: Duration = Duration::from_secs(10);
+/// And this often while there is none.
+const IDLE: Duration = Duration::from_secs(60);
+/// The lateness of at most so many polls is kept for a summary.
+const MOST_SAMPLES: usize = 100_000;
+/// So many unknown words are remembered.
+const MOST_WORDS: usize = 1000;
+
+impl Reporter {
+    /// A reporter whose first summary comes after [`BUSY`].
+    #[must_use]
+    pub fn new(lanes: Vec<Arc<LaneSpec>>, metrics: Arc<Metrics>, now: Instant) -> Self {
+        Self {
+            lanes,
+            metrics,
+            words: HashSet::new(),
+            since: now,
+            next_summary: now + BUSY,
+            polls: 0,
+            transitions: 0,
+            lateness: Vec::new(),
+            failures: BTreeMap::new(),
+        }
+    }
+
+    /// Tells one piece of news.
+    pub fn tell(&mut self, news: News) {
+        match news {
+            News::Poll { .. } => self.tell_poll(news),
+            News::Transition { .. } => self.tell_transition(news),
+            News::RateLimited { lane, wait } => {
+                let spec = &self.lanes[lane];
+                warn!(
+                    event = event::RATE_LIMITED,
+                    provider = spec.provider,
+                    account = &*spec.account,
+                    pause_s = wait.as_secs(),
+                    "{}/{} asks too often: the whole account pauses for {} s, then comes back slowly",
+                    spec.provider,
+                    spec.account,
+                    wait.as_secs()
+                );
+            }
+            News::DatabaseLost(why) => {
+                error!(event = event::DATABASE_LOST, error = why, "the database is lost: nothing is sent that could not be recorded");
+            }
+            News::DatabaseBack => info!(event = event::DATABASE_BACK, "the database is back"),
+            News::LeaseLost => {
+                warn!(
+                    event = event::DATABASE_LOST,
+                    "this replica's lease ran out: what it held is left to others, and it registers anew"
+                );
+            }
+            News::Unrecorded(why) => {
+                error!(event = event::POLL_FAILED, error = why, "the database refuses the record of a poll; it is tried again");
+            }
+        }
+    }
+
+    fn tell_poll(&mut self, news: News) {
+        let News::Poll { lane, id, reference, attempt, outcome, status, latency, lateness, error, word } = news else { return };
+        let spec = &self.lanes[lane];
+        self.metrics.accounts[lane].poll(outcome, lateness, latency);
+        self.polls += 1;
+        if self.lateness.len() < MOST_SAMPLES {
+            self.lateness.push(lateness);
+        }
+        let latency_ms = latency.map(|latency| u64::try_from(latency.as_millis()).unwrap_or(u64::MAX));
+        let lateness_ms = u64::try_from(lateness.as_millis()).unwrap_or(u64::MAX);
+        let new_word = word.is_some_and(|word| self.words.len() < MOST_WORDS && self.words.insert((lane, word)));
+        match error {
+            Some(error) => {
+                *self.failures.entry(spec.provider).or_default() += 1;
+                // An account that repeats an unknown word is told once; every other failure is told when it happens.
+                if outcome == "unknown_word" && !new_word {
+                    return;
+                }
+                warn!(
+                    event = event::POLL_FAILED,
+                    transaction_id = %id,
+                    provider = spec.provider,
+                    account = &*spec.account,
+                    reference = &*reference,
+                    attempt,
+                    outcome,
+                    http_status = status,
+                    latency_ms,
+                    lateness_ms,
+                    error,
+                    "{} {reference}: no usable answer ({outcome})",
+                    spec.provider,
+                );
+            }
+            None => debug!(
+                event = event::POLL,
+                transaction_id = %id,
+                provider = spec.provider,
+                account = &*spec.account,
+                reference = &*reference,
+                attempt,
+                outcome,
+                http_status = status,
+                latency_ms,
+                lateness_ms,
+                "{} {reference}: {outcome}",
+                spec.provider,
+            ),
+        }
+    }
+
+    fn tell_transition(&mut self, news: News) {
+        let News::Transition { lane, id, reference, from, to, word, reason, attempt } = news else { return };
+        let spec = &self.lanes[lane];
+        self.metrics.accounts[lane].transition(to);
+        self.transitions += 1;
+        if to == State::Invalid {
+            warn!(
+                event = event::ROW_INVALID,
+                transaction_id = %id,
+                provider = spec.provider,
+                account = &*spec.account,
+                reference = &*reference,
+                reason,
+                "{} {reference} cannot be asked about: {}",
+                spec.provider,
+                reason.as_deref().unwrap_or("the row is not complete"),
+            );
+        }
+        info!(
+            event = event::TRANSITION,
+            transaction_id = %id,
+            provider = spec.provider,
+            account = &*spec.account,
+            reference = &*reference,
+            from = from.as_str(),
+            to = to.as_str(),
+            provider_state = word.as_deref(),
+            reason,
+            attempt,
+            "{} {reference}: {from} → {to}",
+            spec.provider,
+        );
+    }
+
+    /// Keeps the gauges, and writes the summary when its time has come.
+    pub fn look(&mut self, engine: &Engine, now: Instant) {
+        self.metrics.ready.store(engine.has_database(), Relaxed);
+        for (lane, metrics) in engine.lanes.iter().zip(&self.metrics.accounts) {
+            metrics.in_flight.store(u64::from(lane.in_flight), Relaxed);
+            metrics.circuit_open.store(lane.circuit.is_open(), Relaxed);
+            let oldest = lane.ready.keys().map(|(_, due, _)| *due).min();
+            let waited = oldest.map_or(Duration::ZERO, |due| now.saturating_duration_since(due));
+            metrics.oldest_due_us.store(u64::try_from(waited.as_micros()).unwrap_or(u64::MAX), Relaxed);
+        }
+        let due: usize = engine.lanes.iter().map(|lane| lane.ready.len()).sum();
+        let busy = self.polls > 0 || due > 0 || engine.in_flight() > 0;
+        if now >= self.next_summary && (busy || now >= self.since + IDLE) {
+            self.summary(due, engine, now);
+        }
+    }
+
+    /// When [`Reporter::look`] has something to do.
+    #[must_use]
+    pub fn next_look(&self) -> Instant {
+        self.next_summary
+    }
+
+    fn summary(&mut self, due: usize, engine: &Engine, now: Instant) {
+        let seconds = now.saturating_duration_since(self.since).as_secs_f64().max(0.001);
+        self.lateness.sort_unstable();
+        let at = |share: f64| self.lateness.get((self.lateness.len() as f64 * share) as usize).map(|late| late.as_secs_f64() * 1e3);
+        let (p50, p99) = (at(0.5), at(0.99));
+        let failures: Vec<String> = self.failures.iter().map(|(provider, count)| format!("{provider} {count}")).collect();
+        let held: usize = engine.lanes.iter().map(super::lane::Lane::held).sum();
+        info!(
+            event = event::SUMMARY,
+            due,
+            held,
+            in_flight = engine.in_flight(),
+            polls = self.polls,
+            polls_per_s = (self.polls as f64 / seconds * 10.0).round() / 10.0,
+            transitions = self.transitions,
+            lateness_p50_ms = p50,
+            lateness_p99_ms = p99,
+            failures = failures.join(", "),
+            "{} polls and {} transitions in {seconds:.0} s, {due} due, {} in flight",
+            self.polls,
+            self.transitions,
+            engine.in_flight(),
+        );
+        (self.polls, self.transitions) = (0, 0);
+        self.lateness.clear();
+        self.failures.clear();
+        self.since = now;
+        self.next_summary = now + BUSY;
+    }
+}

@@ -3,4 +3,5 @@
 #![allow(clippy::unwrap_used, reason = "a helper that panics fails its test")]
 
 mod postgres;
+mod store;
 mod support;

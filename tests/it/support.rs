@@ -43,8 +43,9 @@ async fn create_template() {
 }
 
 /// Brings the template's schema to date. It must have closed its connections when it returns: a template with one cannot be copied.
-#[expect(clippy::unused_async, reason = "the migrations belong here as soon as the library has them")]
-async fn migrate(_url: &str) {}
+async fn migrate(url: &str) {
+    paypoll::store::migrate(url).await.unwrap();
+}
 
 async fn create_database(name: &str, template: &str) {
     // The cluster starts where it is first asked for, which blocks.

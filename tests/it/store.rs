@@ -1,0 +1,385 @@
+//! The store against a real PostgreSQL: claims, records, the writer rules, the feed, budgets.
+
+use crate::support::{TestDatabase, database};
+use chrono::{DateTime, Utc};
+use paypoll::config::Database;
+use paypoll::domain::{Progress, Source, State};
+use paypoll::store::{Attempt, Batch, Candidate, Claim, Draw, Entry, LaneRoom, Membership, Placement, Poll, ReplicaId, Store, Transition};
+use sqlx::Row;
+use std::time::Duration;
+use uuid::Uuid;
+
+const LEASE: Duration = Duration::from_secs(15);
+
+fn open(database: &TestDatabase) -> Store {
+    Store::open(&Database {
+        url: Some(database.url.clone().into()),
+        max_connections: 4,
+        connect_timeout: Duration::from_secs(5),
+    })
+    .unwrap()
+}
+
+async fn insert(database: &TestDatabase, reference: &str) -> Uuid {
+    sqlx::query_scalar("insert into paypoll.transactions (provider, reference) values ('khalti', $1) returning id")
+        .bind(reference)
+        .fetch_one(&database.pool)
+        .await
+        .unwrap()
+}
+
+async fn state(database: &TestDatabase, id: Uuid) -> String {
+    sqlx::query_scalar("select state from paypoll.transactions where id = $1").bind(id).fetch_one(&database.pool).await.unwrap()
+}
+
+/// A registered replica and what it knows of the others.
+async fn register(store: &Store) -> (ReplicaId, Membership) {
+    let accounts = [("khalti", "default".into())];
+    store.make_accounts(&accounts).await.unwrap();
+    let replica = store.register(LEASE, &accounts, "test").await.unwrap();
+    (replica, store.beat(replica, 0, false).await.unwrap().members)
+}
+
+async fn claim_as(store: &Store, replica: ReplicaId, members: &Membership, room: usize) -> Claim {
+    let lanes = [LaneRoom { provider: "khalti", account: "default".into(), since: DateTime::UNIX_EPOCH, room }];
+    let horizon = now(store).await + Duration::from_secs(1);
+    let mut hold = |candidate: &mut Candidate| Placement::Hold(candidate.due);
+    store.claim(replica, members, &lanes, horizon, &mut hold).await.unwrap()
+}
+
+async fn now(store: &Store) -> DateTime<Utc> {
+    sqlx::query_scalar("select clock_timestamp()").fetch_one(store.pool()).await.unwrap()
+}
+
+/// What the daemon writes when a poll, sent now, got a final word.
+async fn success(store: &Store, id: Uuid, fence: i64) -> Batch {
+    let sent = now(store).await;
+    Batch {
+        polls: vec![poll(id, sent)],
+        entries: vec![Entry {
+            id,
+            fence,
+            hold: false,
+            state: State::Succeeded,
+            transition: Some(Transition { from: State::Pending, source: Source::Poll, evidence: Some(serde_json::json!({"http_status": 200})) }),
+            word: Some("Success".into()),
+            reason: Some(None),
+            action: None,
+            details: Some(serde_json::json!({"state": "Success"})),
+            polls: 1,
+            failures: 0,
+            not_found: 0,
+            last_polled_at: Some(sent),
+            next: None,
+            action_at: None,
+            progress: Progress::default(),
+        }],
+        dropped: Vec::new(),
+    }
+}
+
+fn poll(id: Uuid, sent_at: DateTime<Utc>) -> Poll {
+    Poll {
+        transaction_id: id,
+        provider: "khalti",
+        account: "default".into(),
+        due_at: sent_at,
+        sent_at,
+        latency_ms: Some(12),
+        http_status: Some(200),
+        outcome: "succeeded",
+        error: None,
+    }
+}
+
+async fn transitions(database: &TestDatabase, id: Uuid) -> Vec<(String, String, String)> {
+    sqlx::query("select from_state, to_state, source from paypoll.transitions where transaction_id = $1 order by id")
+        .bind(id)
+        .fetch_all(&database.pool)
+        .await
+        .unwrap()
+        .iter()
+        .map(|row| (row.get(0), row.get(1), row.get(2)))
+        .collect()
+}
+
+#[tokio::test]
+async fn a_due_transaction_is_claimed_once_however_many_replicas_ask() {
+    let database = database().await;
+    let store = open(&database);
+    for number in 0..200 {
+        insert(&database, &format!("R{number}")).await;
+    }
+    let (first, _) = register(&store).await;
+    let (second, members) = register(&store).await;
+    let (a, b) = tokio::join!(claim_as(&store, first, &members, 150), claim_as(&store, second, &members, 150));
+    let mut ids: Vec<Uuid> = a.held.iter().chain(&b.held).map(|claimed| claimed.transaction.id).collect();
+    let found = ids.len();
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!(ids.len(), found, "nothing is claimed twice");
+    let rest = claim_as(&store, first, &members, 1000).await.held.len();
+    assert_eq!(found + rest, 200, "and nothing is left behind");
+}
+
+#[tokio::test]
+async fn a_decision_is_written_once_with_its_transition_and_its_journal_row() {
+    let database = database().await;
+    let store = open(&database);
+    let id = insert(&database, "R1").await;
+    let (replica, members) = register(&store).await;
+    let claimed = claim_as(&store, replica, &members, 10).await.held.remove(0);
+    let batch = success(&store, id, claimed.fence).await;
+    let recorded = store.record(replica, &batch, &mut Attempt::default()).await.unwrap();
+    assert!(recorded.refused.is_empty() && !recorded.lease_lost);
+    assert_eq!(state(&database, id).await, "succeeded");
+    assert_eq!(transitions(&database, id).await, [("pending".into(), "succeeded".into(), "poll".into())]);
+    let again = store.record(replica, &batch, &mut Attempt::default()).await.unwrap();
+    assert!(again.refused.contains(&id), "the fence has moved on");
+    assert_eq!(transitions(&database, id).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_batch_whose_commit_was_answered_by_silence_is_not_written_twice() {
+    let database = database().await;
+    let store = open(&database);
+    let id = insert(&database, "R1").await;
+    let (replica, members) = register(&store).await;
+    let claimed = claim_as(&store, replica, &members, 10).await.held.remove(0);
+    let batch = success(&store, id, claimed.fence).await;
+    let mut attempt = Attempt::default();
+    store.record(replica, &batch, &mut attempt).await.unwrap();
+    let again = store.record(replica, &batch, &mut attempt).await.unwrap();
+    assert!(again.refused.is_empty(), "it was committed, and the second try says so");
+    let polls: i64 = sqlx::query_scalar("select count(*) from paypoll.polls").fetch_one(&database.pool).await.unwrap();
+    assert_eq!(polls, 1);
+}
+
+#[tokio::test]
+async fn an_external_final_state_wins_over_a_poll_in_flight_and_the_poll_is_counted() {
+    let database = database().await;
+    let store = open(&database);
+    let id = insert(&database, "R1").await;
+    let (replica, members) = register(&store).await;
+    let claimed = claim_as(&store, replica, &members, 10).await.held.remove(0);
+    sqlx::query("update paypoll.transactions set state = 'failed' where id = $1").bind(id).execute(&database.pool).await.unwrap();
+    let verdicts = store.verdicts(0).await.unwrap();
+    assert_eq!(verdicts.len(), 1);
+    assert!(verdicts[0].1 == id && verdicts[0].2 > claimed.fence);
+    let recorded = store.record(replica, &success(&store, id, claimed.fence).await, &mut Attempt::default()).await.unwrap();
+    assert!(recorded.refused.contains(&id));
+    assert_eq!(state(&database, id).await, "failed");
+    assert_eq!(transitions(&database, id).await, [("pending".into(), "failed".into(), "external".into())]);
+    let (attempts, owner): (i32, Option<i64>) =
+        sqlx::query_as("select attempts, owner from paypoll.transactions where id = $1").bind(id).fetch_one(&database.pool).await.unwrap();
+    assert_eq!((attempts, owner), (1, None));
+}
+
+#[tokio::test]
+async fn a_replica_that_lost_its_lease_writes_nothing_but_the_journal() {
+    let database = database().await;
+    let store = open(&database);
+    let id = insert(&database, "R1").await;
+    let (replica, members) = register(&store).await;
+    let claimed = claim_as(&store, replica, &members, 10).await.held.remove(0);
+    store.deregister(replica).await.unwrap();
+    let recorded = store.record(replica, &success(&store, id, claimed.fence).await, &mut Attempt::default()).await.unwrap();
+    assert!(recorded.lease_lost);
+    assert_eq!(state(&database, id).await, "pending");
+    let (successor, members) = register(&store).await;
+    let taken = claim_as(&store, successor, &members, 10).await.held.remove(0);
+    assert_eq!(taken.transaction.attempts, 1, "the poll that was sent counts as sent");
+    assert!(taken.fence > claimed.fence);
+}
+
+#[tokio::test]
+async fn a_dead_replica_is_found_by_its_lease_and_its_transactions_are_taken_over_with_their_journal() {
+    let database = database().await;
+    let store = open(&database);
+    let id = insert(&database, "R1").await;
+    let (dead, members) = register(&store).await;
+    claim_as(&store, dead, &members, 10).await;
+    // Two polls that are in the journal and not yet in the row.
+    let sent = now(&store).await;
+    let polls = vec![poll(id, sent), poll(id, sent + Duration::from_secs(1))];
+    store.record(dead, &Batch { polls, ..Batch::default() }, &mut Attempt::default()).await.unwrap();
+    let (successor, _) = register(&store).await;
+    let alive = store.beat(successor, 0, true).await.unwrap().members;
+    assert!(claim_as(&store, successor, &alive, 10).await.held.is_empty(), "its owner lives");
+    sqlx::query("update paypoll.replicas set heartbeat_at = heartbeat_at - interval '16 seconds' where id = $1")
+        .bind(dead.0)
+        .execute(&database.pool)
+        .await
+        .unwrap();
+    let after = store.beat(successor, 0, true).await.unwrap().members;
+    assert_eq!(after.living, [successor.0]);
+    let taken = claim_as(&store, successor, &after, 10).await.held.remove(0);
+    assert_eq!(taken.transaction.attempts, 2);
+    assert!(!store.beat(dead, 0, false).await.unwrap().alive);
+}
+
+#[tokio::test]
+async fn a_final_state_changes_by_override_only_and_every_change_leaves_one_transition() {
+    let database = database().await;
+    let id = insert(&database, "R1").await;
+    let set = |state: &'static str| {
+        let pool = database.pool.clone();
+        async move { sqlx::query("update paypoll.transactions set state = $2 where id = $1").bind(id).bind(state).execute(&pool).await }
+    };
+    assert!(set("action_required").await.is_err(), "only the daemon says so");
+    set("unresolved").await.unwrap();
+    set("succeeded").await.unwrap();
+    let refused = set("failed").await.unwrap_err().to_string();
+    assert!(refused.contains("override_state"), "{refused}");
+    assert!(set("pending").await.is_err());
+    sqlx::query("select paypoll.override_state($1, 'failed', 'the bank recalled it')").bind(id).execute(&database.pool).await.unwrap();
+    let sources: Vec<String> = transitions(&database, id).await.into_iter().map(|(.., source)| source).collect();
+    assert_eq!(sources, ["external", "external", "operator"]);
+    let consistent: bool = sqlx::query_scalar(
+        "select finalized_at is not null and next_poll_at is null and action is null from paypoll.transactions where id = $1",
+    )
+    .bind(id)
+    .fetch_one(&database.pool)
+    .await
+    .unwrap();
+    assert!(consistent);
+}
+
+#[tokio::test]
+async fn a_callback_settles_once_however_often_it_is_delivered() {
+    let database = database().await;
+    let id = insert(&database, "R1").await;
+    let settle = |state: &'static str| {
+        let pool = database.pool.clone();
+        async move {
+            sqlx::query_scalar::<_, bool>("select paypoll.settle('khalti', 'default', 'R1', $1, 'Success', null, '{\"callback\": 1}')")
+                .bind(state)
+                .fetch_one(&pool)
+                .await
+        }
+    };
+    assert!(settle("succeeded").await.unwrap());
+    assert!(!settle("succeeded").await.unwrap());
+    assert!(settle("failed").await.is_err());
+    assert_eq!(transitions(&database, id).await, [("pending".into(), "succeeded".into(), "external".into())]);
+}
+
+#[tokio::test]
+async fn rows_that_make_no_sense_are_refused_with_the_mistake_in_words() {
+    let database = database().await;
+    let refuse = |sql: &'static str| {
+        let pool = database.pool.clone();
+        async move { sqlx::query(sql).execute(&pool).await.unwrap_err().to_string() }
+    };
+    insert(&database, "R1").await;
+    let provider = refuse("insert into paypoll.transactions (provider, reference) values ('paypal', 'R2')").await;
+    assert!(provider.contains("'paypal' is not known"), "{provider}");
+    let empty = refuse("insert into paypoll.transactions (provider, reference) values ('khalti', '')").await;
+    assert!(empty.contains("reference has 0 characters"), "{empty}");
+    let long = refuse("insert into paypoll.transactions (provider, reference) values ('khalti', repeat('x', 10240))").await;
+    assert!(long.contains("reference has 10240 characters"), "{long}");
+    let twice = refuse("insert into paypoll.transactions (provider, reference) values ('khalti', 'R1')").await;
+    assert!(twice.contains("transactions_provider_account_reference_key"), "{twice}");
+    let state = refuse("insert into paypoll.transactions (provider, reference, state) values ('khalti', 'R3', 'succeeded')").await;
+    assert!(state.contains("begins as pending"), "{state}");
+    let history = refuse("delete from paypoll.transitions").await;
+    assert!(history.contains("append-only"), "{history}");
+}
+
+#[tokio::test]
+async fn an_initiation_in_the_future_makes_the_row_invalid_and_infinity_does_no_harm() {
+    let database = database().await;
+    for (reference, initiated_at) in [("R1", "now() + interval '1 hour'"), ("R2", "'infinity'"), ("R3", "'-infinity'")] {
+        let sql = format!("insert into paypoll.transactions (provider, reference, initiated_at) values ('khalti', '{reference}', {initiated_at})");
+        sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&database.pool).await.unwrap();
+    }
+    let rows = sqlx::query("select state, reason, initiated_at, next_poll_at from paypoll.transactions").fetch_all(&database.pool).await.unwrap();
+    for row in rows {
+        assert_eq!(row.get::<String, _>("state"), "invalid");
+        assert!(row.get::<String, _>("reason").contains("initiated_at"));
+        assert!(row.get::<DateTime<Utc>, _>("initiated_at") < Utc.with_year(10_000));
+        assert_eq!(row.get::<Option<DateTime<Utc>>, _>("next_poll_at"), None);
+    }
+}
+
+trait Year {
+    fn with_year(self, year: i32) -> DateTime<Utc>;
+}
+impl Year for Utc {
+    fn with_year(self, year: i32) -> DateTime<Utc> {
+        chrono::NaiveDate::from_ymd_opt(year, 1, 1).unwrap().and_hms_opt(0, 0, 0).unwrap().and_utc()
+    }
+}
+
+#[tokio::test]
+async fn secrets_that_came_with_a_row_are_erased_when_it_is_final() {
+    let database = database().await;
+    let id: Uuid = sqlx::query_scalar(
+        "insert into paypoll.transactions (provider, reference, params)
+         values ('dropayment', 'R1', '{\"endpointId\": \"1\", \"session\": {\"token\": \"canary\"}}') returning id",
+    )
+    .fetch_one(&database.pool)
+    .await
+    .unwrap();
+    sqlx::query("update paypoll.transactions set state = 'succeeded' where id = $1").bind(id).execute(&database.pool).await.unwrap();
+    let params: String =
+        sqlx::query_scalar("select params::text from paypoll.transactions where id = $1").bind(id).fetch_one(&database.pool).await.unwrap();
+    assert_eq!(params, "{\"endpointId\": \"1\"}");
+}
+
+#[tokio::test]
+async fn the_feed_never_passes_a_transition_that_is_not_committed_yet() {
+    let database = database().await;
+    let (slow, fast) = (insert(&database, "slow").await, insert(&database, "fast").await);
+    let settle = "update paypoll.transactions set state = 'succeeded' where id = $1";
+    let read = |cursor: i64| {
+        let pool = database.pool.clone();
+        async move {
+            let rows = sqlx::query("select id, transaction_id from paypoll.transitions_since($1, 100)").bind(cursor).fetch_all(&pool).await.unwrap();
+            rows.iter().map(|row| (row.get::<i64, _>(0), row.get::<Uuid, _>(1))).collect::<Vec<_>>()
+        }
+    };
+    let mut open = database.pool.begin().await.unwrap();
+    sqlx::query(settle).bind(slow).execute(&mut *open).await.unwrap();
+    sqlx::query(settle).bind(fast).execute(&database.pool).await.unwrap();
+    assert_eq!(read(0).await, [], "the earlier one may still come");
+    open.commit().await.unwrap();
+    let all = read(0).await;
+    assert_eq!(all.iter().map(|(_, id)| *id).collect::<Vec<_>>(), [slow, fast]);
+    assert_eq!(read(all[1].0).await, []);
+}
+
+#[tokio::test]
+async fn replicas_together_draw_no_more_slots_than_the_accounts_budget() {
+    let database = database().await;
+    let (one, two) = (open(&database), open(&database));
+    register(&one).await;
+    let draw = Draw {
+        provider: "khalti",
+        account: "default".into(),
+        wanted: 1000,
+        gap: Duration::from_millis(100),
+        tolerance: Duration::from_millis(900),
+    };
+    let (a, b) = tokio::join!(one.draw(std::slice::from_ref(&draw)), two.draw(std::slice::from_ref(&draw)));
+    let slots: u32 = a.unwrap().iter().chain(&b.unwrap()).map(|drawn| drawn.slots).sum();
+    // Ten at once, and what falls due in the 300 ms ahead.
+    assert!((13..=14).contains(&slots), "{slots}");
+    one.slow_down("khalti", "default", Duration::from_secs(60)).await.unwrap();
+    assert_eq!(two.draw(&[draw]).await.unwrap()[0].slots, 0, "a pause holds for all");
+}
+
+#[tokio::test]
+async fn a_circuit_opens_once_and_one_replica_probes() {
+    let database = database().await;
+    let (one, two) = (open(&database), open(&database));
+    register(&one).await;
+    let hour = Duration::from_secs(3600);
+    assert!(one.open_circuit("khalti", "default", "down", Duration::ZERO).await.unwrap());
+    assert!(!two.open_circuit("khalti", "default", "down", Duration::ZERO).await.unwrap());
+    let (a, b) = tokio::join!(one.take_probe("khalti", "default", hour), two.take_probe("khalti", "default", hour));
+    assert!(a.unwrap() ^ b.unwrap());
+    assert_eq!(one.account_states().await.unwrap().len(), 1);
+    assert!(two.close_circuit("khalti", "default").await.unwrap());
+    assert!(!one.close_circuit("khalti", "default").await.unwrap());
+}

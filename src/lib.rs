@@ -1,4 +1,6 @@
 //! paypoll
+pub mod commands;
 pub mod domain;
 pub mod providers;
+pub mod simulator;
 pub mod wire;

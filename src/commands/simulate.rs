@@ -33,3 +33,30 @@ pub async fn run(listen: SocketAddr, speed: f64) -> anyhow::Result<()> {
     Simulator::new(Options { speed, ..Options::default() }).serve(listener, stop).await?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_speed_that_is_none_is_refused() {
+        let listen = "127.0.0.1:0".parse().expect("an address");
+        for speed in [0.0, -1.0, f64::NAN, f64::INFINITY, 0.0001] {
+            let error = run(listen, speed).await.expect_err("refused");
+            assert!(error.to_string().starts_with("--speed"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_address_in_use_is_named() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = taken.local_addr().expect("bound");
+        let error = run(address, 1.0).await.expect_err("refused");
+        assert!(error.to_string().contains(&address.to_string()), "{error}");
+    }
+
+    #[test]
+    fn by_default_only_this_machine_is_served() {
+        assert!(DEFAULT_LISTEN.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_loopback()));
+    }
+}

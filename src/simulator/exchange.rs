@@ -107,7 +107,8 @@ pub(super) fn optional_text<'a>(object: &'a Map<String, Value>, key: &str) -> Re
 /// Nothing but the documented keys.
 pub(super) fn only<'a>(keys: impl IntoIterator<Item = &'a String>, documented: &[&str]) -> Result<(), String> {
     match keys.into_iter().find(|key| !documented.contains(&key.as_str())) {
-        Some(key) => Err(format!("{key} is not documented")),
+        // Not its name: it may be of any length.
+        Some(_) => Err(format!("there is more than {}", documented.join(", "))),
         None => Ok(()),
     }
 }

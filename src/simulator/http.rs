@@ -1,7 +1,7 @@
 //! The one port: which path is whose, what is done with a request, and how values become HTTP.
 
 use super::connection::Connection;
-use super::exchange::{Ask, Incoming, Refusal, Reply};
+use super::exchange::{Ask, Incoming, Refusal, Reply, check_reference};
 use super::hostile::{self, Scene};
 use super::record::{Asked, Entry};
 use super::rules::{Denial, Kind, Moment, Poll, Verdict};
@@ -241,6 +241,9 @@ impl Simulator {
         let Some(api) = Api::named(&registration.provider) else {
             return page(StatusCode::BAD_REQUEST, &json!({"error": "the provider is unknown"}));
         };
+        if let Err(error) = check_reference("the reference", &registration.reference) {
+            return page(StatusCode::BAD_REQUEST, &json!({"error": error}));
+        }
         if self.state().rules.register(api, &registration.reference, registration.initiated_at) {
             page(StatusCode::OK, &json!({}))
         } else {

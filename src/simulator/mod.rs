@@ -2,7 +2,7 @@
 //!
 //! It is written from the providers' documents and shares nothing with [`crate::providers`], so that one mistake cannot hide in
 //! both. The demo and the tests use it, and so may anyone who tries an integration in staging: every provider's `base_url` is the
-//! simulator's address, and the [credentials](credentials) are its own.
+//! simulator's address, and the [`credentials`] are its own.
 //!
 //! # Scripts
 //!

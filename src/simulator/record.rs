@@ -89,6 +89,8 @@ pub(super) enum Asked {
 
 const MAX_ENTRIES: usize = 100_000;
 const MAX_VIOLATIONS: usize = 10_000;
+/// What is kept of a reference, in bytes: a refused one may be of any length.
+const MAX_REFERENCE: usize = 512;
 
 /// All that is kept of what was seen.
 #[derive(Default)]
@@ -148,7 +150,8 @@ impl Record {
 impl Entry {
     /// A request that came at this moment.
     pub(super) fn new(api: Option<Api>, reference: Option<&str>, asked: Asked, at: Moment) -> Self {
-        let (provider, reference) = (api.map(Api::name), reference.map(str::to_owned));
+        let reference = reference.map(|text| text[..text.floor_char_boundary(MAX_REFERENCE)].to_owned());
+        let provider = api.map(Api::name);
         Self { at: at.wall, provider, reference, asked, poll: None, verdict: String::new(), violations: Vec::new() }
     }
 }

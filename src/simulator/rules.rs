@@ -103,7 +103,7 @@ const WINDOW_SLACK: Duration = Duration::from_millis(100);
 /// After a `Retry-After` was answered: what is on the wire, and the time in which the replicas of a client tell each other.
 const RETRY_AFTER_GRACE: Duration = Duration::from_secs(1);
 const SECOND: Duration = Duration::from_secs(1);
-/// Bounds the memory: a transaction takes about 200 bytes.
+/// Bounds the memory: a transaction takes about 200 bytes beside its reference.
 const MAX_REFERENCES: usize = 1_000_000;
 
 /// What is remembered of one transaction.

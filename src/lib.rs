@@ -1,5 +1,6 @@
 //! paypoll
 pub mod config;
+pub mod commands;
 pub mod domain;
 pub mod postgres;
 pub mod providers;
@@ -8,4 +9,5 @@ pub mod scheduler;
 pub mod store;
 pub mod telemetry;
 pub mod transport;
+pub mod simulator;
 pub mod wire;

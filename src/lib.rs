@@ -1,4 +1,6 @@
 //! paypoll
+pub mod cli;
+pub mod commands;
 pub mod config;
 pub mod domain;
 pub mod providers;

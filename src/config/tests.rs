@@ -246,7 +246,9 @@ fn the_documented_window_cannot_be_stretched() {
         (r#"phases = [{ every = "3s", count = 9 }]"#, false),
         (r#"phases = [{ every = "5s" }], give_up_after = "4m""#, false),
         (r#"from = "action", phases = [{ every = "3s", for = "3m" }]"#, false),
-        (r#"phases = [{ every = "3s", for = "3m" }], by_state = { X = [{ every = "3s", for = "1m" }] }"#, false),
+        (r#"phases = [{ every = "3s", for = "3m" }], by_state = { X = [{ every = "3s", for = "1m" }] }"#, true),
+        (r#"phases = [{ every = "3s", for = "3m" }], by_state = { X = [{ every = "3s", for = "4m" }] }"#, false),
+        (r#"phases = [{ every = "3s", for = "3m" }], by_state = { X = [{ every = "3s" }] }"#, false),
     ] {
         let problems = Problems::default();
         let text = format!("schedule = {{ first = \"3s..5s\", {schedule} }}");

@@ -161,6 +161,26 @@ fn dusupay_waits_2_minutes_and_then_5() {
 }
 
 #[test]
+fn a_plan_without_gaps_still_ends_with_its_window() {
+    let every = Range::exactly(Duration::ZERO);
+    let plan = Plan {
+        first: every,
+        margin: Duration::ZERO,
+        from: Origin::FirstPoll,
+        phases: vec![Phase { every, until: Until::For(seconds(60)) }],
+        by_state: BTreeMap::new(),
+        give_up_after: None,
+    };
+    let anchors = plan::Anchors { start: at(0), action: None };
+    let mut progress = Progress::default();
+    let mut after = |sent| {
+        plan.after_poll(&mut progress, anchors, Sent { at: at(sent), before: None, word: None, acted: false }, Duration::ZERO, 0.0)
+    };
+    assert_eq!(after(0), plan::Next::Look(at(0)));
+    assert_eq!(after(60), plan::Next::Over(plan::Ending { at: at(60), reason: "window_over" }));
+}
+
+#[test]
 fn every_published_rule_is_tested() {
     let files = std::fs::read_dir(fixture("x").parent().expect("a folder")).expect("readable");
     assert_eq!(files.count(), 10);

@@ -1,13 +1,14 @@
 //! paypoll
-pub mod config;
+pub mod cli;
 pub mod commands;
+pub mod config;
 pub mod domain;
+pub mod metrics;
 pub mod postgres;
 pub mod providers;
-pub mod metrics;
 pub mod scheduler;
+pub mod simulator;
 pub mod store;
 pub mod telemetry;
 pub mod transport;
-pub mod simulator;
 pub mod wire;

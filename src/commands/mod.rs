@@ -1,3 +1,21 @@
 //! The commands, one file each.
 
+use crate::config::ConfigError;
+use std::io::{self, Write};
+
+pub mod plan;
 pub mod simulate;
+
+/// Tells a command's error on `stderr` and gives the exit code: 0 fine, 1 the work failed, 2 usage or configuration error.
+///
+/// Output that nobody reads any more (`paypoll plan dapi | head`) is no error.
+pub fn conclude(result: anyhow::Result<()>, stderr: &mut impl Write) -> u8 {
+    let Err(error) = result else { return 0 };
+    let is_closed_pipe = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
+    if error.downcast_ref().is_some_and(is_closed_pipe) {
+        return 0;
+    }
+    // Where nobody reads the errors either, the exit code still tells.
+    let _ = writeln!(stderr, "{error:#}");
+    if error.is::<ConfigError>() { 2 } else { 1 }
+}

@@ -158,7 +158,8 @@ pub struct AccountConfig {
 pub struct ConfigError(Vec<String>);
 
 impl ConfigError {
-    fn one(problem: String) -> Self {
+    /// One mistake, also on the command line.
+    pub(crate) fn one(problem: String) -> Self {
         Self(vec![problem])
     }
 

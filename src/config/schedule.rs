@@ -111,33 +111,34 @@ fn check_end(schedule: &Section<'_>, plan: &Plan) {
     }
 }
 
-/// The provider's longest window is kept, whatever the answers are: by the give-up age, or else by phases that have a fixed length
-/// and never start anew.
+/// The provider's longest window is kept, whatever the answers are: by the give-up age, or else by phases of a fixed length that are
+/// counted from a moment that never moves.
 fn check_window(schedule: &Section<'_>, plan: &Plan, floors: &Floors) {
     let Some(window) = floors.window else { return };
     if plan.give_up_after.is_some_and(|age| age <= plan.first.min.saturating_add(plan.margin).saturating_add(window)) {
         return;
     }
-    let lengths = plan.phases.iter().map(|phase| match phase.until {
+    let documented = format!("the provider's documented window is {} from the first poll", text(window));
+    let by_state = plan.by_state.iter().map(|(word, list)| (format!("by_state.{word}"), list));
+    for (key, list) in std::iter::once(("phases".to_owned(), &plan.phases)).chain(by_state) {
+        match length(list) {
+            None => schedule.problem(&key, format_args!("{documented}; end every phase with `for`")),
+            Some(long) if long > window => {
+                schedule.problem(&key, format_args!("{documented}, these phases last {}; shorten them", text(long)));
+            }
+            Some(_) => {}
+        }
+    }
+    if plan.from == Origin::Action {
+        schedule.wrong("from", "\"action\"", format_args!("{documented}; leave `from` out"));
+    }
+}
+
+/// How long the phases last; `None` where the clock alone does not tell.
+fn length(phases: &[Phase]) -> Option<Duration> {
+    let lengths = phases.iter().map(|phase| match phase.until {
         Until::For(long) => Some(long),
         Until::Count(_) | Until::Open => None,
     });
-    let window_text = text(window);
-    match lengths.sum::<Option<Duration>>() {
-        None => schedule.problem(
-            "phases",
-            format_args!("the provider's documented window is {window_text} from the first poll; end every phase with `for`"),
-        ),
-        Some(long) if long > window => schedule.problem(
-            "phases",
-            format_args!("the phases last {} in all, the provider's documented window is {window_text}; shorten them", text(long)),
-        ),
-        Some(_) if plan.from == Origin::Action => {
-            schedule.wrong("from", "\"action\"", format_args!("would exceed the provider's window of {window_text}; leave it out"));
-        }
-        Some(_) if !plan.by_state.is_empty() => {
-            schedule.problem("by_state", format_args!("would exceed the provider's window of {window_text}; leave it out"));
-        }
-        Some(_) => {}
-    }
+    lengths.sum()
 }

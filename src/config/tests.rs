@@ -1,5 +1,6 @@
 use super::*;
 use crate::domain::{Origin, Phase, Range, Until};
+use std::path::Path;
 
 const URL: (&str, &str) = ("DATABASE_URL", "postgres://daemon:pa55@db/payments");
 
@@ -10,11 +11,12 @@ const DUSUPAY: (&str, &str) = (
 );
 
 fn load(variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
-    load_files(&[], variables)
+    load_files::<PathBuf>(&[], variables)
 }
 
-fn load_files(files: &[PathBuf], variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
-    Config::load(files, owned(variables), 1.0)
+fn load_files<F: AsRef<Path>>(files: &[F], variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    let files: Vec<PathBuf> = files.iter().map(|file| file.as_ref().to_owned()).collect();
+    Config::load(&files, owned(variables), 1.0)
 }
 
 fn owned(variables: &[(&str, &str)]) -> impl Iterator<Item = (String, String)> {
@@ -29,10 +31,25 @@ fn problem(variables: &[(&str, &str)]) -> String {
     error.to_string()
 }
 
-fn file(name: &str, text: &str) -> PathBuf {
+/// A file that is gone after the test.
+struct Written(PathBuf);
+
+impl AsRef<Path> for Written {
+    fn as_ref(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Written {
+    fn drop(&mut self) {
+        std::fs::remove_file(&self.0).expect("it was written by this test");
+    }
+}
+
+fn file(name: &str, text: &str) -> Written {
     let path = std::env::temp_dir().join(format!("paypoll-config-{}-{name}", std::process::id()));
     std::fs::write(&path, text).expect("a writable temporary folder");
-    path
+    Written(path)
 }
 
 fn seconds(seconds: u64) -> Duration {
@@ -125,7 +142,7 @@ fn the_database_is_named_by_paypolls_own_variable_before_database_url() {
 #[test]
 fn a_secret_may_come_from_a_file() {
     let secret = file("secret", "postgres://from-a-file\r\n");
-    let path = secret.to_str().expect("UTF-8");
+    let path = secret.0.to_str().expect("UTF-8");
     let config = load(&[("PAYPOLL__DATABASE__URL_FILE", path)]).expect("valid");
     assert_eq!(config.database.url().expect("set").expose_secret(), "postgres://from-a-file");
     // The later layer wins, whichever of the two ways it takes.
@@ -246,7 +263,9 @@ fn the_documented_window_cannot_be_stretched() {
         (r#"phases = [{ every = "3s", count = 9 }]"#, false),
         (r#"phases = [{ every = "5s" }], give_up_after = "4m""#, false),
         (r#"from = "action", phases = [{ every = "3s", for = "3m" }]"#, false),
-        (r#"phases = [{ every = "3s", for = "3m" }], by_state = { X = [{ every = "3s", for = "1m" }] }"#, false),
+        (r#"phases = [{ every = "3s", for = "3m" }], by_state = { X = [{ every = "3s", for = "1m" }] }"#, true),
+        (r#"phases = [{ every = "3s", for = "3m" }], by_state = { X = [{ every = "3s", for = "4m" }] }"#, false),
+        (r#"phases = [{ every = "3s", for = "3m" }], by_state = { X = [{ every = "3s" }] }"#, false),
     ] {
         let problems = Problems::default();
         let text = format!("schedule = {{ first = \"3s..5s\", {schedule} }}");
@@ -265,7 +284,7 @@ phases = [{ every = "3s", for = "30s" }, { every = "1m", count = 4 }, { every = 
 by_state = { Processing = [{ every = "1d" }] }
 give_up_after = "365d"
 "#;
-    let plan = plan("khalti", &[file("whole", text)], owned(&[]), 1.0).expect("valid").expect("known");
+    let plan = plan("khalti", std::slice::from_ref(&file("whole", text).0), owned(&[]), 1.0).expect("valid").expect("known");
     assert_eq!((plan.first, plan.from), (Range { min: seconds(20), max: seconds(25) }, Origin::Action));
     let until: Vec<Until> = plan.phases.iter().map(|phase| phase.until).collect();
     assert_eq!(until, [Until::For(seconds(30)), Until::Count(4), Until::Open]);
@@ -369,11 +388,11 @@ fn all_mistakes_are_told_at_once() {
 
 #[test]
 fn a_file_that_cannot_be_used_is_named_without_quoting_it() {
-    let missing = load_files(&["/nowhere/a.toml".into()], &[]).expect_err("missing").to_string();
+    let missing = load_files(&["/nowhere/a.toml"], &[]).expect_err("missing").to_string();
     assert!(missing.starts_with("--config /nowhere/a.toml: the file cannot be read"), "{missing}");
     let broken = file("broken", "[database]\nurl = \"postgres://s3cret\n");
     let text = load_files(std::slice::from_ref(&broken), &[]).expect_err("broken").to_string();
-    assert!(text.starts_with(&format!("--config {}, line 2: no valid TOML", broken.display())), "{text}");
+    assert!(text.starts_with(&format!("--config {}, line 2: no valid TOML", broken.0.display())), "{text}");
     assert!(!text.contains("s3cret") && text.lines().count() == 1, "{text}");
 }
 

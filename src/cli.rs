@@ -1,0 +1,258 @@
+//! The command line: what can be typed. What the commands do stands in [`crate::commands`].
+
+use crate::config::{HIGHEST_SPEED, duration};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+use uuid::Uuid;
+
+/// Everything that was typed.
+#[derive(Debug, Parser)]
+#[command(
+    name = "paypoll",
+    version,
+    about = "Polls payment providers for the fate of pending transactions and writes every change of state back to PostgreSQL",
+    after_help = "Options may stand before or after the command. Every key of the configuration can be set in the environment as \
+                  PAYPOLL__SECTION__KEY; DATABASE_URL names the database.\n\
+                  Exit codes: 0 fine, 1 the work failed, 2 usage or configuration error."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Configuration file in TOML; may be given several times, later ones win
+    #[arg(long, value_name = "FILE", global = true)]
+    pub config: Vec<PathBuf>,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the daemon until SIGTERM or SIGINT
+    Run(Run),
+    /// Bring the database's schema up to date; safe from several replicas at once
+    Migrate,
+    /// Check configuration, database and schema, and print the enabled providers with their rules
+    Check,
+    /// Show when a transaction that stays pending would be polled, and what ends it; needs no database
+    Plan(Plan),
+    /// Show what is pending, due, overdue and parked, for each provider and account
+    Status(Status),
+    /// Show one transaction's life: every poll and every change of state
+    Show(Show),
+    /// Reopen unresolved or invalid transactions: a new polling window starts
+    Retry(Retry),
+    /// Prove from the journal of polls that the providers' rules were kept; exit code 1 on any breach
+    Audit(Audit),
+    /// Serve the five providers' status APIs in one process, strict about their rules
+    Simulate(Simulate),
+    /// Show everything at once, with nothing to set up: database, simulator, daemon, and a live view
+    Demo(Demo),
+}
+
+/// `paypoll run`.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// How many times as fast.
+    #[command(flatten)]
+    pub speed: Speed,
+}
+
+/// `paypoll plan`.
+#[derive(Debug, Args)]
+pub struct Plan {
+    /// The provider whose plan is shown: as configured, else its default
+    #[arg(value_name = "PROVIDER")]
+    pub provider: String,
+    /// Show the polls up to this age, such as "10m"; else up to the end of the plan
+    #[arg(long = "for", value_name = "DURATION", value_parser = duration::parse)]
+    pub horizon: Option<Duration>,
+    /// Compare with the provider's plan in this configuration file
+    #[arg(long, value_name = "FILE")]
+    pub against: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// How many times as fast.
+    #[command(flatten)]
+    pub speed: Speed,
+}
+
+/// `paypoll status`.
+#[derive(Debug, Args)]
+pub struct Status {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Print again and again until interrupted
+    #[arg(long)]
+    pub watch: bool,
+}
+
+/// `paypoll show`.
+#[derive(Debug, Args)]
+pub struct Show {
+    /// The transaction's id or its reference
+    #[arg(value_name = "ID|REFERENCE")]
+    pub transaction: String,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `paypoll retry`.
+#[derive(Debug, Args)]
+pub struct Retry {
+    /// The ids of the transactions
+    #[arg(value_name = "ID", required = true)]
+    pub ids: Vec<Uuid>,
+}
+
+/// `paypoll audit`.
+#[derive(Debug, Args)]
+pub struct Audit {
+    /// Judge only polls sent within this time, such as "24h"; else the whole journal
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
+    pub since: Option<Duration>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// How many times as fast.
+    #[command(flatten)]
+    pub speed: Speed,
+}
+
+/// `paypoll simulate`.
+#[derive(Debug, Args)]
+pub struct Simulate {
+    /// Where to listen; config/simulator.toml expects the default
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9500")]
+    pub listen: SocketAddr,
+    /// How many times as fast.
+    #[command(flatten)]
+    pub speed: Speed,
+}
+
+/// `paypoll demo`.
+#[derive(Debug, Args)]
+pub struct Demo {
+    /// How many transactions
+    #[arg(long, value_name = "N", default_value_t = 250, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub transactions: u32,
+    /// Divide every duration of the rules by N
+    #[arg(long, value_name = "N", default_value_t = 60.0, value_parser = speed)]
+    pub speed: f64,
+}
+
+/// `--speed`, for commands that obey or serve the rules.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Speed {
+    /// Divide every duration of the rules by N; other than 1 only against a simulator on this machine
+    #[arg(long = "speed", value_name = "N", default_value_t = 1.0, value_parser = speed)]
+    pub factor: f64,
+}
+
+fn speed(text: &str) -> Result<f64, String> {
+    let speed = text.parse().ok().filter(|speed| (1.0..=HIGHEST_SPEED).contains(speed));
+    speed.ok_or_else(|| format!("a speed is a number from 1 to {HIGHEST_SPEED}"))
+}
+
+impl Cli {
+    /// Reads the arguments, the program's name first. The error prints help and usage, and knows its exit code.
+    pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        Self::try_parse_from(command_first(arguments.into_iter().collect()))
+    }
+}
+
+/// Moves options that stand before the command behind it, where clap looks for them.
+fn command_first(mut arguments: Vec<OsString>) -> Vec<OsString> {
+    let cli = Cli::command();
+    let takes_value = |option: &str| {
+        let mut known = cli.get_subcommands().flat_map(clap::Command::get_arguments).chain(cli.get_arguments());
+        known.any(|known| known.get_long().is_some_and(|long| long == option) && known.get_action().takes_values())
+    };
+    let mut at = 1;
+    while let Some(argument) = arguments.get(at).and_then(|argument| argument.to_str()) {
+        match argument.strip_prefix("--") {
+            Some("") => break,
+            Some(option) => at += if takes_value(option) { 2 } else { 1 },
+            None if argument.starts_with('-') => at += 1,
+            None => {
+                if let Some(options) = arguments.get(1..=at) {
+                    let mut options = options.to_vec();
+                    options.rotate_right(1);
+                    arguments.splice(1..=at, options);
+                }
+                break;
+            }
+        }
+    }
+    arguments
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(line: &str) -> Result<Cli, clap::Error> {
+        Cli::read(line.split_whitespace().map(OsString::from))
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn options_stand_before_or_after_the_command() {
+        for line in [
+            "paypoll plan dusupay --json --for 10m --config run --config b.toml --speed 2",
+            "paypoll --json --for 10m --config run --config=b.toml --speed 2 plan dusupay",
+            "paypoll --config run --for=10m plan --speed=2 --json dusupay --config b.toml",
+        ] {
+            let cli = read(line).expect(line);
+            let Command::Plan(plan) = cli.command else { panic!("{line}") };
+            assert_eq!(
+                (plan.provider.as_str(), plan.json, plan.horizon),
+                ("dusupay", true, Some(Duration::from_secs(600))),
+                "{line}"
+            );
+            assert_eq!(plan.speed.factor, 2.0, "{line}");
+            assert_eq!(cli.config, [PathBuf::from("run"), PathBuf::from("b.toml")], "{line}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_a_usage_error() {
+        for line in [
+            "paypoll",
+            "paypoll walk",
+            "paypoll --config x.toml",
+            "paypoll plan",
+            "paypoll plan dusupay --for 10",
+            "paypoll run --speed 0",
+            "paypoll run --speed NaN",
+            "paypoll migrate --speed 2",
+            "paypoll --speed 2 migrate",
+            "paypoll retry",
+            "paypoll retry not-an-id",
+            "paypoll simulate --listen 9500",
+            "paypoll -- run --json",
+        ] {
+            assert_eq!(read(line).expect_err(line).exit_code(), 2, "{line}");
+        }
+        for line in ["paypoll --help", "paypoll --version", "paypoll --help plan", "paypoll plan --help"] {
+            assert_eq!(read(line).expect_err(line).exit_code(), 0, "{line}");
+        }
+    }
+
+    #[test]
+    fn defaults_are_those_of_real_life_but_for_the_demo() {
+        assert!(matches!(read("paypoll run").expect("valid").command, Command::Run(run) if run.speed.factor == 1.0));
+        assert!(
+            matches!(read("paypoll demo").expect("valid").command, Command::Demo(demo) if demo.speed == 60.0 && demo.transactions >= 200)
+        );
+    }
+}

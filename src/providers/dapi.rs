@@ -101,7 +101,7 @@ impl Provider for Dapi {
         let row = ["accessToken", "userSecret"].into_iter();
         let row = row.filter_map(|key| wire::optional_param(ask.params, key).ok().flatten());
         let account = std::iter::once(&self.app_secret).chain(&self.app_key);
-        row.chain(account.map(|secret| secret.expose_secret())).collect()
+        row.chain(account.map(ExposeSecret::expose_secret)).collect()
     }
 
     fn private_keys(&self) -> &'static [&'static str] {

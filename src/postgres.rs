@@ -4,7 +4,7 @@
 //! can connect. It never touches a cluster that the machine may already have. Everything here blocks: call it from a plain thread,
 //! or from `tokio::task::spawn_blocking`.
 //!
-//! Removal does not depend on this process ending well. Beside the server runs a watcher, a few lines of `sh` ([`WATCHER`]) that
+//! Removal does not depend on this process ending well. Beside the server runs a watcher, a few lines of `sh` that
 //! read a pipe whose other end only we hold. The pipe closes when we are done, and just as well after a panic, a Ctrl-C or a
 //! `kill -9`; then the watcher ends the server and deletes the folder. Both it and the server have their own process group, so that a
 //! Ctrl-C in the terminal reaches us alone and the server lives until we have finished with it. Folders whose watcher was killed too
@@ -37,6 +37,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 const LOG_TAIL: usize = 2000;
 /// Every folder's name begins with it; the sweep goes by it.
 const FOLDER_PREFIX: &str = "paypoll-pg-";
+/// How many names are tried for a folder.
+const MAX_NAMES: usize = 100;
 /// A socket's whole path must stay below 104 bytes (macOS; Linux: 108), of which folder and socket name take up to 40.
 const MAX_PARENT: usize = 60;
 
@@ -75,7 +77,7 @@ pub enum PostgresError {
     #[error("no temporary folder was found that the server's user may enter and write, neither $TMPDIR nor /tmp nor /var/tmp")]
     NoFolder,
     /// The operating system refused something.
-    #[error("cannot {what}: {source}")]
+    #[error("cannot {what}")]
     Io {
         /// What was tried.
         what: String,
@@ -331,6 +333,15 @@ impl User {
         self == Self::Same || folder.ancestors().all(|folder| fs::metadata(folder).is_ok_and(|m| m.mode() & 0o001 != 0))
     }
 
+    /// Makes this user the owner of a new, empty folder, or removes it.
+    fn give(self, folder: &Path) -> Result<(), PostgresError> {
+        let Self::Other { uid, gid } = self else { return Ok(()) };
+        chown(folder, Some(uid), Some(gid)).map_err(|source| {
+            let _ = fs::remove_dir(folder);
+            PostgresError::Io { what: format!("give {} to the server's user", folder.display()), source }
+        })
+    }
+
     /// Whether this user may create and delete folders in one.
     fn may_write(self, folder: &Path) -> bool {
         self == Self::Same || fs::metadata(folder).is_ok_and(|m| m.mode() & 0o002 != 0)
@@ -364,7 +375,7 @@ fn find_binaries(user: User) -> Result<PathBuf, PostgresError> {
         |folder: &PathBuf| user.may_enter(folder) && ["postgres", "initdb"].iter().all(|name| is_new_enough(&folder.join(name)));
     if let Some(folder) = std::env::var_os(BINARIES_VARIABLE).filter(|v| !v.is_empty()) {
         let folder = PathBuf::from(folder);
-        return fs::canonicalize(&folder).ok().filter(usable).ok_or(PostgresError::BadVariable(folder));
+        return real_folder(&folder).filter(usable).ok_or(PostgresError::BadVariable(folder));
     }
     candidates().into_iter().filter_map(|folder| real_folder(&folder)).find(usable).ok_or(PostgresError::NotFound)
 }
@@ -435,23 +446,22 @@ fn create_folder(user: User) -> Result<(PathBuf, File), PostgresError> {
 /// `None` where `parent` does not let us.
 fn create_in(parent: &Path, user: User) -> Result<Option<(PathBuf, File)>, PostgresError> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    loop {
+    for _ in 0..MAX_NAMES {
         let folder = parent.join(format!("{FOLDER_PREFIX}{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
         match DirBuilder::new().mode(0o700).create(&folder) {
             Ok(()) => {}
-            // Left by an earlier process of our number, or in use by one of another container.
+            // In use: a container that shares the folder has a process of our number.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
             Err(_) => return Ok(None),
         }
-        // A sweep may have taken it for a stale one before it was locked; after that none can.
+        // Until it is locked a sweep may take it for an abandoned one; after that none can.
         if let Some(lock) = lock(&folder).filter(|_| folder.exists()) {
-            if let User::Other { uid, gid } = user {
-                chown(&folder, Some(uid), Some(gid))
-                    .map_err(io_error(|| format!("give {} to the server's user", folder.display())))?;
-            }
+            user.give(&folder)?;
             return Ok(Some((folder, lock)));
         }
+        let _ = fs::remove_dir(&folder);
     }
+    Ok(None)
 }
 
 /// The lock on a folder, unless somebody holds it or it is not ours to open.

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use tokio::sync::OnceCell;
 
 /// Never dropped, being static; the end of the process ends it.
-static CLUSTER: LazyLock<PrivatePostgres> = LazyLock::new(|| PrivatePostgres::start().unwrap_or_else(|error| panic!("{error}")));
+static CLUSTER: LazyLock<PrivatePostgres> = LazyLock::new(|| PrivatePostgres::start().map_err(anyhow::Error::from).unwrap());
 
 /// The database that every test's own is copied from.
 const TEMPLATE: &str = "paypoll_template";

@@ -1,0 +1,104 @@
+//! `paypoll run`: the daemon.
+
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::ops;
+use crate::scheduler::{self, Daemon};
+use crate::store::{SchemaError, Store, StoreError};
+use crate::telemetry::event;
+use anyhow::{Context as _, anyhow, bail};
+use backoff::backoff::Backoff as _;
+use backoff::{ExponentialBackoff, ExponentialBackoffBuilder};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+/// Runs until SIGTERM or SIGINT.
+pub async fn run(config: &Config) -> anyhow::Result<()> {
+    let stop = CancellationToken::new();
+    stop_on_signals(stop.clone())?;
+    serve(config, stop).await
+}
+
+/// Runs until `stop`.
+pub async fn serve(config: &Config, stop: CancellationToken) -> anyhow::Result<()> {
+    config.database.url()?;
+    let lanes = scheduler::lanes(config);
+    if lanes.is_empty() {
+        bail!("no provider is enabled: set providers.NAME.enabled = true and give it an account");
+    }
+    let store = Store::open(&config.database)?;
+    reach(&store, config.database.connect_timeout).await?;
+    store.make_journal(None).await.context("the journal's partitions could not be made")?;
+    let metrics = Arc::new(Metrics::new(lanes.iter().map(|spec| (spec.provider, &*spec.account))));
+    let ops = ops::serve(config, store.clone(), metrics.clone(), stop.clone()).await?;
+    let upkeep = tokio::spawn(crate::upkeep::keep(store.clone(), lanes.clone(), config.journal.retention, stop.clone()));
+    info!(
+        event = event::DAEMON_STARTED,
+        version = env!("CARGO_PKG_VERSION"),
+        accounts = lanes.len(),
+        speed = config.speed,
+        "paypoll {} polls {} accounts",
+        env!("CARGO_PKG_VERSION"),
+        lanes.len()
+    );
+    let daemon = Daemon::new(config, store.clone(), lanes, metrics).map_err(|error| anyhow!(error))?;
+    let result = daemon.run(stop.clone()).await;
+    stop.cancel();
+    // Both end with `stop`; what they were doing is not needed any more.
+    drop(tokio::join!(upkeep, ops));
+    store.close().await;
+    info!(event = event::DAEMON_STOPPED, "stopped: everything that was held is given back");
+    result.map_err(|error| anyhow!(error))
+}
+
+/// Tries for as long as the configuration allows to reach the database, then checks its schema.
+async fn reach(store: &Store, patience: Duration) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    let mut waits = reconnect();
+    loop {
+        let error = match store.check_schema().await {
+            Ok(()) => return Ok(()),
+            Err(SchemaError::Store(StoreError::Database(error))) => error,
+            Err(other) => return Err(other.into()),
+        };
+        let left = patience.saturating_sub(begun.elapsed());
+        if left.is_zero() || is_final(&error) {
+            return Err(anyhow!(error).context(format!("the database could not be reached within {} s", patience.as_secs())));
+        }
+        tokio::time::sleep(waits.next_backoff().unwrap_or(patience).min(left)).await;
+    }
+}
+
+/// Trying again would not help: the address, the password or the database's name is wrong.
+fn is_final(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Configuration(_) => true,
+        sqlx::Error::Database(error) => error.code().is_some_and(|code| matches!(&*code, "28P01" | "28000" | "3D000")),
+        _ => false,
+    }
+}
+
+/// The waits between attempts to reach the database at the start.
+fn reconnect() -> ExponentialBackoff {
+    ExponentialBackoffBuilder::new()
+        .with_initial_interval(Duration::from_millis(100))
+        .with_max_interval(Duration::from_secs(2))
+        .with_max_elapsed_time(None)
+        .build()
+}
+
+fn stop_on_signals(stop: CancellationToken) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be listened for")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be listened for")?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        stop.cancel();
+    });
+    Ok(())
+}

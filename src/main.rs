@@ -1,1 +1,45 @@
-fn main() {}
+//! Arguments → configuration → logging → one command → exit code. Nothing else.
+
+use paypoll::cli::{Cli, Command};
+use paypoll::commands::{self, conclude};
+use paypoll::config::{self, Config};
+use paypoll::telemetry;
+use std::io::{stderr, stdout};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = match Cli::read(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
+    ExitCode::from(conclude(run(&cli), &mut stderr()))
+}
+
+fn run(cli: &Cli) -> anyhow::Result<()> {
+    let load = |speed| Config::load(&cli.config, config::environment(), speed);
+    let mut out = stdout();
+    match &cli.command {
+        Command::Run(asked) => {
+            let config = load(asked.speed.factor)?;
+            telemetry::init(&config.log).map_err(anyhow::Error::msg)?;
+            workers()?.block_on(commands::run::run(&config))
+        }
+        Command::Migrate => one_thread()?.block_on(commands::migrate::run(&load(1.0)?, &mut out)),
+        Command::Check => one_thread()?.block_on(commands::check::run(&load(1.0)?, &mut out)),
+        Command::Plan(asked) => commands::plan::run(asked, &cli.config, &mut out),
+        Command::Status(asked) => one_thread()?.block_on(commands::status::run(&load(1.0)?, asked, &mut out)),
+        Command::Show(asked) => one_thread()?.block_on(commands::show::run(&load(1.0)?, asked, &mut out)),
+        Command::Retry(asked) => one_thread()?.block_on(commands::retry::run(&load(1.0)?, asked, &mut out)),
+        Command::Audit(asked) => one_thread()?.block_on(commands::audit::run(&load(asked.speed.factor)?, asked, &mut out)),
+        Command::Simulate(asked) => workers()?.block_on(commands::simulate::run(asked.listen, asked.speed.factor)),
+        Command::Demo(asked) => commands::demo::run(asked),
+    }
+}
+
+fn workers() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()
+}
+
+fn one_thread() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
+}

@@ -100,6 +100,9 @@ impl Metrics {
     /// Counters at zero for these accounts.
     #[must_use]
     pub fn new<'a>(accounts: impl Iterator<Item = (&'static str, &'a str)>) -> Self {
-        Self { accounts: accounts.map(|(provider, account)| AccountMetrics::new(provider, account)).collect(), ready: AtomicBool::new(false) }
+        Self {
+            accounts: accounts.map(|(provider, account)| AccountMetrics::new(provider, account)).collect(),
+            ready: AtomicBool::new(false),
+        }
     }
 }

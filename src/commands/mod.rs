@@ -3,8 +3,16 @@
 use crate::config::ConfigError;
 use std::io::{self, Write};
 
+pub mod audit;
+pub mod check;
+pub mod demo;
+pub mod migrate;
 pub mod plan;
+pub mod retry;
+pub mod run;
+pub mod show;
 pub mod simulate;
+pub mod status;
 
 /// Tells a command's error on `stderr` and gives the exit code: 0 fine, 1 the work failed, 2 usage or configuration error.
 ///

@@ -8,7 +8,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Where the simulator listens unless told otherwise: only this machine reaches it.
-pub const DEFAULT_LISTEN: &str = "127.0.0.1:9480";
+pub const DEFAULT_LISTEN: &str = "127.0.0.1:9500";
 
 /// Runs the simulator. Prints where it listens and where its report is.
 ///

@@ -54,7 +54,8 @@ impl Asker {
             },
         };
         let first = self.exchange(held, token.as_ref(), before, stop).await;
-        let (Asked::Sent { status: Some(401), .. }, Some(flow), Some(refused)) = (&first, self.spec.asks.token_flow(), token) else {
+        let (Asked::Sent { status: Some(401), .. }, Some(flow), Some(refused)) = (&first, self.spec.asks.token_flow(), token)
+        else {
             return first;
         };
         // The token has run out before its time: one renewal and one repeat, and both requests are one poll.
@@ -109,7 +110,8 @@ impl Asker {
             return Ok(token.value.clone());
         }
         let asked = Instant::now();
-        let request = Transport::prepare(flow.request(SystemTime::now().into())).map_err(|message| Outcome::RequestFailed { message })?;
+        let request =
+            Transport::prepare(flow.request(SystemTime::now().into())).map_err(|message| Outcome::RequestFailed { message })?;
         let response = self.transport.send(request, self.spec.timeout).await.map_err(no_answer)?;
         let token = flow.read(&response)?;
         let renew_at = asked + token.lifetime.mul_f64(1.0 - RENEW_EARLY).min(Duration::from_secs(24 * 3600));

@@ -739,7 +739,14 @@ impl Engine {
         Redaction { secrets: asks.secrets(ask(held)), keys: asks.private_keys() }
     }
 
-    fn evidence(&self, held: &Held, status: Option<u16>, body: &[u8], asked: DateTime<Utc>, answered: Option<DateTime<Utc>>) -> Value {
+    fn evidence(
+        &self,
+        held: &Held,
+        status: Option<u16>,
+        body: &[u8],
+        asked: DateTime<Utc>,
+        answered: Option<DateTime<Utc>>,
+    ) -> Value {
         json!({
             "http_status": status,
             "body": self.redaction(held).body(body),
@@ -936,7 +943,9 @@ impl Engine {
         let mut open: Vec<usize> = (0..self.lanes.len()).filter(|number| !self.lanes[*number].ready.is_empty()).collect();
         self.ask_for_probes(now, &open, out);
         while self.in_flight < self.setup.max_in_flight && self.outbox.len() < 4 * BATCH {
-            let Some((at, number)) = open.iter().copied().enumerate().min_by_key(|(_, number)| self.lanes[*number].turn()) else { break };
+            let Some((at, number)) = open.iter().copied().enumerate().min_by_key(|(_, number)| self.lanes[*number].turn()) else {
+                break;
+            };
             let lane = &mut self.lanes[number];
             let before = lease_end.checked_sub(lane.spec.timeout + LEASE_MARGIN).unwrap_or(now);
             let Some(key) = lane.startable().filter(|_| now < before && lane.circuit.may_send()) else {

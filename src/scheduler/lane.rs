@@ -144,7 +144,12 @@ impl Lane {
     #[must_use]
     pub fn startable(&self) -> Option<(Urgency, Instant, u64)> {
         let free = |held: &Held| {
-            let ask = Ask { reference: &held.transaction.reference, params: &held.transaction.params, now: DateTime::UNIX_EPOCH, token: None };
+            let ask = Ask {
+                reference: &held.transaction.reference,
+                params: &held.transaction.params,
+                now: DateTime::UNIX_EPOCH,
+                token: None,
+            };
             self.spec.asks.exclusive_key(ask).is_none_or(|key| !self.busy.contains(key))
         };
         self.ready.iter().find(|(_, held)| free(held)).map(|(key, _)| *key)
@@ -318,9 +323,7 @@ impl Pace {
     fn check(&mut self, now: Instant) -> Result<(), Instant> {
         self.clock.advance(now.saturating_duration_since(self.now));
         self.now = self.now.max(now);
-        self.limiter.check().map_err(|not_until| {
-            now + not_until.wait_time_from(self.clock.now())
-        })
+        self.limiter.check().map_err(|not_until| now + not_until.wait_time_from(self.clock.now()))
     }
 }
 
@@ -381,14 +384,16 @@ impl Circuit {
             Health::AccountRefused => Some("the account's credentials were refused".to_owned()),
             Health::RowRefused => {
                 self.refused.insert(id);
-                (self.refused.len() >= DIFFERENT).then(|| format!("the credentials of {DIFFERENT} transactions in a row were refused"))
+                (self.refused.len() >= DIFFERENT)
+                    .then(|| format!("the credentials of {DIFFERENT} transactions in a row were refused"))
             }
             Health::Down => {
                 self.failures = self.failures.saturating_add(1);
                 if self.failed.len() < DIFFERENT {
                     self.failed.insert(id);
                 }
-                (self.failures >= self.limit && self.failed.len() >= DIFFERENT).then(|| format!("{} polls in a row failed", self.failures))
+                (self.failures >= self.limit && self.failed.len() >= DIFFERENT)
+                    .then(|| format!("{} polls in a row failed", self.failures))
             }
         };
         match (opens, self.open.is_some()) {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tracing::{debug, error, info, warn};
 
 /// Writes log lines and counts.
-pub struct Reporter {
+pub(super) struct Reporter {
     lanes: Vec<Arc<LaneSpec>>,
     metrics: Arc<Metrics>,
     /// Words that the documentation does not know and that were told already.
@@ -37,7 +37,7 @@ const MOST_WORDS: usize = 1000;
 impl Reporter {
     /// A reporter whose first summary comes after [`BUSY`].
     #[must_use]
-    pub fn new(lanes: Vec<Arc<LaneSpec>>, metrics: Arc<Metrics>, now: Instant) -> Self {
+    pub(super) fn new(lanes: Vec<Arc<LaneSpec>>, metrics: Arc<Metrics>, now: Instant) -> Self {
         Self {
             lanes,
             metrics,
@@ -52,7 +52,7 @@ impl Reporter {
     }
 
     /// Tells one piece of news.
-    pub fn tell(&mut self, news: News) {
+    pub(super) fn tell(&mut self, news: News) {
         match news {
             News::Poll { .. } => self.tell_poll(news),
             News::Transition { .. } => self.tell_transition(news),
@@ -70,7 +70,11 @@ impl Reporter {
                 );
             }
             News::DatabaseLost(why) => {
-                error!(event = event::DATABASE_LOST, error = why, "the database is lost: nothing is sent that could not be recorded");
+                error!(
+                    event = event::DATABASE_LOST,
+                    error = why,
+                    "the database is lost: nothing is sent that could not be recorded"
+                );
             }
             News::DatabaseBack => info!(event = event::DATABASE_BACK, "the database is back"),
             News::LeaseLost => {
@@ -171,7 +175,7 @@ impl Reporter {
     }
 
     /// Keeps the gauges, and writes the summary when its time has come.
-    pub fn look(&mut self, engine: &Engine, now: Instant) {
+    pub(super) fn look(&mut self, engine: &Engine, now: Instant) {
         self.metrics.ready.store(engine.has_database(), Relaxed);
         for (lane, metrics) in engine.lanes.iter().zip(&self.metrics.accounts) {
             metrics.in_flight.store(u64::from(lane.in_flight), Relaxed);
@@ -189,7 +193,7 @@ impl Reporter {
 
     /// When [`Reporter::look`] has something to do.
     #[must_use]
-    pub fn next_look(&self) -> Instant {
+    pub(super) fn next_look(&self) -> Instant {
         self.next_summary
     }
 

@@ -134,7 +134,13 @@ impl Store {
     }
 
     /// Opens the account's circuit. True when it was closed: then this replica says so in the log.
-    pub async fn open_circuit(&self, provider: &str, account: &str, reason: &str, probe_after: Duration) -> Result<bool, StoreError> {
+    pub async fn open_circuit(
+        &self,
+        provider: &str,
+        account: &str,
+        reason: &str,
+        probe_after: Duration,
+    ) -> Result<bool, StoreError> {
         let done = sqlx::query(
             "update paypoll.accounts
                 set circuit_since = clock_timestamp(), circuit_reason = $3, probe_at = clock_timestamp() + make_interval(secs => $4)

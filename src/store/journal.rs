@@ -29,9 +29,9 @@ pub(super) async fn append(tx: &mut PgConnection, polls: &[Poll]) -> Result<(), 
 
 fn write_line(line: &mut String, poll: &Poll) {
     // Writing to a string cannot fail.
-    drop(write!(line, "{}\t{}\t", poll.transaction_id, poll.provider));
+    _ = write!(line, "{}\t{}\t", poll.transaction_id, poll.provider);
     copy_text(line, &poll.account);
-    drop(write!(line, "\t{}\t{}\t", stamp(poll.due_at), stamp(poll.sent_at)));
+    _ = write!(line, "\t{}\t{}\t", stamp(poll.due_at), stamp(poll.sent_at));
     copy_number(line, poll.latency_ms);
     line.push('\t');
     copy_number(line, poll.http_status.map(u32::from));

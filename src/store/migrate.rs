@@ -30,7 +30,9 @@ pub enum SchemaError {
         needed: i64,
     },
     /// It is newer than this binary.
-    #[error("the paypoll schema is at version {found}, this paypoll knows {needed}: run the paypoll that migrated it, or a newer one")]
+    #[error(
+        "the paypoll schema is at version {found}, this paypoll knows {needed}: run the paypoll that migrated it, or a newer one"
+    )]
     Newer {
         /// The version found.
         found: i64,

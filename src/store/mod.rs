@@ -10,12 +10,14 @@ mod accounts;
 mod claim;
 mod journal;
 mod migrate;
+mod overview;
 mod record;
 mod replicas;
 
 pub use accounts::{AHEAD, AccountState, Draw, Drawn};
 pub use claim::{Candidate, Claim, Claimed, LaneRoom, Placement};
 pub use migrate::{SchemaError, migrate};
+pub use overview::{AccountOverview, MOST, Unroutable};
 pub use record::{Attempt, Batch, Entry, Poll, Recorded, Transition};
 pub use replicas::{Beat, Membership, ReplicaId};
 
@@ -93,13 +95,11 @@ impl Store {
 /// The connection string, with paypoll's own session settings.
 fn connect_options(url: &str) -> Result<PgConnectOptions, StoreError> {
     let options = PgConnectOptions::from_str(url).map_err(|error| StoreError::Url(without_url(&error)))?;
-    Ok(options
-        .application_name("paypoll")
-        .options([
-            ("statement_timeout", format!("{}ms", STATEMENT_TIMEOUT.as_millis())),
-            ("idle_in_transaction_session_timeout", format!("{}ms", STATEMENT_TIMEOUT.as_millis())),
-            ("timezone", "UTC".to_owned()),
-        ]))
+    Ok(options.application_name("paypoll").options([
+        ("statement_timeout", format!("{}ms", STATEMENT_TIMEOUT.as_millis())),
+        ("idle_in_transaction_session_timeout", format!("{}ms", STATEMENT_TIMEOUT.as_millis())),
+        ("timezone", "UTC".to_owned()),
+    ]))
 }
 
 /// The parser's complaint without the string itself: it holds a password.

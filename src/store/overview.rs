@@ -81,8 +81,7 @@ impl Store {
              order by p.provider, p.account"
         );
         let (providers, accounts): (Vec<&str>, Vec<&str>) = own.iter().map(|(p, a)| (p.as_str(), a.as_str())).unzip();
-        let rows =
-            sqlx::query(sqlx::AssertSqlSafe(sql)).bind(providers).bind(accounts).fetch_all(&self.pool).await?;
+        let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(providers).bind(accounts).fetch_all(&self.pool).await?;
         rows.iter()
             .map(|row| Ok(Unroutable { provider: row.try_get(0)?, account: row.try_get(1)?, count: row.try_get(2)? }))
             .collect()

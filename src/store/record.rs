@@ -272,7 +272,7 @@ pub(super) fn copy_text(line: &mut String, text: &str) {
 pub(super) fn copy_number(line: &mut String, number: Option<u32>) {
     match number {
         // Writing to a string cannot fail.
-        Some(number) => drop(write!(line, "{number}")),
+        Some(number) => _ = write!(line, "{number}"),
         None => line.push_str("\\N"),
     }
 }

@@ -60,17 +60,18 @@ const VERDICTS: &str = "
 
 impl Store {
     /// Registers a replica that serves `accounts` under a lease of that length.
-    pub async fn register(&self, lease: Duration, accounts: &[(&'static str, Arc<str>)], host: &str) -> Result<ReplicaId, StoreError> {
+    pub async fn register(
+        &self,
+        lease: Duration,
+        accounts: &[(&'static str, Arc<str>)],
+        host: &str,
+    ) -> Result<ReplicaId, StoreError> {
         let accounts: Vec<_> = accounts.iter().map(|(provider, account)| json!([provider, account])).collect();
         let mut connection = self.pool.acquire().await?;
         let mut tx = connection.begin().await?;
         sqlx::query("lock table paypoll.replicas in share row exclusive mode").execute(&mut *tx).await?;
-        let id = sqlx::query_scalar(REGISTER)
-            .bind(lease.as_secs_f64())
-            .bind(json!(accounts))
-            .bind(host)
-            .fetch_one(&mut *tx)
-            .await?;
+        let id =
+            sqlx::query_scalar(REGISTER).bind(lease.as_secs_f64()).bind(json!(accounts)).bind(host).fetch_one(&mut *tx).await?;
         tx.commit().await?;
         Ok(ReplicaId(id))
     }

@@ -4,7 +4,9 @@ use crate::support::{TestDatabase, database};
 use chrono::{DateTime, Utc};
 use paypoll::config::Database;
 use paypoll::domain::{Progress, Source, State};
-use paypoll::store::{Attempt, Batch, Candidate, Claim, Draw, Entry, LaneRoom, Membership, Placement, Poll, ReplicaId, Store, Transition};
+use paypoll::store::{
+    Attempt, Batch, Candidate, Claim, Draw, Entry, LaneRoom, Membership, Placement, Poll, ReplicaId, Store, Transition,
+};
 use sqlx::Row;
 use std::time::Duration;
 use uuid::Uuid;
@@ -12,12 +14,8 @@ use uuid::Uuid;
 const LEASE: Duration = Duration::from_secs(15);
 
 fn open(database: &TestDatabase) -> Store {
-    Store::open(&Database {
-        url: Some(database.url.clone().into()),
-        max_connections: 4,
-        connect_timeout: Duration::from_secs(5),
-    })
-    .unwrap()
+    Store::open(&Database { url: Some(database.url.clone().into()), max_connections: 4, connect_timeout: Duration::from_secs(5) })
+        .unwrap()
 }
 
 async fn insert(database: &TestDatabase, reference: &str) -> Uuid {
@@ -61,7 +59,11 @@ async fn success(store: &Store, id: Uuid, fence: i64) -> Batch {
             fence,
             hold: false,
             state: State::Succeeded,
-            transition: Some(Transition { from: State::Pending, source: Source::Poll, evidence: Some(serde_json::json!({"http_status": 200})) }),
+            transition: Some(Transition {
+                from: State::Pending,
+                source: Source::Poll,
+                evidence: Some(serde_json::json!({"http_status": 200})),
+            }),
             word: Some("Success".into()),
             reason: Some(None),
             action: None,
@@ -170,8 +172,11 @@ async fn an_external_final_state_wins_over_a_poll_in_flight_and_the_poll_is_coun
     assert!(recorded.refused.contains(&id));
     assert_eq!(state(&database, id).await, "failed");
     assert_eq!(transitions(&database, id).await, [("pending".into(), "failed".into(), "external".into())]);
-    let (attempts, owner): (i32, Option<i64>) =
-        sqlx::query_as("select attempts, owner from paypoll.transactions where id = $1").bind(id).fetch_one(&database.pool).await.unwrap();
+    let (attempts, owner): (i32, Option<i64>) = sqlx::query_as("select attempts, owner from paypoll.transactions where id = $1")
+        .bind(id)
+        .fetch_one(&database.pool)
+        .await
+        .unwrap();
     assert_eq!((attempts, owner), (1, None));
 }
 
@@ -232,7 +237,11 @@ async fn a_final_state_changes_by_override_only_and_every_change_leaves_one_tran
     let refused = set("failed").await.unwrap_err().to_string();
     assert!(refused.contains("override_state"), "{refused}");
     assert!(set("pending").await.is_err());
-    sqlx::query("select paypoll.override_state($1, 'failed', 'the bank recalled it')").bind(id).execute(&database.pool).await.unwrap();
+    sqlx::query("select paypoll.override_state($1, 'failed', 'the bank recalled it')")
+        .bind(id)
+        .execute(&database.pool)
+        .await
+        .unwrap();
     let sources: Vec<String> = transitions(&database, id).await.into_iter().map(|(.., source)| source).collect();
     assert_eq!(sources, ["external", "external", "operator"]);
     let consistent: bool = sqlx::query_scalar(
@@ -252,10 +261,12 @@ async fn a_callback_settles_once_however_often_it_is_delivered() {
     let settle = |state: &'static str| {
         let pool = database.pool.clone();
         async move {
-            sqlx::query_scalar::<_, bool>("select paypoll.settle('khalti', 'default', 'R1', $1, 'Success', null, '{\"callback\": 1}')")
-                .bind(state)
-                .fetch_one(&pool)
-                .await
+            sqlx::query_scalar::<_, bool>(
+                "select paypoll.settle('khalti', 'default', 'R1', $1, 'Success', null, '{\"callback\": 1}')",
+            )
+            .bind(state)
+            .fetch_one(&pool)
+            .await
         }
     };
     assert!(settle("succeeded").await.unwrap());
@@ -290,10 +301,15 @@ async fn rows_that_make_no_sense_are_refused_with_the_mistake_in_words() {
 async fn an_initiation_in_the_future_makes_the_row_invalid_and_infinity_does_no_harm() {
     let database = database().await;
     for (reference, initiated_at) in [("R1", "now() + interval '1 hour'"), ("R2", "'infinity'"), ("R3", "'-infinity'")] {
-        let sql = format!("insert into paypoll.transactions (provider, reference, initiated_at) values ('khalti', '{reference}', {initiated_at})");
+        let sql = format!(
+            "insert into paypoll.transactions (provider, reference, initiated_at) values ('khalti', '{reference}', {initiated_at})"
+        );
         sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&database.pool).await.unwrap();
     }
-    let rows = sqlx::query("select state, reason, initiated_at, next_poll_at from paypoll.transactions").fetch_all(&database.pool).await.unwrap();
+    let rows = sqlx::query("select state, reason, initiated_at, next_poll_at from paypoll.transactions")
+        .fetch_all(&database.pool)
+        .await
+        .unwrap();
     for row in rows {
         assert_eq!(row.get::<String, _>("state"), "invalid");
         assert!(row.get::<String, _>("reason").contains("initiated_at"));
@@ -321,9 +337,16 @@ async fn secrets_that_came_with_a_row_are_erased_when_it_is_final() {
     .fetch_one(&database.pool)
     .await
     .unwrap();
-    sqlx::query("update paypoll.transactions set state = 'succeeded' where id = $1").bind(id).execute(&database.pool).await.unwrap();
-    let params: String =
-        sqlx::query_scalar("select params::text from paypoll.transactions where id = $1").bind(id).fetch_one(&database.pool).await.unwrap();
+    sqlx::query("update paypoll.transactions set state = 'succeeded' where id = $1")
+        .bind(id)
+        .execute(&database.pool)
+        .await
+        .unwrap();
+    let params: String = sqlx::query_scalar("select params::text from paypoll.transactions where id = $1")
+        .bind(id)
+        .fetch_one(&database.pool)
+        .await
+        .unwrap();
     assert_eq!(params, "{\"endpointId\": \"1\"}");
 }
 
@@ -335,7 +358,11 @@ async fn the_feed_never_passes_a_transition_that_is_not_committed_yet() {
     let read = |cursor: i64| {
         let pool = database.pool.clone();
         async move {
-            let rows = sqlx::query("select id, transaction_id from paypoll.transitions_since($1, 100)").bind(cursor).fetch_all(&pool).await.unwrap();
+            let rows = sqlx::query("select id, transaction_id from paypoll.transitions_since($1, 100)")
+                .bind(cursor)
+                .fetch_all(&pool)
+                .await
+                .unwrap();
             rows.iter().map(|row| (row.get::<i64, _>(0), row.get::<Uuid, _>(1))).collect::<Vec<_>>()
         }
     };

@@ -1,0 +1,7 @@
+//! placeholder
+use crate::config::Config;
+use std::io::Write;
+/// placeholder
+pub async fn run(_config: &Config, _out: &mut impl Write) -> anyhow::Result<()> {
+    anyhow::bail!("not built yet")
+}

@@ -196,7 +196,7 @@ pub fn amount(number: Option<&Number>) -> Result<Option<Decimal>, String> {
 
 /// Text as an exact decimal.
 pub fn decimal(text: &str) -> Result<Decimal, String> {
-    text.parse().or_else(|_| Decimal::from_scientific(text)).map_err(|_| "no amount".to_owned())
+    Decimal::from_str_exact(text).or_else(|_| Decimal::from_scientific(text)).map_err(|_| "no amount".to_owned())
 }
 
 /// Checks a configured value that is sent as a header: visible ASCII only.
@@ -280,10 +280,8 @@ fn number<E: de::Error>(text: &str) -> Result<Number, E> {
 
 /// What must not be kept of an answer: secrets by value, payer data by key.
 pub struct Redaction<'a> {
-    /// Secret values, wherever they appear.
-    pub secrets: Vec<&'a str>,
-    /// Keys whose values are dropped, at any depth.
-    pub keys: &'static [&'static str],
+    secrets: Vec<&'a str>,
+    keys: &'static [&'static str],
 }
 
 /// What stands where a secret was.
@@ -291,12 +289,32 @@ pub const REDACTED: &str = "[redacted]";
 /// A secret shorter than this would blot out ordinary text.
 const SHORTEST_SECRET: usize = 4;
 
-impl Redaction<'_> {
+/// The most of a provider's word or message that is kept.
+const MAX_LINE: usize = 512;
+
+impl<'a> Redaction<'a> {
+    /// Scrubs these secret values wherever they appear, and drops the values of these keys at any depth.
+    #[must_use]
+    pub fn new(mut secrets: Vec<&'a str>, keys: &'static [&'static str]) -> Self {
+        secrets.retain(|secret| secret.len() >= SHORTEST_SECRET);
+        // A secret that is part of another one must not break it up before it is found.
+        secrets.sort_unstable_by_key(|secret| std::cmp::Reverse(secret.len()));
+        Self { secrets, keys }
+    }
+
+    /// A provider's word or message: scrubbed, on one line, cut to a length that a person reads.
+    #[must_use]
+    pub fn line(&self, text: &str) -> String {
+        let clean = self.text(text);
+        let line = clean.chars().map(|character| if character.is_control() { ' ' } else { character });
+        if clean.len() <= MAX_LINE { line.collect() } else { line.take(MAX_LINE).chain(['…']).collect() }
+    }
+
     /// The text without secrets, and without NUL characters, which PostgreSQL cannot store.
     #[must_use]
     pub fn text(&self, text: &str) -> String {
         let mut clean = text.replace('\0', "\u{fffd}");
-        for secret in self.secrets.iter().filter(|secret| secret.len() >= SHORTEST_SECRET) {
+        for secret in &self.secrets {
             if clean.contains(secret) {
                 clean = clean.replace(secret, REDACTED);
             }
@@ -398,7 +416,7 @@ mod tests {
 
     #[test]
     fn secrets_are_scrubbed_by_value_and_payer_data_by_key() {
-        let redaction = Redaction { secrets: vec!["s3cret-token"], keys: &["customer_name"] };
+        let redaction = Redaction::new(vec!["s3cret-token"], &["customer_name"]);
         let kept = redaction.body(br#"{"x":["a s3cret-token b\u0000"],"s3cret-token":1,"customer_name":"JOHN DOE"}"#);
         let text = kept.to_string();
         assert!(!text.contains("s3cret") && !text.contains("JOHN") && !text.contains("u0000"), "{text}");

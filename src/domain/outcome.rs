@@ -203,6 +203,28 @@ impl Outcome {
         }
     }
 
+    /// The same outcome with the provider's text passed through `clean`: scrubbed of secrets and cut before anybody keeps it.
+    #[must_use]
+    pub fn cleaned(mut self, clean: impl Fn(&str) -> String) -> Self {
+        match &mut self {
+            Self::Status(status) => {
+                status.word = clean(&status.word);
+                status.reason = status.reason.as_deref().map(clean);
+            }
+            Self::UnknownWord { word: text }
+            | Self::NotFound { message: text }
+            | Self::CredentialsRejected { message: text, .. }
+            | Self::RequestFailed { message: text }
+            | Self::Unusable { why: text }
+            | Self::NoAnswer(NoAnswer::Connection(text)) => *text = clean(text),
+            Self::TooEarly
+            | Self::RateLimited { .. }
+            | Self::ServerError { .. }
+            | Self::NoAnswer(NoAnswer::Timeout | NoAnswer::Stopped) => {}
+        }
+        self
+    }
+
     /// `Retry-After`, a floor for the whole account.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {

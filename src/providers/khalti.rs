@@ -197,6 +197,8 @@ fn meaning(word: &str) -> Option<Reported> {
         "Queued" => Some(Reported::Pending),
         "Processing" => Some(Reported::Pending),
         "Timeout" => Some(Reported::Pending),
+        // The word of Khalti's payment lookup; a hold in any case, so believing it moves no money.
+        "Pending" => Some(Reported::Pending),
         "Expired" => Some(Reported::Failed),
         "Status Error" => Some(Reported::Failed),
         _ => None,

@@ -75,7 +75,7 @@ impl Asker {
             reference: &held.transaction.reference,
             params: &held.transaction.params,
             now: DateTime::<Utc>::from(SystemTime::now()),
-            token: token.map(|token| token.expose_secret()),
+            token: token.map(ExposeSecret::expose_secret),
         };
         let request = match self.spec.asks.request(ask).and_then(Transport::prepare) {
             Ok(request) => request,

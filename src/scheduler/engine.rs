@@ -259,8 +259,10 @@ pub struct Engine {
     sequence: u64,
     outbox: Recording,
     outbox_since: Option<Instant>,
+    #[expect(clippy::vec_box, reason = "they travel boxed")]
     stuck: Vec<Box<Recording>>,
     /// Refused with nothing left to take out: tried again with every heartbeat, so that nothing is lost whatever the reason.
+    #[expect(clippy::vec_box, reason = "they travel boxed")]
     refused: Vec<Box<Recording>>,
     /// Since when the database has been there without a break; `None`: since the start.
     steady_since: Option<Instant>,
@@ -553,7 +555,9 @@ impl Engine {
             Asked::Sent { at, latency, status, body, outcome } => {
                 let clock = self.clock.unwrap_or(DatabaseClock::new(now, DateTime::UNIX_EPOCH));
                 let sent = clock.at(at);
-                let error = outcome.error().map(|error| self.redaction(&held).text(&error));
+                let redaction = self.redaction(&held);
+                let outcome = outcome.cleaned(|text| redaction.line(text));
+                let error = outcome.error();
                 self.outbox.batch.polls.push(Poll {
                     transaction_id: held.transaction.id,
                     provider: held.transaction.provider,
@@ -569,7 +573,7 @@ impl Engine {
                 self.note_health(now, &held, &outcome, out);
                 let known = held.transaction.provider_state.as_deref();
                 let word = match &outcome {
-                    Outcome::UnknownWord { word } if known != Some(word) => Some(self.redaction(&held).text(word)),
+                    Outcome::UnknownWord { word } if known != Some(word) => Some(word.clone()),
                     _ => None,
                 };
                 self.news.push(News::Poll {
@@ -699,27 +703,24 @@ impl Engine {
     /// Parks a transaction without a poll.
     fn park(&mut self, now: Instant, mut held: Box<Held>, to: State, reason: String, source: Source) {
         let from = std::mem::replace(&mut held.transaction.state, to);
-        let reason = self.redaction(&held).text(&reason);
+        let reason = self.redaction(&held).line(&reason);
         held.unsaved.reason = Some(Some(reason.clone()));
         self.tell_transition(&held, from, Some(reason));
         self.write(now, &mut held, false, None, Some(Transition { from, source, evidence: None }));
     }
 
-    /// Puts a transaction's row into the batch, scrubbed.
+    /// Puts a transaction's row into the batch, the answer scrubbed.
     fn write(&mut self, now: Instant, held: &mut Held, hold: bool, next: Option<DateTime<Utc>>, transition: Option<Transition>) {
         let mut entry = held.entry(hold, next, transition);
         let redaction = self.redaction(held);
         entry.details = entry.details.map(|details| redaction.json(details));
-        entry.word = entry.word.map(|word| redaction.text(&word));
-        entry.reason = entry.reason.map(|reason| reason.map(|reason| redaction.text(&reason)));
-        let storable = Redaction { secrets: Vec::new(), keys: &[] };
-        entry.action = entry.action.map(|action| storable.json(action));
+        // A redirect URL stands here as it came: the payer needs all of it.
+        entry.action = entry.action.map(|action| Redaction::new(Vec::new(), &[]).json(action));
         self.outbox.batch.entries.push(entry);
         self.outbox_since.get_or_insert(now);
     }
 
     fn tell_transition(&mut self, held: &Held, from: State, reason: Option<String>) {
-        let reason = reason.map(|reason| self.redaction(held).text(&reason));
         let transaction = &held.transaction;
         let news = News::Transition {
             lane: held.lane,
@@ -736,7 +737,7 @@ impl Engine {
 
     fn redaction<'a>(&'a self, held: &'a Held) -> Redaction<'a> {
         let asks = &self.lanes[held.lane].spec.asks;
-        Redaction { secrets: asks.secrets(ask(held)), keys: asks.private_keys() }
+        Redaction::new(asks.secrets(ask(held)), asks.private_keys())
     }
 
     fn evidence(

@@ -20,7 +20,7 @@ FROM debian:bookworm-slim
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin paypoll
+    && useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin paypoll
 COPY --from=build /build/target/release/paypoll /usr/local/bin/paypoll
 
 # By number, so that an orchestrator can see that it is not root.

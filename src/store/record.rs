@@ -8,7 +8,6 @@ use serde_json::Value;
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection, Row};
 use std::collections::{HashMap, HashSet};
-use std::fmt::Write as _;
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -252,27 +251,4 @@ async fn count_late(tx: &mut PgConnection, late: &HashSet<Uuid>, polls: &[Poll])
         .execute(tx)
         .await?;
     Ok(())
-}
-
-/// Writes text as a `COPY` field: the four characters that mean something there are escaped, what cannot be stored is left out.
-pub(super) fn copy_text(line: &mut String, text: &str) {
-    for character in text.chars() {
-        match character {
-            '\\' => line.push_str("\\\\"),
-            '\n' => line.push_str("\\n"),
-            '\r' => line.push_str("\\r"),
-            '\t' => line.push_str("\\t"),
-            '\0' => {}
-            other => line.push(other),
-        }
-    }
-}
-
-/// Writes a value as a `COPY` field, or the mark for null.
-pub(super) fn copy_number(line: &mut String, number: Option<u32>) {
-    match number {
-        // Writing to a string cannot fail.
-        Some(number) => _ = write!(line, "{number}"),
-        None => line.push_str("\\N"),
-    }
 }

@@ -93,9 +93,8 @@ async fn play(asked: &cli::Demo, postgres: &PrivatePostgres, stage: &Stage, work
     let pool = PgPoolOptions::new().max_connections(2).connect(&postgres.url(DATABASE)).await?;
 
     let parts = cast(asked.transactions);
-    let performance = async {
-        tokio::try_join!(insert(&pool, &parts), watch(&pool, &stage.simulator, &parts, asked)).map(|(ids, ())| ids)
-    };
+    let performance =
+        async { tokio::try_join!(insert(&pool, &parts), watch(&pool, &stage.simulator, &parts, asked)).map(|(ids, ())| ids) };
     let ids = tokio::select! {
         ids = performance => ids?,
         ended = &mut daemon => return Err(ended_early(ended)),
@@ -262,13 +261,18 @@ fn conclude(summary: &Summary, simulator: &Simulator, took: Duration) -> anyhow:
     if violations > 0 || !summary.surprises().is_empty() {
         bail!("{} transactions ended elsewhere than expected, {violations} rules were broken", summary.surprises().len());
     }
-    writeln!(out, "next: `paypoll simulate` in one terminal and `paypoll run` in another: see README, \"Use it with your database\"")?;
+    writeln!(
+        out,
+        "next: `paypoll simulate` in one terminal and `paypoll run` in another: see README, \"Use it with your database\""
+    )?;
     Ok(())
 }
 
 /// The folder goes, the log is to be read.
 fn keep_log(postgres: &PrivatePostgres) -> io::Result<PathBuf> {
     let kept = std::env::temp_dir().join(format!("paypoll-demo-{}.log", std::process::id()));
-    fs::copy(postgres.folder().join(LOG_FILE), &kept)?;
+    let mut log = File::open(postgres.folder().join(LOG_FILE))?;
+    // A new file: whatever somebody may have put there under that name is left alone.
+    io::copy(&mut log, &mut File::create_new(&kept)?)?;
     Ok(kept)
 }

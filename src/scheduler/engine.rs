@@ -9,7 +9,7 @@ use super::held::Held;
 use super::lane::{CircuitChange, Lane, LaneSpec, Urgency};
 use super::placement::Placer;
 use super::watch::Watch;
-use crate::domain::{Change, Decision, Due, Outcome, Source, State};
+use crate::domain::{Change, Decision, Due, NoAnswer, Outcome, Source, State};
 use crate::providers::Ask;
 use crate::store::{AccountState, Batch, Beat, Claim, Draw, Drawn, LaneRoom, Membership, Poll, Recorded, ReplicaId, Transition};
 use crate::wire::Redaction;
@@ -757,6 +757,10 @@ impl Engine {
 
     /// What an outcome says about the provider: pauses and circuits, for all replicas.
     fn note_health(&mut self, now: Instant, held: &Held, outcome: &Outcome, out: &mut Vec<Command>) {
+        if matches!(outcome, Outcome::NoAnswer(NoAnswer::Stopped)) {
+            // We did not wait for what the provider would have said.
+            return;
+        }
         let number = held.lane;
         let lane = &mut self.lanes[number];
         let wait = outcome.retry_after();
@@ -961,7 +965,7 @@ impl Engine {
                 continue;
             }
             let Some(held) = lane.ready.remove(&key) else { break };
-            lane.circuit.on_sent();
+            lane.circuit.on_sent(held.transaction.id);
             if let Some(key) = lane.spec.asks.exclusive_key(ask(&held)) {
                 lane.busy.insert(key.into());
             }

@@ -88,7 +88,7 @@ mod tests {
         assert_eq!(lines[1], "khalti       failed                      0        0          1");
         assert_eq!(lines[2], "             succeeded                   1        3          1");
         assert_eq!(lines[3], "             unresolved                  1        3          0");
-        assert_eq!(lines[4], "all                                       2        6          2");
+        assert_eq!(lines[4], "all                                      2        6          2");
         assert_eq!(lines[5], "surprise: khalti B is unresolved (gave_up) after 3 polls; its script expects failed");
         assert_eq!(summary.surprises().len(), 1);
     }

@@ -18,7 +18,7 @@ use chrono::{DateTime, Utc};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
@@ -255,6 +255,9 @@ pub struct Engine {
     claim_asked: Instant,
     next_start: Option<Instant>,
     last_verdict: i64,
+    /// Others' writes about transactions that were in flight or being recorded, or are not held at all: the fence, and when it was
+    /// heard of. Nothing is in flight for as long as a lease.
+    overruled: HashMap<Uuid, (i64, Instant)>,
     in_flight: u32,
     sequence: u64,
     outbox: Recording,
@@ -374,6 +377,7 @@ impl Engine {
             claim_asked: now,
             next_start: None,
             last_verdict: 0,
+            overruled: HashMap::new(),
             in_flight: 0,
             sequence: 0,
             outbox: Recording::default(),
@@ -503,6 +507,10 @@ impl Engine {
             lane.planned_away = lane.planned_away.saturating_sub(1);
             // Under an older registration the claim is void: the rows belong to a replica that is gone.
             if look.epoch == self.epoch && self.is_registered() {
+                if claimed.taken_away {
+                    // Perhaps from this replica, which then still holds it as it was before.
+                    self.let_go(now, claimed.transaction.id, claimed.fence);
+                }
                 let held = Held::new(claimed, *number, self.epoch);
                 let due = self.clock.map_or(now, |clock| clock.instant(held.due));
                 self.wait(held, due);
@@ -541,9 +549,7 @@ impl Engine {
                     self.note_health(now, &held, &outcome, out);
                     due += self.lanes[number].spec.rules.retry.wait(1, self.random.random());
                 }
-                if held.epoch == self.epoch {
-                    self.wait(held, due);
-                }
+                self.go_on(now, held, due);
             }
             Asked::Impossible(reason) => {
                 if held.epoch == self.epoch {
@@ -584,7 +590,7 @@ impl Engine {
                     error,
                     word,
                 });
-                if held.epoch != self.epoch {
+                if held.epoch != self.epoch || self.is_overruled(&held) {
                     self.outbox.batch.dropped.push(held.transaction.id);
                     return;
                 }
@@ -619,7 +625,7 @@ impl Engine {
                         continue;
                     }
                     held.fence += i64::from(written);
-                    self.wait(held, due);
+                    self.go_on(now, held, due);
                 }
             }
             Err(Failed::Lost(why)) => {
@@ -637,6 +643,8 @@ impl Engine {
             Ok(watch) => watch,
             Err(failed) => return self.lose_database(now, failed),
         };
+        let lease = self.setup.lease;
+        self.overruled.retain(|_, (_, heard)| now.saturating_duration_since(*heard) < lease);
         for (transition, id, fence) in watch.verdicts {
             self.last_verdict = self.last_verdict.max(transition);
             self.let_go(now, id, fence);
@@ -1203,11 +1211,33 @@ impl Engine {
             let ready = lane.ready.iter().find(|(_, held)| overruled(held)).map(|(key, _)| *key);
             let found = waiting.and_then(|key| lane.waiting.remove(&key)).or_else(|| ready.and_then(|key| lane.ready.remove(&key)));
             if found.is_some() {
-                self.outbox.batch.dropped.push(id);
-                self.outbox_since.get_or_insert(now);
+                self.drop_held(now, id);
                 return;
             }
         }
+        self.overruled.insert(id, (fence, now));
+    }
+
+    /// Somebody else has written the transaction while it was out of sight.
+    fn is_overruled(&self, held: &Held) -> bool {
+        self.overruled.get(&held.transaction.id).is_some_and(|(fence, _)| held.fence < *fence)
+    }
+
+    /// Its polls so far are counted in its row.
+    fn drop_held(&mut self, now: Instant, id: Uuid) {
+        self.outbox.batch.dropped.push(id);
+        self.outbox_since.get_or_insert(now);
+    }
+
+    /// Waits for its next poll, unless it is not ours any more.
+    fn go_on(&mut self, now: Instant, held: Box<Held>, due: Instant) {
+        if held.epoch != self.epoch {
+            return;
+        }
+        if self.is_overruled(&held) {
+            return self.drop_held(now, held.transaction.id);
+        }
+        self.wait(held, due);
     }
 
     fn take_over_accounts(&mut self, states: &[AccountState]) {

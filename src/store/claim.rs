@@ -40,6 +40,7 @@ pub struct Candidate {
     pub unplanned: Vec<DateTime<Utc>>,
     /// Why the row cannot be asked about.
     pub flaw: Option<String>,
+    taken_away: bool,
     fence: i64,
 }
 
@@ -67,6 +68,8 @@ pub struct Claimed {
     pub due: DateTime<Utc>,
     /// Why the row cannot be asked about.
     pub flaw: Option<String>,
+    /// Somebody took it away from its owner by writing it.
+    pub taken_away: bool,
 }
 
 /// What a look found.
@@ -153,7 +156,8 @@ impl Candidate {
     fn held(self, placement: Placement) -> Option<Claimed> {
         match placement {
             Placement::Hold(due) => {
-                Some(Claimed { lane: self.lane, transaction: self.transaction, fence: self.fence + 1, due, flaw: self.flaw })
+                let (fence, taken_away) = (self.fence + 1, self.taken_away);
+                Some(Claimed { lane: self.lane, transaction: self.transaction, fence, due, flaw: self.flaw, taken_away })
             }
             Placement::Later(_) | Placement::Leave => None,
         }
@@ -252,6 +256,7 @@ fn candidate(row: &PgRow, lane: &LaneRoom, number: usize) -> Result<Candidate, S
         let count: i32 = row.try_get(column)?;
         u32::try_from(count).map_err(|_| bad(column, format!("{count} is negative")))
     };
+    let owner: Option<i64> = row.try_get("owner")?;
     let name: String = row.try_get("state")?;
     let state = State::from_name(&name).ok_or_else(|| bad("state", format!("{name:?} is no state")))?;
     let amount: Option<String> = row.try_get("amount")?;
@@ -287,7 +292,8 @@ fn candidate(row: &PgRow, lane: &LaneRoom, number: usize) -> Result<Candidate, S
         lane: number,
         due: row.try_get("next_poll_at")?,
         fresh: fence == 0,
-        orphan: row.try_get::<Option<i64>, _>("owner")?.is_some(),
+        orphan: owner.is_some(),
+        taken_away: owner == Some(0),
         unplanned: Vec::new(),
         flaw,
         fence,

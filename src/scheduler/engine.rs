@@ -507,10 +507,6 @@ impl Engine {
             lane.planned_away = lane.planned_away.saturating_sub(1);
             // Under an older registration the claim is void: the rows belong to a replica that is gone.
             if look.epoch == self.epoch && self.is_registered() {
-                if claimed.taken_away {
-                    // Perhaps from this replica, which then still holds it as it was before.
-                    self.let_go(now, claimed.transaction.id, claimed.fence);
-                }
                 let held = Held::new(claimed, *number, self.epoch);
                 let due = self.clock.map_or(now, |clock| clock.instant(held.due));
                 self.wait(held, due);

@@ -549,7 +549,7 @@ mod tests {
             last_polled_at: None,
             progress: crate::domain::Progress::default(),
         };
-        let claimed = crate::store::Claimed { lane: 0, transaction, fence: 1, due: now, flaw: None, taken_away: false };
+        let claimed = crate::store::Claimed { lane: 0, transaction, fence: 1, due: now, flaw: None };
         Held::new(claimed, 0, 1)
     }
 

@@ -608,9 +608,9 @@ async fn a_database_that_crashes_and_comes_back_costs_nothing_but_time() {
 async fn a_row_that_is_corrected_while_it_is_polled_is_asked_about_anew_and_not_twice() {
     let world = World::new().await;
     let daemon = world.daemon();
-    let row = world.insert("dropayment", "unknownword").await;
+    let row = world.insert("dropayment", "never").await;
     world.polled_times(5).await;
-    let corrected = simulator::reference("dropayment", next(), "ok3");
+    let corrected = simulator::reference("dropayment", next(), "ok5");
     sqlx::query("update paypoll.transactions set reference = $2 where id = $1")
         .bind(row.id)
         .bind(&corrected)

@@ -9,7 +9,7 @@ use super::held::Held;
 use super::lane::{CircuitChange, Lane, LaneSpec, Urgency};
 use super::placement::Placer;
 use super::watch::Watch;
-use crate::domain::{Change, Decision, Due, Outcome, Source, State};
+use crate::domain::{Change, Decision, Due, NoAnswer, Outcome, Source, State};
 use crate::providers::Ask;
 use crate::store::{AccountState, Batch, Beat, Claim, Draw, Drawn, LaneRoom, Membership, Poll, Recorded, ReplicaId, Transition};
 use crate::wire::Redaction;
@@ -18,7 +18,7 @@ use chrono::{DateTime, Utc};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
@@ -255,6 +255,9 @@ pub struct Engine {
     claim_asked: Instant,
     next_start: Option<Instant>,
     last_verdict: i64,
+    /// Others' writes about transactions that were in flight or being recorded, or are not held at all: the fence, and when it was
+    /// heard of. Nothing is in flight for as long as a lease.
+    overruled: HashMap<Uuid, (i64, Instant)>,
     in_flight: u32,
     sequence: u64,
     outbox: Recording,
@@ -376,6 +379,7 @@ impl Engine {
             claim_asked: now,
             next_start: None,
             last_verdict: 0,
+            overruled: HashMap::new(),
             in_flight: 0,
             sequence: 0,
             outbox: Recording::default(),
@@ -543,9 +547,7 @@ impl Engine {
                     self.note_health(now, &held, &outcome, out);
                     due += self.lanes[number].spec.rules.retry.wait(1, self.random.random());
                 }
-                if held.epoch == self.epoch {
-                    self.wait(held, due);
-                }
+                self.go_on(now, held, due);
             }
             Asked::Impossible(reason) => {
                 if held.epoch == self.epoch {
@@ -588,7 +590,7 @@ impl Engine {
                     error,
                     word,
                 });
-                if held.epoch != self.epoch {
+                if held.epoch != self.epoch || self.is_overruled(&held) {
                     self.outbox.batch.dropped.push(held.transaction.id);
                     return;
                 }
@@ -623,7 +625,7 @@ impl Engine {
                         continue;
                     }
                     held.fence += i64::from(written);
-                    self.wait(held, due);
+                    self.go_on(now, held, due);
                 }
             }
             Err(Failed::Lost(why)) => {
@@ -641,6 +643,8 @@ impl Engine {
             Ok(watch) => watch,
             Err(failed) => return self.lose_database(now, failed),
         };
+        let lease = self.setup.lease;
+        self.overruled.retain(|_, (_, heard)| now.saturating_duration_since(*heard) < lease);
         for (transition, id, fence) in watch.verdicts {
             self.last_verdict = self.last_verdict.max(transition);
             self.let_go(now, id, fence);
@@ -758,6 +762,10 @@ impl Engine {
 
     /// What an outcome says about the provider: pauses and circuits, for all replicas.
     fn note_health(&mut self, now: Instant, held: &Held, outcome: &Outcome, out: &mut Vec<Command>) {
+        if matches!(outcome, Outcome::NoAnswer(NoAnswer::Stopped)) {
+            // We did not wait for what the provider would have said.
+            return;
+        }
         let number = held.lane;
         let lane = &mut self.lanes[number];
         let wait = outcome.retry_after();
@@ -962,7 +970,7 @@ impl Engine {
                 continue;
             }
             let Some(held) = lane.ready.remove(&key) else { break };
-            lane.circuit.on_sent();
+            lane.circuit.on_sent(held.transaction.id);
             if let Some(key) = lane.spec.asks.exclusive_key(ask(&held)) {
                 lane.busy.insert(key.into());
             }
@@ -1200,11 +1208,33 @@ impl Engine {
             let ready = lane.ready.iter().find(|(_, held)| overruled(held)).map(|(key, _)| *key);
             let found = waiting.and_then(|key| lane.waiting.remove(&key)).or_else(|| ready.and_then(|key| lane.ready.remove(&key)));
             if found.is_some() {
-                self.outbox.batch.dropped.push(id);
-                self.outbox_since.get_or_insert(now);
+                self.drop_held(now, id);
                 return;
             }
         }
+        self.overruled.insert(id, (fence, now));
+    }
+
+    /// Somebody else has written the transaction while it was out of sight.
+    fn is_overruled(&self, held: &Held) -> bool {
+        self.overruled.get(&held.transaction.id).is_some_and(|(fence, _)| held.fence < *fence)
+    }
+
+    /// Its polls so far are counted in its row.
+    fn drop_held(&mut self, now: Instant, id: Uuid) {
+        self.outbox.batch.dropped.push(id);
+        self.outbox_since.get_or_insert(now);
+    }
+
+    /// Waits for its next poll, unless it is not ours any more.
+    fn go_on(&mut self, now: Instant, held: Box<Held>, due: Instant) {
+        if held.epoch != self.epoch {
+            return;
+        }
+        if self.is_overruled(&held) {
+            return self.drop_held(now, held.transaction.id);
+        }
+        self.wait(held, due);
     }
 
     fn take_over_accounts(&mut self, states: &[AccountState]) {

@@ -6,6 +6,7 @@ use super::held::Held;
 use crate::config::{Circuit as CircuitRule, Rate};
 use crate::domain::{Health, Rules};
 use crate::providers::{Ask, Provider};
+use crate::store::AHEAD;
 use chrono::{DateTime, Utc};
 use governor::clock::{Clock as _, FakeRelativeClock};
 use governor::middleware::NoOpMiddleware;
@@ -60,6 +61,9 @@ pub struct Lane {
     pub planned_away: usize,
     /// A request for slots is under way.
     pub drawing: bool,
+    /// The budget had less than was wanted: it is not asked again before then.
+    pub draw_again: Instant,
+    wanted: u32,
     /// Polls sent since slots were last drawn.
     pub sent_since_draw: u32,
     /// When it last sent, by count of all polls: who waited longest comes first.
@@ -94,6 +98,8 @@ impl Lane {
             more: true,
             planned_away: 0,
             drawing: false,
+            draw_again: now,
+            wanted: 0,
             sent_since_draw: 0,
             last_turn: 0,
             busy: HashSet::new(),
@@ -157,8 +163,8 @@ impl Lane {
 
     /// How many send slots it should draw: what is ready or falls due until `soon`, or as many as it used lately.
     #[must_use]
-    pub fn wants_slots(&self, now: Instant, soon: Instant) -> u32 {
-        if self.drawing || self.is_held(now) || self.share == 0 {
+    pub fn wants_slots(&mut self, now: Instant, soon: Instant) -> u32 {
+        if self.drawing || now < self.draw_again || self.is_held(now) || self.share == 0 {
             return 0;
         }
         let most = self.target().max(1);
@@ -166,12 +172,17 @@ impl Lane {
         if need == 0 || self.slots.left(now) >= need {
             return 0;
         }
-        need.max(self.sent_since_draw)
+        self.wanted = need.max(self.sent_since_draw);
+        self.wanted
     }
 
     /// Takes over slots that were drawn.
     pub fn add_slots(&mut self, base: Instant, ahead: f64, gap: f64, count: u32) {
         self.sent_since_draw = 0;
+        if count < self.wanted {
+            // All slots up to `AHEAD` are given away: asking at once would bring none, again and again.
+            self.draw_again = base + AHEAD / 3;
+        }
         self.slots.add(Grant { base, ahead, gap, used: 0, count });
     }
 
@@ -191,7 +202,7 @@ impl Lane {
         if self.in_flight >= self.share {
             return Err(None);
         }
-        self.slots.ready(now)?;
+        self.slots.ready(now).map_err(|at| at.or(Some(self.draw_again).filter(|at| *at > now)))?;
         self.pace.check(now).map_err(Some)?;
         self.slots.take();
         self.sent_since_draw += 1;
@@ -341,6 +352,8 @@ pub struct Circuit {
 struct Open {
     probe_at: Instant,
     probe: Probe,
+    /// The transaction that was last asked about since it opened.
+    probing: Option<Uuid>,
     /// The database knows it too.
     confirmed: bool,
 }
@@ -373,7 +386,7 @@ impl Circuit {
         Self { limit, failures: 0, failed: HashSet::new(), refused: HashSet::new(), open: None }
     }
 
-    /// Counts an outcome.
+    /// Counts an outcome. An open circuit is closed by the answer to a probe alone: what was sent before it opened says nothing new.
     pub fn on_outcome(&mut self, id: Uuid, health: Health) -> Option<CircuitChange> {
         let opens = match health {
             Health::Usable => {
@@ -396,9 +409,11 @@ impl Circuit {
                     .then(|| format!("{} polls in a row failed", self.failures))
             }
         };
-        match (opens, self.open.is_some()) {
-            (Some(reason), false) => Some(CircuitChange::Open(reason)),
-            (None, true) if matches!(health, Health::Usable | Health::Neutral) => Some(CircuitChange::Close),
+        match (opens, self.open) {
+            (Some(reason), None) => Some(CircuitChange::Open(reason)),
+            (None, Some(open)) if open.probing == Some(id) && matches!(health, Health::Usable | Health::Neutral) => {
+                Some(CircuitChange::Close)
+            }
             _ => None,
         }
     }
@@ -411,7 +426,7 @@ impl Circuit {
 
     /// Nothing is sent but probes, from `probe_at` on. `confirmed`: the database says so.
     pub fn set_open(&mut self, probe_at: Instant, confirmed: bool) {
-        let open = self.open.get_or_insert(Open { probe_at, probe: Probe::Idle, confirmed });
+        let open = self.open.get_or_insert(Open { probe_at, probe: Probe::Idle, probing: None, confirmed });
         open.confirmed |= confirmed;
         if open.probe == Probe::Idle {
             open.probe_at = probe_at;
@@ -471,10 +486,115 @@ impl Circuit {
         self.open.is_none_or(|open| open.probe == Probe::Granted)
     }
 
-    /// A request was sent.
-    pub fn on_sent(&mut self) {
+    /// A request about this transaction was sent.
+    pub fn on_sent(&mut self, id: Uuid) {
         if let Some(open) = &mut self.open {
             open.probe = Probe::Idle;
+            open.probing = Some(id);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn lane(rate: Rate, now: Instant) -> Lane {
+        let simulator =
+            crate::simulator::account("khalti").iter().map(|(key, value)| ((*key).to_owned(), (*value).into())).collect();
+        let settings = crate::providers::Settings {
+            base_url: "http://127.0.0.1:1".into(),
+            options: [("lookup".to_owned(), "json".to_owned())].into(),
+            account: simulator,
+        };
+        let descriptor = crate::providers::find("khalti").expect("known");
+        let rules = Rules {
+            plan: crate::config::default_plan("khalti").expect("known"),
+            retry: crate::domain::Backoff::new(SECOND, SECOND, 1.0),
+            not_found: crate::domain::NotFoundRule { limit: 5, min_age: SECOND },
+            floors: descriptor.floors,
+        };
+        let spec = LaneSpec {
+            provider: "khalti",
+            account: "default".into(),
+            asks: (descriptor.open)(&settings).expect("complete settings").into(),
+            rules,
+            timeout: SECOND,
+            max_in_flight: 64,
+            rate,
+            circuit: CircuitRule { failures: 20, probe_after: SECOND },
+        };
+        Lane::new(Arc::new(spec), now)
+    }
+
+    fn held(now: DateTime<Utc>) -> Box<Held> {
+        let transaction = crate::domain::Transaction {
+            id: Uuid::from_u128(1),
+            provider: "khalti",
+            account: "default".into(),
+            reference: "R1".into(),
+            params: serde_json::json!({}),
+            amount: None,
+            currency: None,
+            initiated_at: now,
+            reopened_at: None,
+            action_at: None,
+            state: crate::domain::State::Pending,
+            provider_state: None,
+            attempts: 0,
+            failures: 0,
+            not_found: 0,
+            last_polled_at: None,
+            progress: crate::domain::Progress::default(),
+        };
+        let claimed = crate::store::Claimed { lane: 0, transaction, fence: 1, due: now, flaw: None };
+        Held::new(claimed, 0, 1)
+    }
+
+    #[test]
+    fn a_budget_that_is_used_up_is_not_asked_again_at_once() {
+        let now = Instant::now();
+        let mut lane = lane(Rate { per_second: 10.0, burst: 10 }, now);
+        lane.share = 64;
+        for number in 0..20 {
+            lane.ready.insert((Urgency::Open, now, number), held(DateTime::UNIX_EPOCH));
+        }
+        assert_eq!(lane.wants_slots(now, now), 20);
+        // Three slots: those of the next 300 ms.
+        lane.add_slots(now, 0.1, 0.1, 3);
+        assert_eq!(lane.wants_slots(now, now), 0, "the next ones are not to be had yet");
+        let later = now + AHEAD / 3;
+        assert!(lane.wants_slots(later, later) > 0);
+    }
+
+    #[test]
+    fn whoever_waits_for_slots_is_woken_when_the_budget_may_be_asked_again() {
+        let now = Instant::now();
+        let mut lane = lane(Rate { per_second: 10.0, burst: 10 }, now);
+        lane.share = 64;
+        lane.ready.insert((Urgency::Open, now, 0), held(DateTime::UNIX_EPOCH));
+        assert_eq!(lane.wants_slots(now, now), 1);
+        lane.add_slots(now, 0.5, 0.1, 0);
+        assert_eq!(lane.try_start(now), Err(Some(now + AHEAD / 3)));
+    }
+
+    #[test]
+    fn an_answer_to_what_was_sent_before_a_circuit_opened_does_not_close_it() {
+        let now = Instant::now();
+        let [refused, under_way, probe] = [1, 2, 3].map(Uuid::from_u128);
+        let mut circuit = Circuit::new(20);
+        circuit.on_sent(under_way);
+        assert!(matches!(circuit.on_outcome(refused, Health::AccountRefused), Some(CircuitChange::Open(_))));
+        circuit.set_open(now, false);
+        assert_eq!(circuit.on_outcome(under_way, Health::Usable), None);
+        assert!(circuit.asks_for_probe(now) && !circuit.may_send());
+        circuit.on_probe_asked(true, now + SECOND);
+        assert!(circuit.may_send());
+        circuit.on_sent(probe);
+        assert!(!circuit.may_send(), "one probe");
+        assert_eq!(circuit.on_outcome(probe, Health::Down), None);
+        assert_eq!(circuit.on_outcome(probe, Health::Usable), Some(CircuitChange::Close));
     }
 }

@@ -62,7 +62,7 @@ pub(super) async fn perform(hostile: Hostile, scene: Scene) -> Response {
         Hostile::ByteOrderMark => json(Body::from(format!("\u{feff}{success}"))),
         Hostile::Mojibake => json(Body::from([b"{\"note\":\"\xff\xfe\",", &success.as_bytes()[1..]].concat())),
         Hostile::Redirect => redirect(&scene.location),
-        Hostile::GzipBomb => gzip_bomb(),
+        Hostile::GzipBomb => gzip_bomb().await,
         Hostile::Drop => {
             let head = Bytes::from(success[..half(success)].to_owned());
             streamed(success.len(), Trickle { ends: Some(End::new()), ..Trickle::new(head, scene) })
@@ -143,9 +143,12 @@ fn streamed(length: usize, trickle: Trickle) -> Response {
     response
 }
 
-fn gzip_bomb() -> Response {
+/// Built when it is first wanted, on a thread of its own: nobody else is to wait for it, and no clock to stand still.
+async fn gzip_bomb() -> Response {
     static BOMB: LazyLock<Bytes> = LazyLock::new(|| Bytes::from(bomb(HUGE)));
-    let mut response = json(Body::from(BOMB.clone()));
+    // A panic while it was built shows as an empty answer.
+    let bomb = tokio::task::spawn_blocking(|| BOMB.clone()).await.unwrap_or_default();
+    let mut response = json(Body::from(bomb));
     response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
     response
 }

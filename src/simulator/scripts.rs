@@ -256,7 +256,7 @@ impl Word {
             (Told::Currency, _) => SUCCEEDED,
             (Told::Other | Told::NoId, Api::Ayoconnect) => SUCCEEDED,
             (Told::NoId, Api::Dapi) if newer => SUCCEEDED,
-            (Told::Refused, Api::Dapi) => UNRESOLVED,
+            (Told::Refused | Told::Revoke, Api::Dapi) => UNRESOLVED,
             _ => return None,
         };
         Some(end)

@@ -83,6 +83,9 @@ pub struct Claim {
 ///
 /// Somebody who is not among the living as of `$6` is dead for good; whoever registered later has an id above `$5`. So an owner
 /// that this replica has not heard of yet is never mistaken for a dead one.
+///
+/// Owner 0: somebody wrote the row while a replica held it. That one still polls what it knows; it finds out with its next write,
+/// counts its polls and lets the row go. If it does not within a lease, it is dead.
 const SELECT: &str = "
     select lane.number, t.id, t.reference, t.params, t.amount::text as amount, t.currency, t.initiated_at, t.reopened_at, t.action_at,
            t.state, t.provider_state, t.attempts, t.failures, t.not_found, t.last_polled_at, t.next_poll_at,
@@ -92,7 +95,8 @@ const SELECT: &str = "
            select * from paypoll.transactions t
             where t.provider = lane.provider and t.account = lane.account
               and t.next_poll_at >= lane.since and t.next_poll_at <= $7
-              and (t.owner is null or (t.owner <= $5 and t.owner <> all ($6)))
+              and (t.owner is null or (t.owner between 1 and $5 and t.owner <> all ($6))
+                   or (t.owner = 0 and t.updated_at < clock_timestamp() - (select lease from paypoll.replicas where id = $8)))
             order by t.next_poll_at
             limit lane.room
               for no key update skip locked) t";
@@ -129,7 +133,7 @@ impl Store {
         let mut connection = self.pool.acquire().await?;
         let mut tx = connection.begin().await?;
         let mut claim = Claim { held: Vec::new(), found: vec![(0, None); lanes.len()] };
-        let mut candidates = select(&mut tx, members, lanes, horizon, &mut claim).await?;
+        let mut candidates = select(&mut tx, replica, members, lanes, horizon, &mut claim).await?;
         add_journal(&mut tx, &mut candidates).await?;
         if candidates.is_empty() {
             tx.rollback().await?;
@@ -162,6 +166,7 @@ impl Candidate {
 
 async fn select(
     tx: &mut PgConnection,
+    replica: ReplicaId,
     members: &Membership,
     lanes: &[LaneRoom],
     horizon: DateTime<Utc>,
@@ -175,6 +180,7 @@ async fn select(
         .bind(members.newest)
         .bind(&members.living)
         .bind(horizon)
+        .bind(replica.0)
         .fetch_all(tx)
         .await?;
     let mut candidates = Vec::with_capacity(rows.len());

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a helper that panics fails its test")]
 
+mod binary;
+mod daemon;
 mod postgres;
 mod store;
 mod support;

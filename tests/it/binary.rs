@@ -1,0 +1,117 @@
+//! The binary as it is typed: exit codes, and errors in one sentence that says what to do.
+
+use crate::support;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config/simulator.toml");
+
+/// Runs it with these variables and no others of its own.
+fn paypoll(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_paypoll"));
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("PAYPOLL__")) {
+        command.env_remove(name);
+    }
+    command.env_remove("DATABASE_URL").envs(environment.iter().copied()).args(arguments);
+    command.stdin(Stdio::null()).output().unwrap()
+}
+
+/// Its exit code and what it says on stderr.
+fn refusal(arguments: &[&str], environment: &[(&str, &str)]) -> (i32, String) {
+    let output = paypoll(arguments, environment);
+    assert!(output.stdout.is_empty(), "errors go to stderr: {}", String::from_utf8_lossy(&output.stdout));
+    (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+}
+
+/// The configuration is refused by a sentence with all of `words`.
+fn assert_misconfigured(arguments: &[&str], environment: &[(&str, &str)], words: &[&str]) {
+    let (code, text) = refusal(arguments, environment);
+    assert_eq!(code, 2, "{text}");
+    assert!(words.iter().all(|word| text.contains(word)), "{words:?} are not in: {text}");
+}
+
+const ANY_DATABASE: (&str, &str) = ("DATABASE_URL", "postgres://nobody@127.0.0.1:1/nothing");
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_without_the_schema_is_answered_with_the_command_that_makes_it() {
+    let url = support::empty_database().await;
+    let environment = [("DATABASE_URL", url.as_str()), ("PAYPOLL__OPS__LISTEN", ""), ("PAYPOLL__LOG__FORMAT", "json")];
+    let (code, text) = refusal(&["run", "--config", EXAMPLE], &environment);
+    assert!(code == 1 && text.contains("paypoll migrate"), "{code}: {text}");
+    let migrated = paypoll(&["migrate"], &environment);
+    assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
+    let again = paypoll(&["migrate"], &environment);
+    assert!(again.status.success(), "migrating twice does no harm");
+}
+
+#[test]
+fn a_database_that_is_not_there_is_waited_for_and_then_named() {
+    let environment = [ANY_DATABASE, ("PAYPOLL__DATABASE__CONNECT_TIMEOUT", "300ms"), ("PAYPOLL__OPS__LISTEN", "")];
+    let (code, text) = refusal(&["run", "--config", EXAMPLE], &environment);
+    assert!(code == 1 && text.contains("could not be reached"), "{code}: {text}");
+}
+
+#[test]
+fn without_a_database_or_a_provider_there_is_nothing_to_run() {
+    assert_misconfigured(&["run", "--config", EXAMPLE], &[], &["database.url", "DATABASE_URL"]);
+    let (code, text) = refusal(&["run"], &[ANY_DATABASE]);
+    assert!(code != 0 && text.contains("no provider is enabled"), "{code}: {text}");
+}
+
+#[test]
+fn unknown_keys_are_refused_by_name() {
+    assert_misconfigured(&["run"], &[ANY_DATABASE, ("PAYPOLL__WORKER__LEASES", "15s")], &["worker.leases"]);
+    assert_misconfigured(&["run", "--config", "/no/such/file.toml"], &[ANY_DATABASE], &["/no/such/file.toml"]);
+}
+
+#[test]
+fn a_missing_secret_is_named_with_both_ways_to_give_it() {
+    let environment = [ANY_DATABASE, ("PAYPOLL__PROVIDERS__KHALTI__ENABLED", "true")];
+    assert_misconfigured(&["run"], &environment, &["providers.khalti.accounts", "token", "token_file"]);
+}
+
+#[test]
+fn a_secrets_file_that_cannot_be_read_is_named() {
+    let environment = [
+        ANY_DATABASE,
+        ("PAYPOLL__PROVIDERS__KHALTI__ENABLED", "true"),
+        ("PAYPOLL__PROVIDERS__KHALTI__ACCOUNTS__DEFAULT__TOKEN_FILE", "/no/such/secret"),
+    ];
+    assert!(!Path::new("/no/such/secret").exists());
+    assert_misconfigured(&["run"], &environment, &["providers.khalti.accounts.default.token_file", "/no/such/secret"]);
+}
+
+#[test]
+fn rules_below_the_documented_floor_are_refused_with_the_floor() {
+    let environment = [ANY_DATABASE, ("PAYPOLL__PROVIDERS__DUSUPAY__SCHEDULE", "{ first = \"1m\" }")];
+    assert_misconfigured(&["run"], &environment, &["providers.dusupay.schedule.first", "2m"]);
+}
+
+#[test]
+fn nobody_elses_rules_are_hurried() {
+    let environment = [
+        ANY_DATABASE,
+        ("PAYPOLL__PROVIDERS__KHALTI__ENABLED", "true"),
+        ("PAYPOLL__PROVIDERS__KHALTI__ACCOUNTS__DEFAULT__TOKEN", "canary"),
+    ];
+    assert_misconfigured(&["run", "--speed", "60"], &environment, &["--speed", "khalti.com"]);
+    let (_, text) = refusal(&["run", "--speed", "60"], &environment);
+    assert!(!text.contains("canary"), "{text}");
+}
+
+#[test]
+fn help_is_no_error_and_a_word_that_is_no_command_is_one() {
+    let help = paypoll(&["--help"], &[]);
+    let text = String::from_utf8(help.stdout).unwrap();
+    assert!(help.status.success());
+    for command in ["run", "migrate", "check", "plan", "status", "show", "retry", "audit", "simulate", "demo"] {
+        assert!(text.contains(command), "{command} is not in: {text}");
+    }
+    assert_eq!(refusal(&["walk"], &[]).0, 2);
+    assert_eq!(refusal(&[], &[]).0, 2);
+}
+
+#[test]
+fn a_demo_that_is_too_fast_for_its_own_scripts_is_refused() {
+    assert_misconfigured(&["demo", "--speed", "61"], &[], &["--speed", "60"]);
+}

@@ -1,0 +1,633 @@
+//! The daemon end to end: the real loop, the real PostgreSQL, real HTTP to the simulator, at speed 60.
+
+use crate::support::{Provider, database, eventually};
+use chrono::{DateTime, TimeDelta, Utc};
+use paypoll::commands;
+use paypoll::config::Config;
+use paypoll::postgres::PrivatePostgres;
+use paypoll::simulator::{self, PROVIDERS};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use sqlx::postgres::{PgPool, PgPoolOptions};
+use sqlx::{AssertSqlSafe, Executor, Row};
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::SystemTime;
+use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+const SPEED: f64 = 60.0;
+
+/// All providers at one simulator, with ends that a test can wait for: ages are 15 s at most, a lease is 4 s.
+fn settings(url: &str, address: SocketAddr) -> BTreeMap<String, String> {
+    let mut settings = BTreeMap::from(
+        [("DATABASE__URL", url), ("LOG__FORMAT", "json"), ("OPS__LISTEN", ""), ("WORKER__LEASE", "4s")]
+            .map(|(key, value)| (format!("PAYPOLL__{key}"), value.to_owned())),
+    );
+    for provider in PROVIDERS {
+        let mut set = |key: &str, value: &str| {
+            settings.insert(format!("PAYPOLL__PROVIDERS__{}__{key}", provider.to_uppercase()), value.to_owned());
+        };
+        set("BASE_URL", &format!("http://{address}"));
+        set("TIMEOUT", "1s");
+        set("NOT_FOUND", "{ limit = 2, min_age = \"1s\" }");
+        match provider {
+            "dropayment" => {}
+            "dusupay" => set("SCHEDULE", "{ give_up_after = \"18m\" }"),
+            "khalti" => set("SCHEDULE", "{ first = \"10s\", phases = [{ every = \"20s\" }], give_up_after = \"10m\" }"),
+            _ => set("SCHEDULE", "{ give_up_after = \"10m\" }"),
+        }
+    }
+    settings
+}
+
+fn example() -> PathBuf {
+    concat!(env!("CARGO_MANIFEST_DIR"), "/config/simulator.toml").into()
+}
+
+/// A database, the providers, and what was inserted.
+struct World {
+    pool: PgPool,
+    provider: Provider,
+    settings: BTreeMap<String, String>,
+}
+
+impl World {
+    async fn new() -> Self {
+        let database = database().await;
+        Self::over(database.pool, &database.url)
+    }
+
+    fn over(pool: PgPool, url: &str) -> Self {
+        let provider = Provider::start(SPEED);
+        Self { pool, settings: settings(url, provider.address), provider }
+    }
+
+    fn set(&mut self, key: &str, value: &str) {
+        self.settings.insert(format!("PAYPOLL__{key}"), value.to_owned());
+    }
+
+    /// The daemon in this process, on a runtime of its own.
+    fn daemon(&self) -> Daemon {
+        let config = Config::load(&[example()], self.settings.clone().into_iter(), SPEED).unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let stop = CancellationToken::new();
+        let stopping = stop.clone();
+        let served = runtime.spawn(async move { commands::run::serve(&config, stopping).await });
+        Daemon { runtime: Some(runtime), served, stop }
+    }
+
+    /// The daemon as users start it.
+    fn process(&self) -> Process {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_paypoll"));
+        command.args(["run", "--speed", &SPEED.to_string(), "--config"]).arg(example()).envs(&self.settings);
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let (lines, written) = (BufReader::new(child.stdout.take().unwrap()).lines(), log.clone());
+        thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                written.lock().unwrap().push(serde_json::from_str(&line).unwrap());
+            }
+        });
+        Process { child, log }
+    }
+
+    /// A transaction as the simulator's users insert it.
+    async fn insert(&self, provider: &'static str, script: &str) -> Inserted {
+        let serial = next();
+        let now = DateTime::<Utc>::from(SystemTime::now());
+        let script = if provider == "dusupay" { format!("t{}-{script}", now.timestamp_millis()) } else { script.to_owned() };
+        let reference = simulator::reference(provider, serial, &script);
+        let (amount, currency) = simulator::amount(provider);
+        let id = sqlx::query_scalar(
+            "insert into paypoll.transactions (provider, reference, params, amount, currency, initiated_at)
+             values ($1, $2, $3, $4::text::numeric, $5, $6) returning id",
+        )
+        .bind(provider)
+        .bind(&reference)
+        .bind(simulator::params(provider, serial))
+        .bind(amount)
+        .bind(currency)
+        .bind(now)
+        .fetch_one(&self.pool)
+        .await
+        .unwrap();
+        let expected = simulator::expected_state(provider, &reference).unwrap();
+        Inserted { id, provider, reference, expected }
+    }
+
+    async fn insert_all(&self, scripts: &[&str]) -> Vec<Inserted> {
+        let mut inserted = Vec::new();
+        for script in scripts {
+            for provider in PROVIDERS {
+                inserted.push(self.insert(provider, script).await);
+            }
+        }
+        inserted
+    }
+
+    /// A row with whatever is wrong with it.
+    async fn insert_row(&self, provider: &str, account: &str, reference: &str, params: Value) -> Uuid {
+        sqlx::query_scalar(
+            "insert into paypoll.transactions (provider, account, reference, params) values ($1, $2, $3, $4) returning id",
+        )
+        .bind(provider)
+        .bind(account)
+        .bind(reference)
+        .bind(params)
+        .fetch_one(&self.pool)
+        .await
+        .unwrap()
+    }
+
+    async fn row(&self, id: Uuid) -> Found {
+        let row = sqlx::query("select state, reason, attempts, owner, next_poll_at from paypoll.transactions where id = $1")
+            .bind(id)
+            .fetch_one(&self.pool)
+            .await
+            .unwrap();
+        Found { state: row.get(0), reason: row.get(1), attempts: row.get(2), owner: row.get(3), next: row.get(4) }
+    }
+
+    /// Waits until nothing is polled any more but what is named.
+    async fn settled_but(&self, polled: i64) {
+        eventually("every transaction is settled", || async {
+            let left = self.count("select count(*) from paypoll.transactions where next_poll_at is not null").await;
+            (left == polled).then_some(())
+        })
+        .await;
+    }
+
+    async fn settled(&self) {
+        self.settled_but(0).await;
+    }
+
+    async fn count(&self, sql: &'static str) -> i64 {
+        sqlx::query_scalar(sql).fetch_one(&self.pool).await.unwrap()
+    }
+
+    async fn polled_times(&self, at_least: i64) {
+        eventually("polls are journaled", || async {
+            (self.count("select count(*) from paypoll.polls").await >= at_least).then_some(())
+        })
+        .await;
+    }
+
+    async fn outcomes(&self, id: Uuid) -> Vec<String> {
+        sqlx::query_scalar("select outcome from paypoll.polls where transaction_id = $1 order by sent_at")
+            .bind(id)
+            .fetch_all(&self.pool)
+            .await
+            .unwrap()
+    }
+
+    /// Every transaction is where its script leads, each change left one transition, and what was sent was counted.
+    async fn assert_as_expected(&self, inserted: &[Inserted]) {
+        for transaction in inserted {
+            let Inserted { id, provider, reference, expected } = transaction;
+            let row = self.row(*id).await;
+            assert_eq!(row.state, *expected, "{provider} {reference}: {:?}", row.reason);
+            assert_eq!(i64::from(row.attempts), self.outcomes(*id).await.len() as i64, "{provider} {reference}");
+            self.assert_one_transition_per_change(*id, &row.state).await;
+        }
+    }
+
+    async fn assert_one_transition_per_change(&self, id: Uuid, last: &str) {
+        let changes: Vec<(String, String)> =
+            sqlx::query_as("select from_state, to_state from paypoll.transitions where transaction_id = $1 order by id")
+                .bind(id)
+                .fetch_all(&self.pool)
+                .await
+                .unwrap();
+        let mut state = "pending".to_owned();
+        for (from, to) in &changes {
+            assert!(*from == state && to != from, "{changes:?}");
+            state.clone_from(to);
+        }
+        assert_eq!(state, last, "{changes:?}");
+    }
+
+    /// How often the simulator was asked about each transaction.
+    async fn requests(&self) -> BTreeMap<(String, String), i32> {
+        let mut requests = BTreeMap::new();
+        for entry in self.provider.log().await {
+            if let (Some(provider), Some(reference)) = (entry["provider"].as_str(), entry["reference"].as_str()) {
+                *requests.entry((provider.to_owned(), reference.to_owned())).or_default() += 1;
+            }
+        }
+        requests
+    }
+}
+
+fn next() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+struct Inserted {
+    id: Uuid,
+    provider: &'static str,
+    reference: String,
+    expected: &'static str,
+}
+
+struct Found {
+    state: String,
+    reason: Option<String>,
+    attempts: i32,
+    owner: Option<i64>,
+    next: Option<DateTime<Utc>>,
+}
+
+/// A daemon in this process. Dropping it is as sudden as a kill.
+struct Daemon {
+    runtime: Option<Runtime>,
+    served: JoinHandle<anyhow::Result<()>>,
+    stop: CancellationToken,
+}
+
+impl Daemon {
+    async fn stop(mut self) {
+        self.stop.cancel();
+        (&mut self.served).await.unwrap().unwrap();
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// A daemon in a process of its own, and its log.
+struct Process {
+    child: Child,
+    log: Arc<Mutex<Vec<Value>>>,
+}
+
+impl Process {
+    fn told(&self, event: &str) -> Vec<Value> {
+        self.log.lock().unwrap().iter().filter(|line| line["event"] == event).cloned().collect()
+    }
+
+    async fn tells(&self, event: &str) {
+        eventually(event, || async { (!self.told(event).is_empty()).then_some(()) }).await;
+    }
+
+    async fn terminate(mut self) -> ExitStatus {
+        kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
+        eventually("the daemon ends", || std::future::ready(self.child.try_wait().unwrap())).await
+    }
+
+    fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test]
+async fn every_provider_is_polled_to_the_end_that_its_answers_mean() {
+    let world = World::new().await;
+    let daemon = world.daemon();
+    let scripts = ["ok", "fail2", "cancel", "refund", "amount", "action-ok", "500-ok", "notfound", "never", "echo"];
+    let inserted = world.insert_all(&scripts).await;
+    world.settled().await;
+    daemon.stop().await;
+    world.assert_as_expected(&inserted).await;
+    let requests = world.requests().await;
+    for Inserted { id, provider, reference, .. } in &inserted {
+        let asked = requests[&((*provider).to_owned(), reference.clone())];
+        assert_eq!(world.row(*id).await.attempts, asked, "{provider} {reference}");
+    }
+    let unproven = world.count("select count(*) from paypoll.transitions where source = 'poll' and evidence is null").await;
+    assert_eq!(unproven, 0, "every word of a provider is kept with its answer");
+    let leaked = "select count(*) from paypoll.transactions t join paypoll.transitions x on x.transaction_id = t.id
+                   where concat(t.reason, t.details, x.reason, x.evidence) ~ 'sim-(session|dusupay|ayoconnect|khalti|dapi)-'";
+    assert_eq!(world.count(leaked).await, 0, "no secret is kept, although `echo` repeats them all");
+    world.provider.assert_no_violations();
+}
+
+#[tokio::test]
+async fn answers_that_are_none_settle_nothing_and_the_next_good_one_does() {
+    let mut world = World::new().await;
+    // What is long takes its time to read on a busy machine, and is not to be taken for silence.
+    world.set("PROVIDERS__KHALTI__TIMEOUT", "1900ms");
+    world.set("PROVIDERS__DAPI__TIMEOUT", "1900ms");
+    let daemon = world.daemon();
+    let answers = [
+        ("huge", "unusable"),
+        ("gzipbomb", "unusable"),
+        ("redirect", "unusable"),
+        ("cut", "unusable"),
+        ("dup", "unusable"),
+        ("bom", "unusable"),
+        ("mojibake", "unusable"),
+        ("garbage", "unusable"),
+        ("html", "unusable"),
+        ("empty", "unusable"),
+        ("other", "unusable"),
+        ("dribble", "timeout"),
+        ("slow", "timeout"),
+        ("drop", "connection_failed"),
+        ("reset", "connection_failed"),
+        ("503", "server_error"),
+        ("unknownword", "unknown_word"),
+    ];
+    let mut inserted = Vec::new();
+    for (answer, outcome) in answers {
+        for provider in ["khalti", "dapi"] {
+            inserted.push((world.insert(provider, &format!("{answer}-ok")).await, outcome));
+        }
+    }
+    world.settled().await;
+    daemon.stop().await;
+    for (transaction, outcome) in &inserted {
+        let row = world.row(transaction.id).await;
+        assert_eq!(row.state, "succeeded", "{} {}", transaction.provider, transaction.reference);
+        assert_eq!(world.outcomes(transaction.id).await, [*outcome, "succeeded"], "{}", transaction.reference);
+        world.assert_one_transition_per_change(transaction.id, "succeeded").await;
+    }
+    world.provider.assert_no_violations();
+}
+
+#[tokio::test]
+async fn a_verdict_from_elsewhere_stops_polling_at_once_and_no_answer_overwrites_it() {
+    let mut world = World::new().await;
+    world.set("PROVIDERS__DAPI__TIMEOUT", "1900ms");
+    let polled = world.insert("dapi", "never").await;
+    let in_flight = world.insert("dapi", "slow1").await;
+    let daemon = world.daemon();
+    eventually("one is polled again and again, the other one is in flight", || async {
+        let requests = world.requests().await;
+        let asked = |row: &Inserted| requests.get(&("dapi".to_owned(), row.reference.clone())).copied().unwrap_or(0);
+        (asked(&polled) > 3 && asked(&in_flight) == 1).then_some(())
+    })
+    .await;
+    sqlx::query("update paypoll.transactions set state = 'failed' where id = any ($1)")
+        .bind(vec![polled.id, in_flight.id])
+        .execute(&world.pool)
+        .await
+        .unwrap();
+    let verdict: DateTime<Utc> = sqlx::query_scalar("select clock_timestamp()").fetch_one(&world.pool).await.unwrap();
+    // So many polls of another one later nothing more was sent for these, and what was under way is counted.
+    world.insert("dapi", "ok12").await;
+    world.settled().await;
+    daemon.stop().await;
+    for transaction in [&polled, &in_flight] {
+        let row = world.row(transaction.id).await;
+        assert_eq!((row.state.as_str(), row.owner, row.next), ("failed", None, None), "{}", transaction.reference);
+        assert_eq!(row.attempts as usize, world.outcomes(transaction.id).await.len(), "{}", transaction.reference);
+        let sources: Vec<String> = sqlx::query_scalar("select source from paypoll.transitions where transaction_id = $1")
+            .bind(transaction.id)
+            .fetch_all(&world.pool)
+            .await
+            .unwrap();
+        assert_eq!(sources, ["external"]);
+    }
+    let last: DateTime<Utc> = sqlx::query_scalar("select max(sent_at) from paypoll.polls where transaction_id = $1")
+        .bind(polled.id)
+        .fetch_one(&world.pool)
+        .await
+        .unwrap();
+    assert!(last - verdict < TimeDelta::milliseconds(700), "polled {} after the verdict", last - verdict);
+    assert_eq!(world.row(in_flight.id).await.attempts, 1);
+}
+
+#[tokio::test]
+async fn a_clean_stop_gives_everything_back_and_another_daemon_goes_on_without_an_early_poll() {
+    let world = World::new().await;
+    let first = world.process();
+    let inserted = world.insert_all(&["ok3", "action-ok2", "never", "500x2-ok", "slow-ok"]).await;
+    world.polled_times(40).await;
+    assert!(first.terminate().await.success());
+    assert_eq!(world.count("select count(*) from paypoll.transactions where owner is not null").await, 0);
+    assert_eq!(world.count("select count(*) from paypoll.replicas").await, 0);
+    let polls = world.count("select count(*) from paypoll.polls").await;
+    assert_eq!(world.count("select sum(attempts) from paypoll.transactions").await, polls, "what was sent is counted");
+    let second = world.daemon();
+    world.settled().await;
+    second.stop().await;
+    world.assert_as_expected(&inserted).await;
+    world.provider.assert_no_violations();
+}
+
+#[tokio::test]
+async fn nothing_is_lost_asked_early_or_decided_twice_when_a_daemon_is_killed() {
+    let world = World::new().await;
+    let mut killed = world.process();
+    // DusuPay's second poll comes after 7 s at the earliest. Dropayment's window is over before the lease is.
+    let mut inserted = Vec::new();
+    for script in ["ok5", "action2-ok3", "500x3-ok", "never"] {
+        for provider in ["ayoconnect", "khalti", "dapi"] {
+            inserted.push(world.insert(provider, script).await);
+        }
+    }
+    for script in ["ok2", "fail2", "500-ok", "never"] {
+        inserted.push(world.insert("dusupay", script).await);
+    }
+    let windowed = world.insert("dropayment", "never").await;
+    // Late enough for DusuPay's first polls.
+    eventually("every provider has been asked", || async {
+        (world.count("select count(distinct provider) from paypoll.polls").await == 5).then_some(())
+    })
+    .await;
+    killed.kill();
+    assert_ne!(world.count("select count(*) from paypoll.transactions where owner is not null").await, 0, "it held some");
+    let successor = world.daemon();
+    world.settled().await;
+    successor.stop().await;
+    world.assert_as_expected(&inserted).await;
+    assert_eq!(world.row(windowed.id).await.state, "unresolved");
+    world.provider.assert_no_violations();
+}
+
+#[tokio::test]
+async fn a_dead_provider_delays_no_other_and_its_circuit_opens_and_closes_once() {
+    let mut world = World::new().await;
+    let dead = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+    world.set("PROVIDERS__KHALTI__BASE_URL", &format!("http://{dead}"));
+    world.set("PROVIDERS__KHALTI__CIRCUIT", "{ failures = 8, probe_after = \"30s\" }");
+    let daemon = world.process();
+    let mut dying = Vec::new();
+    for _ in 0..20 {
+        dying.push(world.insert("khalti", "ok").await);
+    }
+    let mut living = Vec::new();
+    for provider in ["dapi", "ayoconnect", "dropayment"] {
+        living.push(world.insert(provider, "ok3").await);
+    }
+    daemon.tells("circuit_opened").await;
+    world.settled_but(20).await;
+    world.assert_as_expected(&living).await;
+    let late = "select count(*) from paypoll.polls where provider <> 'khalti' and sent_at - due_at > interval '250 milliseconds'";
+    assert_eq!(world.count(late).await, 0, "nobody else waits");
+    let (open, sent): (bool, i64) = sqlx::query_as(
+        "select circuit_since is not null, (select count(*) from paypoll.polls p where p.provider = a.provider and p.sent_at > circuit_since + interval '1 second')
+           from paypoll.accounts a where provider = 'khalti'",
+    )
+    .fetch_one(&world.pool)
+    .await
+    .unwrap();
+    assert!(open && sent <= 40, "only probes are sent, {sent}");
+    let revived = Provider::start_at(dead, SPEED);
+    world.settled().await;
+    assert_eq!((daemon.told("circuit_opened").len(), daemon.told("circuit_closed").len()), (1, 1));
+    assert!(daemon.terminate().await.success());
+    world.assert_as_expected(&dying).await;
+    revived.assert_no_violations();
+}
+
+#[tokio::test]
+async fn refused_credentials_of_an_account_open_its_circuit_at_once_and_a_probe_closes_it() {
+    let world = World::new().await;
+    let daemon = world.process();
+    let refused = world.insert("khalti", "refused-ok").await;
+    daemon.tells("circuit_opened").await;
+    let beside = world.insert("khalti", "ok").await;
+    world.settled().await;
+    assert_eq!((daemon.told("circuit_opened").len(), daemon.told("circuit_closed").len()), (1, 1));
+    assert!(daemon.terminate().await.success());
+    world.assert_as_expected(&[refused, beside]).await;
+    let sent: Vec<DateTime<Utc>> =
+        sqlx::query_scalar("select sent_at from paypoll.polls order by sent_at").fetch_all(&world.pool).await.unwrap();
+    assert!(sent[1] - sent[0] >= TimeDelta::milliseconds(490), "nothing but a probe after 30 s, which are 0.5 s here: {sent:?}");
+}
+
+#[tokio::test]
+async fn a_pause_that_a_provider_asks_for_holds_for_the_whole_account() {
+    let world = World::new().await;
+    let daemon = world.daemon();
+    let paused = world.insert("khalti", "wait3-ok").await;
+    eventually("the account is held", || async {
+        (world.count("select count(*) from paypoll.accounts where held_until > now()").await == 1).then_some(())
+    })
+    .await;
+    let beside = world.insert("khalti", "ok").await;
+    let elsewhere = world.insert("dapi", "waitdate-ok").await;
+    world.settled().await;
+    daemon.stop().await;
+    let sent: Vec<DateTime<Utc>> =
+        sqlx::query_scalar("select sent_at from paypoll.polls where provider = 'khalti' order by sent_at")
+            .fetch_all(&world.pool)
+            .await
+            .unwrap();
+    assert!(sent[1] - sent[0] >= TimeDelta::seconds(3), "{sent:?}");
+    world.assert_as_expected(&[paused, beside, elsewhere]).await;
+    world.provider.assert_no_violations();
+}
+
+#[tokio::test]
+async fn rows_that_cannot_be_asked_about_say_what_to_mend_and_disturb_nobody() {
+    let world = World::new().await;
+    let daemon = world.process();
+    let session = json!({"endpointId": "1001", "session": {"token": "sim-session-000001"}});
+    let broken = [
+        ("dropayment", "no-session", json!({"endpointId": "1001"}), "params.session.token is missing"),
+        ("dropayment", "..", session, "reference \"..\" cannot stand in a URL path"),
+        ("dapi", "no-token", json!({}), "params.accessToken is missing"),
+        ("dapi", "number", json!({"accessToken": 5}), "params.accessToken is not text"),
+        ("dapi", "list", json!([1]), "is not an object"),
+        ("dapi", "empty", json!({"accessToken": ""}), "params.accessToken is empty"),
+        ("dapi", "control", json!({"accessToken": "a\nb"}), "params.accessToken has a control character"),
+        ("khalti", "bell\u{7}", json!({}), "reference has control characters"),
+        ("dusupay", ".", json!({}), "reference \".\" cannot stand in a URL path"),
+        ("ayoconnect", "référence", json!({}), "reference has characters that no header can carry"),
+    ];
+    let mut rows = Vec::new();
+    for (provider, reference, params, mend) in broken {
+        rows.push((world.insert_row(provider, "default", reference, params).await, reference, mend));
+    }
+    let lost = world.insert_row("khalti", "nobody", "lost", json!({})).await;
+    let inserted = world.insert_all(&["ok2"]).await;
+    world.settled_but(1).await;
+    daemon.tells("unroutable").await;
+    for (id, reference, mend) in rows {
+        let Found { state, reason, attempts, owner, .. } = world.row(id).await;
+        let reason = reason.unwrap_or_default();
+        assert!(state == "invalid" && reason.contains(mend), "{reference:?} is {state}: {reason}");
+        assert_eq!((attempts, owner), (0, None), "{reference:?}");
+        world.assert_one_transition_per_change(id, "invalid").await;
+    }
+    let row = world.row(lost).await;
+    assert_eq!((row.state.as_str(), row.attempts), ("pending", 0), "somebody may serve its account one day");
+    assert_eq!(daemon.told("row_invalid").len(), 10);
+    assert_eq!(daemon.told("unroutable")[0]["account"], "nobody");
+    assert!(daemon.terminate().await.success());
+    world.assert_as_expected(&inserted).await;
+    world.provider.assert_no_violations();
+}
+
+#[tokio::test]
+async fn a_database_that_crashes_and_comes_back_costs_nothing_but_time() {
+    let mut postgres = tokio::task::spawn_blocking(PrivatePostgres::start).await.unwrap().unwrap();
+    let url = postgres.url("paypoll");
+    let admin = PgPoolOptions::new().connect(&postgres.admin_url()).await.unwrap();
+    admin.execute(AssertSqlSafe("create database paypoll")).await.unwrap();
+    admin.close().await;
+    paypoll::store::migrate(&url).await.unwrap();
+    let pool = PgPoolOptions::new().connect(&url).await.unwrap();
+    let world = World::over(pool, &url);
+    let daemon = world.process();
+    let mut inserted = Vec::new();
+    for script in ["ok3", "action-ok2", "500x2-ok", "slow-ok", "never"] {
+        for provider in ["dusupay", "ayoconnect", "khalti", "dapi"] {
+            inserted.push(world.insert(provider, script).await);
+        }
+    }
+    world.polled_times(20).await;
+    let mut postgres = tokio::task::spawn_blocking(move || postgres.crash().map(|()| postgres)).await.unwrap().unwrap();
+    daemon.tells("database_lost").await;
+    let _postgres = tokio::task::spawn_blocking(move || postgres.recover().map(|()| postgres)).await.unwrap().unwrap();
+    daemon.tells("database_back").await;
+    world.settled().await;
+    assert_eq!(daemon.told("database_lost").len(), 1, "told once");
+    assert!(daemon.terminate().await.success());
+    world.assert_as_expected(&inserted).await;
+    world.provider.assert_no_violations();
+    world.pool.close().await;
+}
+
+#[tokio::test]
+async fn a_row_that_is_corrected_while_it_is_polled_is_asked_about_anew_and_not_twice() {
+    let world = World::new().await;
+    let daemon = world.daemon();
+    let row = world.insert("dropayment", "never").await;
+    world.polled_times(5).await;
+    let corrected = simulator::reference("dropayment", next(), "ok5");
+    sqlx::query("update paypoll.transactions set reference = $2 where id = $1")
+        .bind(row.id)
+        .bind(&corrected)
+        .execute(&world.pool)
+        .await
+        .unwrap();
+    world.settled().await;
+    daemon.stop().await;
+    let found = world.row(row.id).await;
+    assert_eq!(found.state, "succeeded", "{:?}", found.reason);
+    assert_eq!(i64::from(found.attempts), world.outcomes(row.id).await.len() as i64);
+    let gap: f64 = sqlx::query_scalar(
+        "select min(extract(epoch from gap))::float8 from (select sent_at - lag(sent_at) over (order by sent_at) as gap from paypoll.polls) g",
+    )
+    .fetch_one(&world.pool)
+    .await
+    .unwrap();
+    assert!(gap >= 0.05, "3 s, which are 50 ms here: {gap}");
+    world.provider.assert_no_violations();
+}

@@ -40,7 +40,8 @@ pub struct Candidate {
     pub unplanned: Vec<DateTime<Utc>>,
     /// Why the row cannot be asked about.
     pub flaw: Option<String>,
-    fence: i64,
+    /// The fence before it is placed.
+    pub fence: i64,
 }
 
 /// What to do with a candidate.

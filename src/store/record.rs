@@ -95,7 +95,7 @@ pub struct Batch {
 }
 
 /// What became of a batch.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Recorded {
     /// Entries that were refused: somebody else has written the transaction since it was claimed.
     pub refused: HashSet<Uuid>,
@@ -104,8 +104,10 @@ pub struct Recorded {
 }
 
 /// The lease is held while the replica's row is there; the lock keeps it there until this transaction has ended.
-/// The transaction's id answers, after a broken connection, whether it was committed.
-const LEASE: &str = "select pg_current_xact_id()::text as xid from paypoll.replicas where id = $1 for key share";
+/// The transaction's id answers, after a broken connection, whether it was committed; also without the lease, because the journal is
+/// written all the same.
+const LEASE: &str = "
+    select pg_current_xact_id()::text as xid, (select id from paypoll.replicas where id = $1 for key share) is not null as held";
 
 /// First half: the rows that still carry the fence of their claim. Second half: one transition for each change of state.
 const ENTRIES: &str = "
@@ -161,10 +163,10 @@ impl Store {
         }
         let mut connection = self.pool.acquire().await?;
         let mut tx = connection.begin().await?;
-        let lease = sqlx::query(LEASE).bind(replica.0).fetch_optional(&mut *tx).await?;
+        let lease = sqlx::query(LEASE).bind(replica.0).fetch_one(&mut *tx).await?;
         super::journal::append(&mut tx, &batch.polls).await?;
-        let mut recorded = Recorded { lease_lost: lease.is_none(), ..Recorded::default() };
-        if lease.is_some() && !batch.entries.is_empty() {
+        let mut recorded = Recorded { lease_lost: !lease.try_get::<bool, _>("held")?, ..Recorded::default() };
+        if !recorded.lease_lost && !batch.entries.is_empty() {
             let written = write(&mut tx, replica, &batch.entries).await?;
             recorded.refused = batch.entries.iter().map(|entry| entry.id).filter(|id| !written.contains(id)).collect();
         }
@@ -175,20 +177,18 @@ impl Store {
         if !late.is_empty() {
             count_late(&mut tx, &late, &batch.polls).await?;
         }
-        if let Some(row) = lease {
-            attempt.0 = Some((row.try_get("xid")?, recorded.refused.clone()));
-        }
+        attempt.0 = Some(Commit { xid: lease.try_get("xid")?, recorded: recorded.clone() });
         tx.commit().await?;
         Ok(recorded)
     }
 
     /// Whether an earlier attempt was committed although its answer got lost.
     async fn committed(&self, attempt: &mut Attempt) -> Result<Option<Recorded>, StoreError> {
-        let Some((xid, refused)) = &attempt.0 else { return Ok(None) };
+        let Some(Commit { xid, recorded }) = &attempt.0 else { return Ok(None) };
         let status: Option<String> =
             sqlx::query_scalar("select pg_xact_status($1::text::xid8)").bind(xid).fetch_one(&self.pool).await?;
         match status.as_deref() {
-            Some("committed") => Ok(Some(Recorded { refused: refused.clone(), lease_lost: false })),
+            Some("committed") => Ok(Some(recorded.clone())),
             // Its backend has not noticed yet that the connection broke.
             Some("in progress") => Err(StoreError::Database(sqlx::Error::Protocol("the last batch is still in progress".into()))),
             _ => {
@@ -201,7 +201,16 @@ impl Store {
 
 /// What an attempt to write a batch must remember until its outcome is known.
 #[derive(Debug, Default)]
-pub struct Attempt(Option<(String, HashSet<Uuid>)>);
+pub struct Attempt(pub Option<Commit>);
+
+/// A commit whose answer may get lost.
+#[derive(Clone, Debug)]
+pub struct Commit {
+    /// The database transaction's id.
+    pub xid: String,
+    /// What became of the batch if it was committed.
+    pub recorded: Recorded,
+}
 
 async fn write(tx: &mut PgConnection, replica: ReplicaId, entries: &[Entry]) -> Result<HashSet<Uuid>, StoreError> {
     fn column<'a, T>(entries: &'a [Entry], value: impl Fn(&'a Entry) -> T) -> Vec<T> {

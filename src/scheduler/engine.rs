@@ -18,7 +18,7 @@ use chrono::{DateTime, Utc};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
@@ -47,8 +47,8 @@ pub enum Command {
         replica: ReplicaId,
         /// The newest replica that it leaves room for.
         complied: i64,
-        /// Whether it may declare others dead.
-        judge: bool,
+        /// What time it is by the database's clock, if this replica may declare others dead: see [`crate::store::Store::beat`].
+        judge: Option<DateTime<Utc>>,
     },
     /// Take due transactions: [`Event::Claimed`].
     Claim {
@@ -116,6 +116,8 @@ pub enum Command {
 pub struct Look {
     /// The lanes asked for, and how many transactions of each.
     pub lanes: Vec<(usize, usize)>,
+    /// See [`crate::store::Store::claim`].
+    pub unsure: Vec<Uuid>,
     /// The registration under which it was asked.
     epoch: u64,
     /// The database's clock then.
@@ -130,8 +132,8 @@ pub enum Event {
     Tick,
     /// Answers [`Command::Register`].
     Registered(Result<(ReplicaId, Beat, i64), Failed>, Instant),
-    /// Answers [`Command::Beat`]; with the moment at which it was asked.
-    Beaten(Result<Beat, Failed>, Instant),
+    /// Answers [`Command::Beat`]; with the replica for which and the moment at which it was asked.
+    Beaten(ReplicaId, Result<Beat, Failed>, Instant),
     /// Answers [`Command::Claim`].
     Claimed(Result<Claim, Failed>, Look),
     /// Answers [`Command::Draw`]; with the moment at which it was asked.
@@ -229,6 +231,8 @@ const BATCH: usize = 1000;
 const GATHER: Duration = Duration::from_millis(5);
 /// Between a request's last moment to be sent and the end of the lease there is its time-out and this.
 const LEASE_MARGIN: Duration = Duration::from_secs(1);
+/// When the database's clock is found ahead by more than this, it was set.
+const LEAP: Duration = Duration::from_secs(1);
 /// How long after a database failure the next try comes; doubled each time up to a second.
 const RETRY: Duration = Duration::from_millis(100);
 
@@ -255,6 +259,12 @@ pub struct Engine {
     claim_asked: Instant,
     next_start: Option<Instant>,
     last_verdict: i64,
+    /// What is in flight or being recorded, and the highest fence that somebody else gave it meanwhile.
+    away: HashMap<Uuid, i64>,
+    /// What a claim whose answer got lost may have taken: it is released before the next one.
+    unsure: Vec<Uuid>,
+    /// When the process last noticed that it had stood still: what was asked before says nothing of now.
+    doubted: Option<Instant>,
     in_flight: u32,
     sequence: u64,
     outbox: Recording,
@@ -376,6 +386,9 @@ impl Engine {
             claim_asked: now,
             next_start: None,
             last_verdict: 0,
+            away: HashMap::new(),
+            unsure: Vec::new(),
+            doubted: None,
             in_flight: 0,
             sequence: 0,
             outbox: Recording::default(),
@@ -394,8 +407,8 @@ impl Engine {
         match event {
             Event::Tick => {}
             Event::Registered(result, asked) => self.on_registered(now, result, asked),
-            Event::Beaten(result, asked) => self.on_beaten(now, result, asked),
-            Event::Claimed(result, look) => self.on_claimed(now, result, &look),
+            Event::Beaten(replica, result, asked) => self.on_beaten(now, replica, result, asked),
+            Event::Claimed(result, look) => self.on_claimed(now, result, look),
             Event::Drawn(result, lanes, asked) => self.on_drawn(now, result, &lanes, asked),
             Event::Asked(held, asked) => self.on_asked(now, held, asked, out),
             Event::Recorded(recording, result) => self.on_recorded(now, recording, result),
@@ -442,7 +455,7 @@ impl Engine {
             Err(failed) => self.lose_database(now, failed),
             Ok((replica, beat, last_verdict)) => {
                 self.find_database();
-                self.read_clock(asked, now, &beat);
+                self.read_clock(asked, now, beat.clock);
                 self.last_verdict = self.last_verdict.max(last_verdict);
                 self.epoch += 1;
                 self.registration = Registration::Yes(Registered { replica, members: beat.members, beaten: asked });
@@ -450,11 +463,14 @@ impl Engine {
                 self.next_beat = now + BEAT_EVERY;
                 self.next_claim = now;
                 self.next_sweep = now;
+                if self.doubted.is_some_and(|doubted| asked <= doubted) {
+                    self.doubt_lease(now);
+                }
             }
         }
     }
 
-    fn on_beaten(&mut self, now: Instant, result: Result<Beat, Failed>, asked: Instant) {
+    fn on_beaten(&mut self, now: Instant, replica: ReplicaId, result: Result<Beat, Failed>, asked: Instant) {
         self.beating = false;
         match result {
             Err(failed) => self.lose_database(now, failed),
@@ -462,10 +478,17 @@ impl Engine {
                 if self.find_database() {
                     self.steady_since = Some(now);
                 }
-                self.read_clock(asked, now, &beat);
+                self.read_clock(asked, now, beat.clock);
                 self.next_beat = now + BEAT_EVERY;
                 self.stuck.append(&mut self.refused);
+                if self.doubted.is_some_and(|doubted| asked <= doubted) {
+                    // It was answered before the process stood still, nobody knows how long: the next one tells.
+                    self.next_beat = now;
+                    return;
+                }
                 match &mut self.registration {
+                    // What is said of an earlier registration says nothing of this one.
+                    Registration::Yes(registered) if registered.replica != replica => {}
                     Registration::Yes(registered) if beat.alive => {
                         registered.members = beat.members;
                         registered.beaten = asked;
@@ -478,8 +501,9 @@ impl Engine {
         }
     }
 
-    fn on_claimed(&mut self, now: Instant, result: Result<Claim, Failed>, look: &Look) {
+    fn on_claimed(&mut self, now: Instant, result: Result<Claim, Failed>, mut look: Look) {
         self.claiming = false;
+        self.unsure = std::mem::take(&mut look.unsure);
         self.next_claim = now + CLAIM_EVERY;
         let claim = match result {
             Ok(claim) => claim,
@@ -519,13 +543,15 @@ impl Engine {
         match result {
             Err(failed) => self.lose_database(now, failed),
             Ok(drawn) => {
+                if self.doubted.is_some_and(|doubted| asked <= doubted) {
+                    return;
+                }
                 for draw in drawn {
-                    if let Some(clock) = &mut self.clock {
-                        clock.read(asked, now, draw.clock);
-                    }
-                    let Some(number) = lanes.get(draw.lane) else { continue };
-                    // The slots count from a moment that is not before the database's: never early.
-                    self.lanes[*number].add_slots(now, draw.ahead, draw.gap, draw.slots);
+                    self.read_clock(asked, now, draw.clock);
+                    let (Some(number), Some(clock)) = (lanes.get(draw.lane), self.clock) else { continue };
+                    // The slots count from the moment of the draw by the database's clock, not from that of its answer: an answer that
+                    // was long under way brings slots that are void, because others have had the budget since.
+                    self.lanes[*number].add_slots(clock.instant(draw.clock), draw.ahead, draw.gap, draw.slots);
                 }
             }
         }
@@ -536,6 +562,7 @@ impl Engine {
         self.in_flight -= 1;
         self.lanes[number].in_flight -= 1;
         self.free_key(&held);
+        let overruled = self.away.remove(&held.transaction.id).unwrap_or(i64::MIN);
         match asked {
             Asked::NotSent(why) => {
                 let mut due = now;
@@ -544,7 +571,7 @@ impl Engine {
                     due += self.lanes[number].spec.rules.retry.wait(1, self.random.random());
                 }
                 if held.epoch == self.epoch {
-                    self.wait(held, due);
+                    self.go_on(now, held, due, overruled);
                 }
             }
             Asked::Impossible(reason) => {
@@ -601,6 +628,7 @@ impl Engine {
                 let from = held.transaction.state;
                 let change = decision.change.clone();
                 held.apply(&mut decision, sent, now);
+                self.away.insert(held.transaction.id, overruled);
                 self.follow(now, held, decision, from, change, evidence, at, sent);
             }
         }
@@ -619,11 +647,12 @@ impl Engine {
                     }
                 }
                 for Carried { mut held, due, written } in recording.carried.drain(..) {
+                    let overruled = self.away.remove(&held.transaction.id).unwrap_or(i64::MIN);
                     if recorded.lease_lost || held.epoch != self.epoch || recorded.refused.contains(&held.transaction.id) {
                         continue;
                     }
                     held.fence += i64::from(written);
-                    self.wait(held, due);
+                    self.go_on(now, held, due, overruled);
                 }
             }
             Err(Failed::Lost(why)) => {
@@ -677,6 +706,7 @@ impl Engine {
         sent: DateTime<Utc>,
     ) {
         let Some(next) = decision.next else {
+            self.away.remove(&held.transaction.id);
             let change = change.unwrap_or(Change { to: held.transaction.state, reason: None, source: Source::Poll });
             let transition = Transition { from, source: change.source, evidence };
             self.tell_transition(&held, from, change.reason);
@@ -697,6 +727,8 @@ impl Engine {
         }
         if hold {
             self.outbox.carried.push(Carried { held, due, written });
+        } else {
+            self.away.remove(&held.transaction.id);
         }
     }
 
@@ -895,7 +927,8 @@ impl Engine {
         self.beating = true;
         let leaves_room = self.lanes.iter().all(|lane| lane.in_flight <= lane.share);
         let complied = if leaves_room { registered.members.newest } else { 0 };
-        let judge = self.steady_since.is_none_or(|since| now.saturating_duration_since(since) >= self.setup.lease);
+        let steady = self.steady_since.is_none_or(|since| now.saturating_duration_since(since) >= self.setup.lease);
+        let judge = self.clock.filter(|_| steady).map(|clock| clock.at(now));
         out.push(Command::Beat { replica: registered.replica, complied, judge });
     }
 
@@ -966,6 +999,7 @@ impl Engine {
             if let Some(key) = lane.spec.asks.exclusive_key(ask(&held)) {
                 lane.busy.insert(key.into());
             }
+            self.away.insert(held.transaction.id, i64::MIN);
             lane.in_flight += 1;
             self.in_flight += 1;
             self.sequence += 1;
@@ -1016,7 +1050,7 @@ impl Engine {
             specs.push((lane.spec.clone(), room));
         }
         self.next_claim = now + CLAIM_EVERY;
-        if rooms.is_empty() {
+        if rooms.is_empty() && self.unsure.is_empty() {
             return;
         }
         self.claiming = true;
@@ -1028,7 +1062,7 @@ impl Engine {
             rooms,
             horizon: crate::domain::after(database_now, LOOK_AHEAD),
             placer: Placer::new(specs, database_now, hold_until, self.random.random()),
-            look: Look { lanes, epoch: self.epoch, now: database_now, sweep },
+            look: Look { lanes, unsure: std::mem::take(&mut self.unsure), epoch: self.epoch, now: database_now, sweep },
         });
     }
 
@@ -1119,6 +1153,16 @@ impl Engine {
         if held * 5 > self.setup.max_held * 4 { LOOK_AHEAD } else { self.setup.lease / 2 }
     }
 
+    /// A transaction that was away waits for its next poll, unless somebody else has written it meanwhile.
+    fn go_on(&mut self, now: Instant, held: Box<Held>, due: Instant, overruled: i64) {
+        if held.fence < overruled {
+            self.outbox.batch.dropped.push(held.transaction.id);
+            self.outbox_since.get_or_insert(now);
+        } else {
+            self.wait(held, due);
+        }
+    }
+
     fn wait(&mut self, held: Box<Held>, due: Instant) {
         self.sequence += 1;
         self.lanes[held.lane].waiting.insert((due, self.sequence), held);
@@ -1131,10 +1175,16 @@ impl Engine {
         }
     }
 
-    fn read_clock(&mut self, asked: Instant, now: Instant, beat: &Beat) {
+    fn read_clock(&mut self, asked: Instant, now: Instant, said: DateTime<Utc>) {
         match &mut self.clock {
-            Some(clock) => clock.read(asked, now, beat.clock),
-            None => self.clock = Some(DatabaseClock::new(now, beat.clock)),
+            Some(clock) => {
+                if crate::domain::since(clock.at(now), said) > LEAP {
+                    // Every heartbeat looks old now: nobody is judged before all had the time for another one.
+                    self.steady_since = Some(now);
+                }
+                clock.read(asked, now, said);
+            }
+            None => self.clock = Some(DatabaseClock::new(now, said)),
         }
     }
 
@@ -1173,6 +1223,13 @@ impl Engine {
 
     /// Nothing that is held is ours any more. What is in flight is told when it comes back.
     fn lose_lease(&mut self, now: Instant) {
+        if !self.outbox.is_empty() {
+            // Its rows were claimed under the lease that is lost: they must not be written under the next one.
+            let mut recording = Box::new(std::mem::take(&mut self.outbox));
+            recording.replica = self.replica();
+            self.outbox_since = None;
+            self.stuck.push(recording);
+        }
         self.registration = Registration::No;
         self.epoch += 1;
         self.steady_since = Some(now);
@@ -1187,6 +1244,10 @@ impl Engine {
     /// The process stood still: nothing is sent until a heartbeat has shown that the lease still holds.
     fn doubt_lease(&mut self, now: Instant) {
         self.next_beat = now;
+        self.doubted = Some(now);
+        for lane in &mut self.lanes {
+            lane.void_slots();
+        }
         if let Registration::Yes(registered) = &mut self.registration {
             registered.beaten = now.checked_sub(self.setup.lease).unwrap_or(registered.beaten);
         }
@@ -1194,6 +1255,10 @@ impl Engine {
 
     /// Somebody else has written the transaction: it is not polled any more, and its polls so far are counted.
     fn let_go(&mut self, now: Instant, id: Uuid, fence: i64) {
+        if let Some(overruled) = self.away.get_mut(&id) {
+            // In flight or being recorded: told when it comes back.
+            *overruled = fence.max(*overruled);
+        }
         let overruled = |held: &Held| held.transaction.id == id && held.fence < fence;
         for lane in &mut self.lanes {
             let waiting = lane.waiting.iter().find(|(_, held)| overruled(held)).map(|(key, _)| *key);

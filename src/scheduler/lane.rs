@@ -198,6 +198,11 @@ impl Lane {
         Ok(())
     }
 
+    /// Nobody knows any more of when the slots are.
+    pub fn void_slots(&mut self) {
+        self.slots.clear();
+    }
+
     /// The provider asked for a pause.
     pub fn hold(&mut self, until: Instant) {
         self.held_until = self.held_until.max(Some(until));

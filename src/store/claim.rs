@@ -117,8 +117,14 @@ const UPDATE: &str = "
            as x (id, owner, due, attempts, failures, not_found, polled_at, opened_at, phase, phase_since, gaps)
      where t.id = x.id";
 
+/// Frees what this replica owns without knowing. Waits for a commit that is still under way.
+const RELEASE: &str = "update paypoll.transactions set owner = null, fence = fence + 1 where id = any ($1) and owner = $2";
+
 impl Store {
     /// Takes due transactions of the accounts in `lanes` until `horizon`. `place` says of each what to do with it.
+    ///
+    /// When it fails, `unsure` says which transactions may have been taken nevertheless: this replica does not hold them, and as their
+    /// living owner keeps them from all others. Given again with the next claim, they are released first.
     pub async fn claim(
         &self,
         replica: ReplicaId,
@@ -126,14 +132,19 @@ impl Store {
         lanes: &[LaneRoom],
         horizon: DateTime<Utc>,
         place: &mut (dyn FnMut(&mut Candidate) -> Placement + Send),
+        unsure: &mut Vec<Uuid>,
     ) -> Result<Claim, StoreError> {
         let mut connection = self.pool.acquire().await?;
         let mut tx = connection.begin().await?;
+        if !unsure.is_empty() {
+            sqlx::query(RELEASE).bind(&*unsure).bind(replica.0).execute(&mut *tx).await?;
+        }
         let mut claim = Claim { held: Vec::new(), found: vec![(0, None); lanes.len()] };
         let mut candidates = select(&mut tx, members, lanes, horizon, &mut claim).await?;
         add_journal(&mut tx, &mut candidates).await?;
         if candidates.is_empty() {
-            tx.rollback().await?;
+            tx.commit().await?;
+            unsure.clear();
             return Ok(claim);
         }
         let mut placed = Vec::with_capacity(candidates.len());
@@ -144,7 +155,9 @@ impl Store {
             }
         }
         update(&mut tx, replica, &placed).await?;
+        unsure.extend(placed.iter().map(|(candidate, _)| candidate.transaction.id));
         tx.commit().await?;
+        unsure.clear();
         claim.held = placed.into_iter().filter_map(|(candidate, placement)| candidate.held(placement)).collect();
         Ok(claim)
     }

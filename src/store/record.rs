@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use serde_json::Value;
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection, Row};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use uuid::Uuid;
@@ -138,21 +138,38 @@ const ENTRIES: &str = "
     )
     select id from written";
 
-/// Counts the polls of a transaction that this replica may no longer write. Where nobody alive holds it, the journal says how many
-/// there are since the row was last written; where a living replica holds it, that one has counted all but these.
+/// Counts the polls of transactions that this replica may no longer write, and lets go of them. First: who holds them now; what waits
+/// for a successor of a dead owner is left out, because he reads the journal. Where another living replica holds one, that one has
+/// counted all but the polls of this batch. Where none does, the journal says how many there are since the row was last written, and
+/// those of this batch that are older are new to it.
 const LATE: &str = "
+    with lost as (
+        select t.id, t.created_at, t.last_polled_at, r.id is not null and r.id <> $4 as held
+          from paypoll.transactions t
+          left join paypoll.replicas r on r.id = t.owner
+         where t.id = any ($1) and not (t.owner is not null and r.id is null and t.next_poll_at is not null)
+           for no key update of t
+    ), mine as (
+        select l.id, count(*)::int as polls, max(m.sent_at) as polled_at
+          from unnest($2::uuid[], $3::timestamptz[]) as m (id, sent_at)
+          join lost l on l.id = m.id
+         where l.held or m.sent_at <= l.last_polled_at
+         group by l.id
+    ), journaled as (
+        select l.id, count(*)::int as polls, max(p.sent_at) as polled_at
+          from lost l
+          join paypoll.polls p on p.transaction_id = l.id and p.sent_at > coalesce(l.last_polled_at, l.created_at - interval '1 day')
+         where not l.held
+         group by l.id
+    )
     update paypoll.transactions t
-       set attempts = t.attempts + case when j.held then x.polls else j.polls end,
-           last_polled_at = greatest(t.last_polled_at, x.polled_at, case when not j.held then j.polled_at end),
-           owner = nullif(t.owner, 0)
-      from unnest($1::uuid[], $2::int[], $3::timestamptz[]) as x (id, polls, polled_at)
-     cross join lateral (
-           select count(p.sent_at)::int as polls, max(p.sent_at) as polled_at, bool_or(r.id is not null) as held
-             from paypoll.transactions o
-             left join paypoll.replicas r on r.id = o.owner
-             left join paypoll.polls p on p.transaction_id = o.id and p.sent_at > coalesce(o.last_polled_at, o.created_at - interval '1 day')
-            where o.id = x.id) j
-     where t.id = x.id";
+       set attempts = t.attempts + coalesce(m.polls, 0) + coalesce(j.polls, 0),
+           last_polled_at = greatest(t.last_polled_at, m.polled_at, j.polled_at),
+           owner = nullif(t.owner, $4)
+      from lost l
+      left join mine m on m.id = l.id
+      left join journaled j on j.id = l.id
+     where t.id = l.id";
 
 impl Store {
     /// Writes a batch. Each of its parts is written exactly once, also when the connection breaks during the commit: `attempt`
@@ -175,7 +192,7 @@ impl Store {
             late.extend(batch.polls.iter().map(|poll| poll.transaction_id));
         }
         if !late.is_empty() {
-            count_late(&mut tx, &late, &batch.polls).await?;
+            count_late(&mut tx, replica, &late, &batch.polls).await?;
         }
         attempt.0 = Some(Commit { xid: lease.try_get("xid")?, recorded: recorded.clone() });
         tx.commit().await?;
@@ -246,18 +263,13 @@ async fn write(tx: &mut PgConnection, replica: ReplicaId, entries: &[Entry]) -> 
     rows.iter().map(|row| Ok(row.try_get("id")?)).collect()
 }
 
-async fn count_late(tx: &mut PgConnection, late: &HashSet<Uuid>, polls: &[Poll]) -> Result<(), StoreError> {
-    let mut sent: HashMap<Uuid, (i32, Option<DateTime<Utc>>)> = late.iter().map(|id| (*id, (0, None))).collect();
-    for poll in polls {
-        if let Some((count, last)) = sent.get_mut(&poll.transaction_id) {
-            *count += 1;
-            *last = (*last).max(Some(poll.sent_at));
-        }
-    }
+async fn count_late(tx: &mut PgConnection, replica: ReplicaId, late: &HashSet<Uuid>, polls: &[Poll]) -> Result<(), StoreError> {
+    let mine = || polls.iter().filter(|poll| late.contains(&poll.transaction_id));
     sqlx::query(LATE)
-        .bind(sent.keys().copied().collect::<Vec<_>>())
-        .bind(sent.values().map(|(count, _)| *count).collect::<Vec<_>>())
-        .bind(sent.values().map(|(_, last)| *last).collect::<Vec<_>>())
+        .bind(late.iter().copied().collect::<Vec<_>>())
+        .bind(mine().map(|poll| poll.transaction_id).collect::<Vec<_>>())
+        .bind(mine().map(|poll| poll.sent_at).collect::<Vec<_>>())
+        .bind(replica.0)
         .execute(tx)
         .await?;
     Ok(())

@@ -64,13 +64,15 @@ pub(crate) enum Bug {
     RefusedPolledOn,
     /// A request that was decided in time is sent however late it is.
     SentAfterLease,
+    /// Replicas are declared dead because the database's clock was set forward.
+    JudgedByALeap,
     /// A process that stood still with its clock goes on as if nothing had been.
     SleepUnnoticed,
 }
 
 impl Bug {
     /// All of them.
-    pub(crate) const ALL: [Self; 31] = [
+    pub(crate) const ALL: [Self; 32] = [
         Self::NoFencing,
         Self::LeaseIgnored,
         Self::AckBeforeWork,
@@ -101,6 +103,7 @@ impl Bug {
         Self::AnswersMixedUp,
         Self::RefusedPolledOn,
         Self::SentAfterLease,
+        Self::JudgedByALeap,
         Self::SleepUnnoticed,
     ];
 }

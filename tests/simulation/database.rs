@@ -148,10 +148,11 @@ impl Database {
         ReplicaId(id)
     }
 
-    pub(crate) fn beat(&mut self, replica: ReplicaId, complied: i64, judge: bool) -> Beat {
+    pub(crate) fn beat(&mut self, replica: ReplicaId, complied: i64, judge: Option<DateTime<Utc>>) -> Beat {
         let clock = self.clock;
-        if judge {
-            self.replicas.retain(|id, row| *id == replica.0 || row.heartbeat >= clock - TimeDelta::from_std(row.lease).expect("short"));
+        if let Some(judge) = judge {
+            let now = if self.has(Bug::JudgedByALeap) { clock } else { clock.min(judge) };
+            self.replicas.retain(|id, row| *id == replica.0 || row.heartbeat >= now - TimeDelta::from_std(row.lease).expect("short"));
         }
         let alive = self.replicas.get_mut(&replica.0).map(|row| (row.heartbeat, row.complied) = (clock, complied)).is_some();
         let others = self.replicas.iter().filter(|(id, _)| **id != replica.0).map(|(_, row)| row.complied);
@@ -179,7 +180,15 @@ impl Database {
         rooms: &[LaneRoom],
         horizon: DateTime<Utc>,
         place: &mut dyn FnMut(&mut Candidate) -> Placement,
+        unsure: &mut Vec<Uuid>,
     ) -> Claim {
+        for id in unsure.drain(..).filter(|_| !self.has(Bug::LostClaimForgotten)).collect::<Vec<_>>() {
+            let row = self.rows.get_mut(&id).expect("it was claimed");
+            if row.owner == Some(replica.0) {
+                row.owner = None;
+                row.fence += 1;
+            }
+        }
         let mut claim = Claim { held: Vec::new(), found: vec![(0, None); rooms.len()] };
         for (lane, room) in rooms.iter().enumerate() {
             let free = |row: &Row| match row.owner {
@@ -282,7 +291,7 @@ impl Database {
             late.extend(batch.polls.iter().map(|poll| poll.transaction_id));
         }
         for id in late {
-            self.count_late(id, &batch.polls);
+            self.count_late(replica, id, &batch.polls);
         }
         self.last_xid += 1;
         let xid = self.last_xid.to_string();
@@ -340,21 +349,28 @@ impl Database {
         true
     }
 
-    fn count_late(&mut self, id: Uuid, batch: &[Poll]) {
+    fn count_late(&mut self, replica: ReplicaId, id: Uuid, batch: &[Poll]) {
         if self.has(Bug::LatePollNotCounted) {
             return;
         }
         let polls: Vec<DateTime<Utc>> = self.polls.get(&id).into_iter().flatten().map(|poll| poll.sent_at).collect();
         let Some(row) = self.rows.get_mut(&id) else { return };
-        let held = row.owner.is_some_and(|owner| self.replicas.contains_key(&owner));
+        let lives = row.owner.is_some_and(|owner| self.replicas.contains_key(&owner));
+        if row.owner.is_some() && !lives && row.next.is_some() {
+            // Its successor reads the journal.
+            return;
+        }
+        let held = lives && row.owner != Some(replica.0);
         let transaction = &mut row.transaction;
         let mine: Vec<DateTime<Utc>> = batch.iter().filter(|poll| poll.transaction_id == id).map(|poll| stored(poll.sent_at)).collect();
         let since = transaction.last_polled_at;
         let unknown: Vec<DateTime<Utc>> = polls.into_iter().filter(|at| since.is_none_or(|since| *at > since)).collect();
-        let counted = if held { &mine } else { &unknown };
+        let known = |at: &DateTime<Utc>| held || since.is_some_and(|since| *at <= since);
+        let mut counted: Vec<DateTime<Utc>> = mine.into_iter().filter(known).collect();
+        counted.extend(unknown.into_iter().filter(|_| !held));
         transaction.attempts += counted.len() as u32;
-        transaction.last_polled_at = mine.iter().chain(counted).copied().chain(since).max();
-        row.owner = row.owner.filter(|owner| *owner != 0);
+        transaction.last_polled_at = counted.into_iter().chain(since).max();
+        row.owner = row.owner.filter(|owner| *owner != replica.0);
     }
 
     pub(crate) fn draw(&mut self, draws: &[Draw]) -> Vec<Drawn> {
@@ -465,7 +481,8 @@ impl Database {
 
     /// A callback handler's verdict. Refused where a final state says otherwise.
     pub(crate) fn settle(&mut self, id: Uuid, state: State) -> bool {
-        let (unfenced, frees) = (self.has(Bug::VerdictUnfenced), self.has(Bug::VerdictFreesTheRow));
+        let unfenced = self.has(Bug::VerdictUnfenced);
+        self.count_unsaved(id);
         let row = self.rows.get_mut(&id).expect("a known transaction");
         let from = row.transaction.state;
         if from.is_final() || from == state {
@@ -474,7 +491,7 @@ impl Database {
         row.transaction.state = state;
         row.next = None;
         row.fence += i64::from(!unfenced);
-        take_away(row, frees);
+        self.free(id);
         self.journal(id, from, state, "external");
         self.facts.push(Fact::Overruled { id, to: state, at: self.clock });
         true
@@ -482,7 +499,7 @@ impl Database {
 
     /// An operator reopens a parked transaction: `paypoll retry`.
     pub(crate) fn reopen(&mut self, id: Uuid) -> bool {
-        let (clock, frees) = (self.clock, self.has(Bug::VerdictFreesTheRow));
+        let clock = self.clock;
         let row = self.rows.get_mut(&id).expect("a known transaction");
         let from = row.transaction.state;
         if !matches!(from, State::Unresolved | State::Invalid) {
@@ -495,7 +512,8 @@ impl Database {
         transaction.progress = Progress::default();
         row.next = Some(clock);
         row.fence += 1;
-        take_away(row, frees);
+        self.count_unsaved(id);
+        self.free(id);
         self.journal(id, from, State::Pending, "operator");
         self.facts.push(Fact::Overruled { id, to: State::Pending, at: clock });
         true
@@ -503,10 +521,29 @@ impl Database {
 
     /// Somebody corrects what is asked: the amount, say.
     pub(crate) fn correct(&mut self, id: Uuid) {
-        let frees = self.has(Bug::VerdictFreesTheRow);
+        self.rows.get_mut(&id).expect("a known transaction").fence += 1;
+        self.free(id);
+    }
+
+    /// Counts what the owner has journaled since the row was last written.
+    fn count_unsaved(&mut self, id: Uuid) {
         let row = self.rows.get_mut(&id).expect("a known transaction");
-        row.fence += 1;
-        take_away(row, frees);
+        if row.owner.is_none() {
+            return;
+        }
+        let since = row.transaction.last_polled_at;
+        let unknown = |at: &DateTime<Utc>| since.is_none_or(|since| *at > since);
+        let polls = self.polls.get(&id).into_iter().flatten().map(|poll| poll.sent_at).filter(unknown);
+        for at in polls {
+            row.transaction.attempts += 1;
+            row.transaction.last_polled_at = row.transaction.last_polled_at.max(Some(at));
+        }
+    }
+
+    fn free(&mut self, id: Uuid) {
+        if self.has(Bug::VerdictFreesTheRow) {
+            self.rows.get_mut(&id).expect("a known transaction").owner = None;
+        }
     }
 
     /// Somebody wants a look now.
@@ -515,11 +552,6 @@ impl Database {
         let row = self.rows.get_mut(&id).expect("a known transaction");
         row.next = row.next.map(|next| clock.min(next.max(clock)));
     }
-}
-
-/// Whoever holds it may not write it any more.
-fn take_away(row: &mut Row, _frees: bool) {
-    row.owner = row.owner.map(|_| 0);
 }
 
 /// Microseconds between two moments.

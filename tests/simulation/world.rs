@@ -487,6 +487,13 @@ impl World {
             self.answer(host, life, wait, lost);
             return Ok(());
         }
+        let event = event.map(|event| match event {
+            Event::Claimed(result, mut look) => {
+                look.unsure.clear();
+                Event::Claimed(result, look)
+            }
+            event => event,
+        });
         let leg = self.leg();
         self.answer(host, life, leg, event);
         Ok(())
@@ -507,7 +514,7 @@ impl World {
                 database.make_accounts(specs.iter().map(|(provider, account)| ((*provider).into(), (*account).into())));
                 let verdict = database.last_transition();
                 let replica = database.register(LEASE, host as i64 + 1);
-                let mut beat = database.beat(replica, 0, false);
+                let mut beat = database.beat(replica, 0, None);
                 beat.clock = self.local_clock(host).unwrap_or(beat.clock);
                 self.say(|| format!("host {host} is replica {}", replica.0));
                 Some(Event::Registered(Ok((replica, beat, verdict)), asked))
@@ -515,11 +522,12 @@ impl World {
             Command::Beat { replica, complied, judge } => {
                 let mut beat = database.beat(replica, complied, judge);
                 beat.clock = self.local_clock(host).unwrap_or(beat.clock);
-                Some(Event::Beaten(Ok(beat), asked))
+                Some(Event::Beaten(replica, Ok(beat), asked))
             }
-            Command::Claim { replica, members, rooms, horizon, mut placer, look } => {
+            Command::Claim { replica, members, rooms, horizon, mut placer, mut look } => {
                 let mut place = |candidate: &mut Candidate| placer.place(candidate);
-                let claim = database.claim(replica, &members, &rooms, horizon, &mut place);
+                let claim = database.claim(replica, &members, &rooms, horizon, &mut place, &mut look.unsure);
+                look.unsure = claim.held.iter().map(|held| held.transaction.id).collect();
                 for held in &claim.held {
                     self.say(|| format!("host {host} claims {} due {}", name(held.transaction.id), held.due));
                 }
@@ -586,7 +594,7 @@ fn lost(command: Command, asked: Instant) -> Option<Event> {
     let failed = || Failed::Lost("no connection".into());
     Some(match command {
         Command::Register => Event::Registered(Err(failed()), asked),
-        Command::Beat { .. } => Event::Beaten(Err(failed()), asked),
+        Command::Beat { replica, .. } => Event::Beaten(replica, Err(failed()), asked),
         Command::Claim { look, .. } => Event::Claimed(Err(failed()), look),
         Command::Draw { lanes, .. } => Event::Drawn(Err(failed()), lanes, asked),
         Command::Record(recording) => Event::Recorded(recording, Err(failed())),
@@ -601,7 +609,7 @@ fn unanswered(event: Event) -> Option<Event> {
     let failed = || Failed::Lost("the connection broke".into());
     Some(match event {
         Event::Registered(_, asked) => Event::Registered(Err(failed()), asked),
-        Event::Beaten(_, asked) => Event::Beaten(Err(failed()), asked),
+        Event::Beaten(replica, _, asked) => Event::Beaten(replica, Err(failed()), asked),
         Event::Claimed(_, look) => Event::Claimed(Err(failed()), look),
         Event::Drawn(_, lanes, asked) => Event::Drawn(Err(failed()), lanes, asked),
         Event::Recorded(recording, _) => Event::Recorded(recording, Err(failed())),

@@ -1276,9 +1276,7 @@ impl Engine {
         let Some(clock) = self.clock else { return };
         for lane in &mut self.lanes {
             let state = states.iter().find(|state| state.provider == lane.spec.provider && *state.account == *lane.spec.account);
-            if let Some(until) = state.and_then(|state| state.held_until) {
-                lane.hold(clock.instant(until));
-            }
+            lane.hold_as_told(state.and_then(|state| state.held_until).map(|until| clock.instant(until)));
             match state.and_then(|state| state.probe_at) {
                 Some(probe_at) => lane.circuit.set_open(clock.instant(probe_at), true),
                 None => lane.circuit.is_unknown(),

@@ -138,16 +138,15 @@ const ENTRIES: &str = "
     )
     select id from written";
 
-/// Counts the polls of transactions that this replica may no longer write, and lets go of them. First: who holds them now; what waits
-/// for a successor of a dead owner is left out, because he reads the journal. Where another living replica holds one, that one has
-/// counted all but the polls of this batch. Where none does, the journal says how many there are since the row was last written, and
-/// those of this batch that are older are new to it.
+/// Lets go of transactions that this replica may no longer write, and counts their polls. Where another living replica holds one, that
+/// one has counted all but the polls of this batch. Where none does, polls that are older than what the row knows are counted here. The
+/// rest is in the journal: whoever claims the transaction next reads it there (owner 0), and where nobody will, it is counted here too.
 const LATE: &str = "
     with lost as (
-        select t.id, t.created_at, t.last_polled_at, r.id is not null and r.id <> $4 as held
+        select t.id, t.created_at, t.last_polled_at, r.id is not null and r.id <> $4 as held, t.next_poll_at is null as settled
           from paypoll.transactions t
           left join paypoll.replicas r on r.id = t.owner
-         where t.id = any ($1) and not (t.owner is not null and r.id is null and t.next_poll_at is not null)
+         where t.id = any ($1)
            for no key update of t
     ), mine as (
         select l.id, count(*)::int as polls, max(m.sent_at) as polled_at
@@ -159,13 +158,13 @@ const LATE: &str = "
         select l.id, count(*)::int as polls, max(p.sent_at) as polled_at
           from lost l
           join paypoll.polls p on p.transaction_id = l.id and p.sent_at > coalesce(l.last_polled_at, l.created_at - interval '1 day')
-         where not l.held
+         where l.settled and not l.held
          group by l.id
     )
     update paypoll.transactions t
        set attempts = t.attempts + coalesce(m.polls, 0) + coalesce(j.polls, 0),
            last_polled_at = greatest(t.last_polled_at, m.polled_at, j.polled_at),
-           owner = nullif(t.owner, $4)
+           owner = case when l.held then t.owner when l.settled then null else coalesce(nullif(t.owner, $4), 0) end
       from lost l
       left join mine m on m.id = l.id
       left join journaled j on j.id = l.id

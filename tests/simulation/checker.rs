@@ -23,6 +23,8 @@ pub(crate) struct Request {
     pub(crate) sender: (usize, u64),
     /// Its registration, when the request was decided.
     pub(crate) replica: i64,
+    /// The answer closes an open circuit.
+    pub(crate) heals: bool,
 }
 
 /// What is known of one transaction.
@@ -178,7 +180,7 @@ impl Checker {
             return Err(format!("settled: {} asked long after it was settled", name(request.id)));
         }
         let paused = |(account, from, until): &(usize, Micros, Micros)| {
-            *account == request.account && *from < heard && *until > request.at + 50_000
+            *account == request.account && *from < heard && *until > request.at + 50_000 + self.leapt(*from)
         };
         if self.pauses.iter().any(paused) {
             return Err(format!("pause: account {} asked although the provider wants a pause", request.account));
@@ -187,7 +189,8 @@ impl Checker {
             && since < heard
         {
             let from = (request.at - long(PROBE_AFTER) / 2).max(since + NEWS);
-            if self.requests[request.account].iter().any(|other| other.at > from) {
+            let healed = |other: &Request| other.heals && other.until <= request.at;
+            if self.requests[request.account].iter().any(|other| other.at > from && !healed(other)) {
                 return Err(format!("circuit: account {} probed twice in one interval", request.account));
             }
         }

@@ -356,10 +356,6 @@ impl Database {
         let polls: Vec<DateTime<Utc>> = self.polls.get(&id).into_iter().flatten().map(|poll| poll.sent_at).collect();
         let Some(row) = self.rows.get_mut(&id) else { return };
         let lives = row.owner.is_some_and(|owner| self.replicas.contains_key(&owner));
-        if row.owner.is_some() && !lives && row.next.is_some() {
-            // Its successor reads the journal.
-            return;
-        }
         let held = lives && row.owner != Some(replica.0);
         let transaction = &mut row.transaction;
         let mine: Vec<DateTime<Utc>> = batch.iter().filter(|poll| poll.transaction_id == id).map(|poll| stored(poll.sent_at)).collect();
@@ -367,10 +363,14 @@ impl Database {
         let unknown: Vec<DateTime<Utc>> = polls.into_iter().filter(|at| since.is_none_or(|since| *at > since)).collect();
         let known = |at: &DateTime<Utc>| held || since.is_some_and(|since| *at <= since);
         let mut counted: Vec<DateTime<Utc>> = mine.into_iter().filter(known).collect();
-        counted.extend(unknown.into_iter().filter(|_| !held));
+        let settled = row.next.is_none();
+        counted.extend(unknown.into_iter().filter(|_| settled && !held));
         transaction.attempts += counted.len() as u32;
         transaction.last_polled_at = counted.into_iter().chain(since).max();
-        row.owner = row.owner.filter(|owner| *owner != replica.0);
+        if !held {
+            let other = row.owner.filter(|owner| *owner != replica.0);
+            row.owner = if settled { None } else { Some(other.unwrap_or(0)) };
+        }
     }
 
     pub(crate) fn draw(&mut self, draws: &[Draw]) -> Vec<Drawn> {

@@ -7,7 +7,7 @@ use crate::checker::{Checker, Request, name};
 use crate::database::Database;
 use crate::provider::{self, Answer, Provider};
 use chrono::{DateTime, TimeDelta, Utc};
-use paypoll::domain::{NoAnswer, Outcome, State, Transaction};
+use paypoll::domain::{Health, NoAnswer, Outcome, State, Transaction};
 use paypoll::scheduler::engine::{Asked, Command, Engine, Event, Failed, Setup};
 use paypoll::scheduler::held::Held;
 use paypoll::scheduler::lane::CircuitChange;
@@ -82,6 +82,8 @@ pub(crate) struct World {
     database: Database,
     /// The database's clock, less the true time.
     offset: Micros,
+    /// The most that this ever was.
+    farthest: Micros,
     provider: Provider,
     checker: Checker,
     telling: bool,
@@ -119,6 +121,7 @@ impl World {
             hosts: Vec::new(),
             database: Database::new(bug, DateTime::UNIX_EPOCH),
             offset: 0,
+            farthest: 0,
             provider: Provider::default(),
             checker: Checker::new(),
             telling: false,
@@ -182,11 +185,34 @@ impl World {
             }
             self.now = end;
             if self.calm {
+                self.describe();
                 return self.checker.finish(self.now, &self.database);
             }
             self.calm_down();
             end = STORM + QUIET;
         }
+    }
+
+    /// Where every process stands.
+    fn describe(&self) {
+        for (number, host) in self.hosts.iter().enumerate() {
+            let Some(engine) = &host.engine else { continue };
+            for (lane, state) in engine.lanes.iter().enumerate() {
+                self.say(|| {
+                    format!(
+                        "host {number} account {lane}: waiting {}, ready {}, in flight {} of {}, drawing {}, paused {}, {:?}",
+                        state.waiting.len(),
+                        state.ready.len(),
+                        state.in_flight,
+                        state.share,
+                        state.drawing,
+                        state.is_held(self.instant(number)),
+                        state.circuit
+                    )
+                });
+            }
+        }
+        self.say(|| format!("{:?}\n{:?}", self.database.replicas, self.database.accounts));
     }
 
     /// Everything is mended.
@@ -196,13 +222,14 @@ impl World {
         self.provider.down_until.clear();
         (self.down_until, self.slow_until, self.lossy_until) = (0, 0, 0);
         self.database.reveal_commits();
-        if self.offset != 0 {
-            self.step_clock(-self.offset);
+        // A clock that was set back makes everything wait that was planned before. Nobody could sit that out here.
+        if self.offset < self.farthest {
+            self.step_clock(self.farthest - self.offset);
         }
         for host in 0..HOSTS {
             self.hosts[host].cut_off_until = 0;
         }
-        self.checker.fine_since = self.now;
+        self.checker.fine_since = self.checker.fine_since.max(self.now);
         self.say(|| "--- from here on nothing goes wrong".into());
     }
 
@@ -233,6 +260,7 @@ impl World {
 
     fn step_clock(&mut self, by: Micros) {
         self.offset += by;
+        self.farthest = self.farthest.max(self.offset);
         self.set_clock();
         self.checker.clock_was_set(self.now, by);
     }
@@ -643,11 +671,12 @@ impl World {
         let id = held.transaction.id;
         let account = accounts::number(held.transaction.provider, &held.transaction.account);
         let Answer { outcome, status, latency } = self.provider.ask(&mut self.random, self.now, account, id);
+        let heals = matches!(outcome.health(), Health::Usable | Health::Neutral);
         let broken = matches!(outcome, Outcome::NoAnswer(NoAnswer::Connection(_)));
         let wait = latency.unwrap_or(if broken { Duration::from_millis(20) } else { TIMEOUT }).min(TIMEOUT);
         let until = self.now + i64::try_from(wait.as_micros()).expect("short");
         self.say(|| format!("host {host} asks about {}: {} after {wait:?}", name(id), outcome.name()));
-        self.checker.asked(Request { id, account, at: self.now, until, sender: (host, life), replica }, &self.database)?;
+        self.checker.asked(Request { id, account, at: self.now, until, sender: (host, life), replica, heals }, &self.database)?;
         let outcome = self.bent(outcome);
         let asked = Asked::Sent { at: now, latency, status, body: bytes::Bytes::new(), outcome };
         self.at(until, Action::Deliver { host, life, event: Box::new(Event::Asked(held, asked)) });

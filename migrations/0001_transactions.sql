@@ -33,7 +33,7 @@ create table paypoll.transactions (
 
     -- The daemon's own; nobody else writes them.
     fence          bigint      not null default 0,       -- raised by every claim and every change of state: an older one may not write
-    owner          bigint,                               -- the replica that holds it; null: nobody; 0: taken away from its owner
+    owner          bigint,                               -- the replica that holds it, or has not let go of it yet; 0: let go of, the journal knows more; null: nobody
     not_found      integer     not null default 0,       -- answers in a row that said "not found"
     reopened_at    timestamptz,                          -- null: never reopened by an operator
     action_at      timestamptz,                          -- null: never in action_required

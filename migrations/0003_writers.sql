@@ -74,11 +74,16 @@ begin
             raise exception 'transaction % cannot be set from % to %: only a final state or unresolved; `paypoll retry` reopens it', old.id, old.state, new.state
                   using errcode = 'check_violation', column = 'state';
         end if;
+        -- Its owner cannot write it any more. It stays the owner until it has let go, because it may have a poll under way.
         new.fence := old.fence + 1;
-        -- Its owner still has polls to count, and may have one under way.
-        new.owner := case when old.owner is null then null else 0 end;
         insert into paypoll.transitions (transaction_id, from_state, to_state, provider_state, reason, source)
         values (new.id, old.state, new.state, new.provider_state, new.reason, 'external');
+    end if;
+    if old.owner is not null and new.attempts = old.attempts then
+        -- Whoever writes this does not know what the owner has sent since the row was last written. The journal does.
+        select old.attempts + count(*), greatest(old.last_polled_at, max(p.sent_at)) into new.attempts, new.last_polled_at
+          from paypoll.polls p
+         where p.transaction_id = old.id and p.sent_at > coalesce(old.last_polled_at, old.created_at - interval '1 day');
     end if;
     if new.state not in ('pending', 'action_required') then
         new.next_poll_at := null;
@@ -99,7 +104,8 @@ $$;
 create trigger guard_state before update on paypoll.transactions for each row
     when (old.state is distinct from new.state) execute function paypoll.guard_state();
 
--- Whoever corrects what is asked takes the row away from the replica that holds the old version.
+-- Whoever corrects what is asked takes from the replica that holds the old version the right to write it. That one lets go of it with
+-- its next write, and until then nobody else asks.
 create function paypoll.guard_correction() returns trigger language plpgsql as $$
 begin
     if new.provider is distinct from old.provider then
@@ -115,7 +121,6 @@ begin
               using errcode = 'check_violation', column = 'initiated_at';
     end if;
     new.fence := old.fence + 1;
-    new.owner := case when old.owner is null then null else 0 end;
     new.updated_at := now();
     return new;
 end
@@ -159,7 +164,7 @@ begin
         return;
     end if;
     update paypoll.transactions t
-       set state = $2, reason = $3, finalized_at = null, fence = t.fence + 1, owner = case when t.owner is null then null else 0 end
+       set state = $2, reason = $3, finalized_at = null, fence = t.fence + 1
      where t.id = $1;
     insert into paypoll.transitions (transaction_id, from_state, to_state, provider_state, reason, source)
     values ($1, before.state, $2, before.provider_state, $3, 'operator');
@@ -192,7 +197,7 @@ begin
     end if;
     update paypoll.transactions t
        set state = $4, provider_state = coalesce($5, t.provider_state), reason = $6,
-           fence = t.fence + 1, owner = case when t.owner is null then null else 0 end
+           fence = t.fence + 1
      where t.id = before.id;
     insert into paypoll.transitions (transaction_id, from_state, to_state, provider_state, reason, source, evidence)
     values (before.id, before.state, $4, coalesce($5, before.provider_state), $6, 'external', $7);

@@ -47,8 +47,8 @@ pub enum Command {
         replica: ReplicaId,
         /// The newest replica that it leaves room for.
         complied: i64,
-        /// Whether it may declare others dead.
-        judge: bool,
+        /// What time it is by the database's clock, if this replica may declare others dead: see [`crate::store::Store::beat`].
+        judge: Option<DateTime<Utc>>,
     },
     /// Take due transactions: [`Event::Claimed`].
     Claim {
@@ -116,6 +116,8 @@ pub enum Command {
 pub struct Look {
     /// The lanes asked for, and how many transactions of each.
     pub lanes: Vec<(usize, usize)>,
+    /// See [`crate::store::Store::claim`].
+    pub unsure: Vec<Uuid>,
     /// The registration under which it was asked.
     epoch: u64,
     /// The database's clock then.
@@ -130,8 +132,8 @@ pub enum Event {
     Tick,
     /// Answers [`Command::Register`].
     Registered(Result<(ReplicaId, Beat, i64), Failed>, Instant),
-    /// Answers [`Command::Beat`]; with the moment at which it was asked.
-    Beaten(Result<Beat, Failed>, Instant),
+    /// Answers [`Command::Beat`]; with the replica for which and the moment at which it was asked.
+    Beaten(ReplicaId, Result<Beat, Failed>, Instant),
     /// Answers [`Command::Claim`].
     Claimed(Result<Claim, Failed>, Look),
     /// Answers [`Command::Draw`]; with the moment at which it was asked.
@@ -229,6 +231,8 @@ const BATCH: usize = 1000;
 const GATHER: Duration = Duration::from_millis(5);
 /// Between a request's last moment to be sent and the end of the lease there is its time-out and this.
 const LEASE_MARGIN: Duration = Duration::from_secs(1);
+/// When the database's clock is found ahead by more than this, it was set.
+const LEAP: Duration = Duration::from_secs(1);
 /// How long after a database failure the next try comes; doubled each time up to a second.
 const RETRY: Duration = Duration::from_millis(100);
 
@@ -258,6 +262,10 @@ pub struct Engine {
     /// Others' writes about transactions that were in flight or being recorded, or are not held at all: the fence, and when it was
     /// heard of. Nothing is in flight for as long as a lease.
     overruled: HashMap<Uuid, (i64, Instant)>,
+    /// What a claim whose answer got lost may have taken: it is released before the next one.
+    unsure: Vec<Uuid>,
+    /// When the process last noticed that it had stood still: what was asked before says nothing of now.
+    doubted: Option<Instant>,
     in_flight: u32,
     sequence: u64,
     outbox: Recording,
@@ -380,6 +388,8 @@ impl Engine {
             next_start: None,
             last_verdict: 0,
             overruled: HashMap::new(),
+            unsure: Vec::new(),
+            doubted: None,
             in_flight: 0,
             sequence: 0,
             outbox: Recording::default(),
@@ -398,8 +408,8 @@ impl Engine {
         match event {
             Event::Tick => {}
             Event::Registered(result, asked) => self.on_registered(now, result, asked),
-            Event::Beaten(result, asked) => self.on_beaten(now, result, asked),
-            Event::Claimed(result, look) => self.on_claimed(now, result, &look),
+            Event::Beaten(replica, result, asked) => self.on_beaten(now, replica, result, asked),
+            Event::Claimed(result, look) => self.on_claimed(now, result, look),
             Event::Drawn(result, lanes, asked) => self.on_drawn(now, result, &lanes, asked),
             Event::Asked(held, asked) => self.on_asked(now, held, asked, out),
             Event::Recorded(recording, result) => self.on_recorded(now, recording, result),
@@ -446,7 +456,7 @@ impl Engine {
             Err(failed) => self.lose_database(now, failed),
             Ok((replica, beat, last_verdict)) => {
                 self.find_database();
-                self.read_clock(asked, now, &beat);
+                self.read_clock(asked, now, beat.clock);
                 self.last_verdict = self.last_verdict.max(last_verdict);
                 self.epoch += 1;
                 self.registration = Registration::Yes(Registered { replica, members: beat.members, beaten: asked });
@@ -454,11 +464,14 @@ impl Engine {
                 self.next_beat = now + BEAT_EVERY;
                 self.next_claim = now;
                 self.next_sweep = now;
+                if self.doubted.is_some_and(|doubted| asked <= doubted) {
+                    self.doubt_lease(now);
+                }
             }
         }
     }
 
-    fn on_beaten(&mut self, now: Instant, result: Result<Beat, Failed>, asked: Instant) {
+    fn on_beaten(&mut self, now: Instant, replica: ReplicaId, result: Result<Beat, Failed>, asked: Instant) {
         self.beating = false;
         match result {
             Err(failed) => self.lose_database(now, failed),
@@ -466,10 +479,17 @@ impl Engine {
                 if self.find_database() {
                     self.steady_since = Some(now);
                 }
-                self.read_clock(asked, now, &beat);
+                self.read_clock(asked, now, beat.clock);
                 self.next_beat = now + BEAT_EVERY;
                 self.stuck.append(&mut self.refused);
+                if self.doubted.is_some_and(|doubted| asked <= doubted) {
+                    // It was answered before the process stood still, nobody knows how long: the next one tells.
+                    self.next_beat = now;
+                    return;
+                }
                 match &mut self.registration {
+                    // What is said of an earlier registration says nothing of this one.
+                    Registration::Yes(registered) if registered.replica != replica => {}
                     Registration::Yes(registered) if beat.alive => {
                         registered.members = beat.members;
                         registered.beaten = asked;
@@ -482,8 +502,9 @@ impl Engine {
         }
     }
 
-    fn on_claimed(&mut self, now: Instant, result: Result<Claim, Failed>, look: &Look) {
+    fn on_claimed(&mut self, now: Instant, result: Result<Claim, Failed>, mut look: Look) {
         self.claiming = false;
+        self.unsure = std::mem::take(&mut look.unsure);
         self.next_claim = now + CLAIM_EVERY;
         let claim = match result {
             Ok(claim) => claim,
@@ -511,7 +532,7 @@ impl Engine {
             if look.epoch == self.epoch && self.is_registered() {
                 let held = Held::new(claimed, *number, self.epoch);
                 let due = self.clock.map_or(now, |clock| clock.instant(held.due));
-                self.wait(held, due);
+                self.go_on(now, held, due);
             }
         }
     }
@@ -523,13 +544,15 @@ impl Engine {
         match result {
             Err(failed) => self.lose_database(now, failed),
             Ok(drawn) => {
+                if self.doubted.is_some_and(|doubted| asked <= doubted) {
+                    return;
+                }
                 for draw in drawn {
-                    if let Some(clock) = &mut self.clock {
-                        clock.read(asked, now, draw.clock);
-                    }
-                    let Some(number) = lanes.get(draw.lane) else { continue };
-                    // The slots count from a moment that is not before the database's: never early.
-                    self.lanes[*number].add_slots(now, draw.ahead, draw.gap, draw.slots);
+                    self.read_clock(asked, now, draw.clock);
+                    let (Some(number), Some(clock)) = (lanes.get(draw.lane), self.clock) else { continue };
+                    // The slots count from the moment of the draw by the database's clock, not from that of its answer: an answer that
+                    // was long under way brings slots that are void, because others have had the budget since.
+                    self.lanes[*number].add_slots(clock.instant(draw.clock), draw.ahead, draw.gap, draw.slots);
                 }
             }
         }
@@ -621,7 +644,7 @@ impl Engine {
                     }
                 }
                 for Carried { mut held, due, written } in recording.carried.drain(..) {
-                    if recorded.lease_lost || held.epoch != self.epoch || recorded.refused.contains(&held.transaction.id) {
+                                if recorded.lease_lost || held.epoch != self.epoch || recorded.refused.contains(&held.transaction.id) {
                         continue;
                     }
                     held.fence += i64::from(written);
@@ -903,7 +926,8 @@ impl Engine {
         self.beating = true;
         let leaves_room = self.lanes.iter().all(|lane| lane.in_flight <= lane.share);
         let complied = if leaves_room { registered.members.newest } else { 0 };
-        let judge = self.steady_since.is_none_or(|since| now.saturating_duration_since(since) >= self.setup.lease);
+        let steady = self.steady_since.is_none_or(|since| now.saturating_duration_since(since) >= self.setup.lease);
+        let judge = self.clock.filter(|_| steady).map(|clock| clock.at(now));
         out.push(Command::Beat { replica: registered.replica, complied, judge });
     }
 
@@ -1024,7 +1048,7 @@ impl Engine {
             specs.push((lane.spec.clone(), room));
         }
         self.next_claim = now + CLAIM_EVERY;
-        if rooms.is_empty() {
+        if rooms.is_empty() && self.unsure.is_empty() {
             return;
         }
         self.claiming = true;
@@ -1036,7 +1060,7 @@ impl Engine {
             rooms,
             horizon: crate::domain::after(database_now, LOOK_AHEAD),
             placer: Placer::new(specs, database_now, hold_until, self.random.random()),
-            look: Look { lanes, epoch: self.epoch, now: database_now, sweep },
+            look: Look { lanes, unsure: std::mem::take(&mut self.unsure), epoch: self.epoch, now: database_now, sweep },
         });
     }
 
@@ -1139,10 +1163,16 @@ impl Engine {
         }
     }
 
-    fn read_clock(&mut self, asked: Instant, now: Instant, beat: &Beat) {
+    fn read_clock(&mut self, asked: Instant, now: Instant, said: DateTime<Utc>) {
         match &mut self.clock {
-            Some(clock) => clock.read(asked, now, beat.clock),
-            None => self.clock = Some(DatabaseClock::new(now, beat.clock)),
+            Some(clock) => {
+                if crate::domain::since(clock.at(now), said) > LEAP {
+                    // Every heartbeat looks old now: nobody is judged before all had the time for another one.
+                    self.steady_since = Some(now);
+                }
+                clock.read(asked, now, said);
+            }
+            None => self.clock = Some(DatabaseClock::new(now, said)),
         }
     }
 
@@ -1181,6 +1211,13 @@ impl Engine {
 
     /// Nothing that is held is ours any more. What is in flight is told when it comes back.
     fn lose_lease(&mut self, now: Instant) {
+        if !self.outbox.is_empty() {
+            // Its rows were claimed under the lease that is lost: they must not be written under the next one.
+            let mut recording = Box::new(std::mem::take(&mut self.outbox));
+            recording.replica = self.replica();
+            self.outbox_since = None;
+            self.stuck.push(recording);
+        }
         self.registration = Registration::No;
         self.epoch += 1;
         self.steady_since = Some(now);
@@ -1195,6 +1232,10 @@ impl Engine {
     /// The process stood still: nothing is sent until a heartbeat has shown that the lease still holds.
     fn doubt_lease(&mut self, now: Instant) {
         self.next_beat = now;
+        self.doubted = Some(now);
+        for lane in &mut self.lanes {
+            lane.void_slots();
+        }
         if let Registration::Yes(registered) = &mut self.registration {
             registered.beaten = now.checked_sub(self.setup.lease).unwrap_or(registered.beaten);
         }
@@ -1241,9 +1282,7 @@ impl Engine {
         let Some(clock) = self.clock else { return };
         for lane in &mut self.lanes {
             let state = states.iter().find(|state| state.provider == lane.spec.provider && *state.account == *lane.spec.account);
-            if let Some(until) = state.and_then(|state| state.held_until) {
-                lane.hold(clock.instant(until));
-            }
+            lane.hold_as_told(state.and_then(|state| state.held_until).map(|until| clock.instant(until)));
             match state.and_then(|state| state.probe_at) {
                 Some(probe_at) => lane.circuit.set_open(clock.instant(probe_at), true),
                 None => lane.circuit.is_unknown(),

@@ -72,7 +72,10 @@ pub struct Lane {
     pub busy: HashSet<Box<str>>,
     slots: Slots,
     pace: Pace,
+    /// The provider asked this process for a pause until then.
     held_until: Option<Instant>,
+    /// It asked another process, as the database said last.
+    told_until: Option<Instant>,
 }
 
 /// When a window closes; open-ended plans come after all others.
@@ -106,6 +109,7 @@ impl Lane {
             slots: Slots::new(spec.rate),
             pace: Pace::new(spec.rate, now),
             held_until: None,
+            told_until: None,
             spec,
         }
     }
@@ -196,7 +200,7 @@ impl Lane {
     ///
     /// Takes the slot when it may.
     pub fn try_start(&mut self, now: Instant) -> Result<(), Option<Instant>> {
-        if let Some(until) = self.held_until.filter(|until| *until > now) {
+        if let Some(until) = self.held_until.max(self.told_until).filter(|until| *until > now) {
             return Err(Some(until));
         }
         if self.in_flight >= self.share {
@@ -209,16 +213,29 @@ impl Lane {
         Ok(())
     }
 
+    /// Nobody knows any more of when the slots are.
+    pub fn void_slots(&mut self) {
+        self.slots.clear();
+    }
+
     /// The provider asked for a pause.
     pub fn hold(&mut self, until: Instant) {
         self.held_until = self.held_until.max(Some(until));
         self.slots.clear();
     }
 
+    /// What the database knows of a pause. Replaces what it said before: when its clock is corrected, the pause is too.
+    pub fn hold_as_told(&mut self, until: Option<Instant>) {
+        if until > self.told_until {
+            self.slots.clear();
+        }
+        self.told_until = until;
+    }
+
     /// Whether the provider's pause lasts.
     #[must_use]
     pub fn is_held(&self, now: Instant) -> bool {
-        self.held_until.is_some_and(|until| until > now)
+        self.held_until.max(self.told_until).is_some_and(|until| until > now)
     }
 
     /// Transactions that this lane holds and that are not in flight.

@@ -165,13 +165,14 @@ impl Daemon {
                 tokio::spawn(async move {
                     let asked = Instant::now();
                     let result = store.beat(replica, complied, judge).await.map_err(failed);
-                    send(Event::Beaten(result, asked));
+                    send(Event::Beaten(replica, result, asked));
                 });
             }
-            Command::Claim { replica, members, rooms, horizon, mut placer, look } => {
+            Command::Claim { replica, members, rooms, horizon, mut placer, mut look } => {
                 tokio::spawn(async move {
                     let mut place = |candidate: &mut crate::store::Candidate| placer.place(candidate);
-                    let result = store.claim(replica, &members, &rooms, horizon, &mut place).await.map_err(failed);
+                    let claim = store.claim(replica, &members, &rooms, horizon, &mut place, &mut look.unsure);
+                    let result = claim.await.map_err(failed);
                     send(Event::Claimed(result, look));
                 });
             }
@@ -232,7 +233,7 @@ async fn register(
     store.make_accounts(accounts).await?;
     let verdict = store.last_transition().await?;
     let replica = store.register(lease, accounts, &host()).await?;
-    let beat = store.beat(replica, 0, false).await?;
+    let beat = store.beat(replica, 0, None).await?;
     Ok((replica, beat, verdict))
 }
 

@@ -40,7 +40,8 @@ pub struct Candidate {
     pub unplanned: Vec<DateTime<Utc>>,
     /// Why the row cannot be asked about.
     pub flaw: Option<String>,
-    fence: i64,
+    /// The fence before it is placed.
+    pub fence: i64,
 }
 
 /// What to do with a candidate.
@@ -84,8 +85,7 @@ pub struct Claim {
 /// Somebody who is not among the living as of `$6` is dead for good; whoever registered later has an id above `$5`. So an owner
 /// that this replica has not heard of yet is never mistaken for a dead one.
 ///
-/// Owner 0: somebody wrote the row while a replica held it. That one still polls what it knows; it finds out with its next write,
-/// counts its polls and lets the row go. If it does not within a lease, it is dead.
+/// Owner 0: its last owner let it go without writing it. Free to take, but with what its journal knows.
 const SELECT: &str = "
     select lane.number, t.id, t.reference, t.params, t.amount::text as amount, t.currency, t.initiated_at, t.reopened_at, t.action_at,
            t.state, t.provider_state, t.attempts, t.failures, t.not_found, t.last_polled_at, t.next_poll_at,
@@ -95,8 +95,7 @@ const SELECT: &str = "
            select * from paypoll.transactions t
             where t.provider = lane.provider and t.account = lane.account
               and t.next_poll_at >= lane.since and t.next_poll_at <= $7
-              and (t.owner is null or (t.owner between 1 and $5 and t.owner <> all ($6))
-                   or (t.owner = 0 and t.updated_at < clock_timestamp() - (select lease from paypoll.replicas where id = $8)))
+              and (t.owner is null or (t.owner <= $5 and t.owner <> all ($6)))
             order by t.next_poll_at
             limit lane.room
               for no key update skip locked) t";
@@ -120,8 +119,14 @@ const UPDATE: &str = "
            as x (id, owner, due, attempts, failures, not_found, polled_at, opened_at, phase, phase_since, gaps)
      where t.id = x.id";
 
+/// Frees what this replica owns without knowing. Waits for a commit that is still under way.
+const RELEASE: &str = "update paypoll.transactions set owner = null, fence = fence + 1 where id = any ($1) and owner = $2";
+
 impl Store {
     /// Takes due transactions of the accounts in `lanes` until `horizon`. `place` says of each what to do with it.
+    ///
+    /// When it fails, `unsure` says which transactions may have been taken nevertheless: this replica does not hold them, and as their
+    /// living owner keeps them from all others. Given again with the next claim, they are released first.
     pub async fn claim(
         &self,
         replica: ReplicaId,
@@ -129,14 +134,19 @@ impl Store {
         lanes: &[LaneRoom],
         horizon: DateTime<Utc>,
         place: &mut (dyn FnMut(&mut Candidate) -> Placement + Send),
+        unsure: &mut Vec<Uuid>,
     ) -> Result<Claim, StoreError> {
         let mut connection = self.pool.acquire().await?;
         let mut tx = connection.begin().await?;
+        if !unsure.is_empty() {
+            sqlx::query(RELEASE).bind(&*unsure).bind(replica.0).execute(&mut *tx).await?;
+        }
         let mut claim = Claim { held: Vec::new(), found: vec![(0, None); lanes.len()] };
-        let mut candidates = select(&mut tx, replica, members, lanes, horizon, &mut claim).await?;
+        let mut candidates = select(&mut tx, members, lanes, horizon, &mut claim).await?;
         add_journal(&mut tx, &mut candidates).await?;
         if candidates.is_empty() {
-            tx.rollback().await?;
+            tx.commit().await?;
+            unsure.clear();
             return Ok(claim);
         }
         let mut placed = Vec::with_capacity(candidates.len());
@@ -147,7 +157,9 @@ impl Store {
             }
         }
         update(&mut tx, replica, &placed).await?;
+        unsure.extend(placed.iter().map(|(candidate, _)| candidate.transaction.id));
         tx.commit().await?;
+        unsure.clear();
         claim.held = placed.into_iter().filter_map(|(candidate, placement)| candidate.held(placement)).collect();
         Ok(claim)
     }
@@ -166,7 +178,6 @@ impl Candidate {
 
 async fn select(
     tx: &mut PgConnection,
-    replica: ReplicaId,
     members: &Membership,
     lanes: &[LaneRoom],
     horizon: DateTime<Utc>,
@@ -180,7 +191,6 @@ async fn select(
         .bind(members.newest)
         .bind(&members.living)
         .bind(horizon)
-        .bind(replica.0)
         .fetch_all(tx)
         .await?;
     let mut candidates = Vec::with_capacity(rows.len());

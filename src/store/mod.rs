@@ -18,7 +18,7 @@ pub use accounts::{AHEAD, AccountState, Draw, Drawn};
 pub use claim::{Candidate, Claim, Claimed, LaneRoom, Placement};
 pub use migrate::{SchemaError, migrate};
 pub use overview::{AccountOverview, MOST, Unroutable};
-pub use record::{Attempt, Batch, Entry, Poll, Recorded, Transition};
+pub use record::{Attempt, Batch, Commit, Entry, Poll, Recorded, Transition};
 pub use replicas::{Beat, Membership, ReplicaId};
 
 use crate::config::Database;

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use serde_json::Value;
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection, Row};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -94,7 +94,7 @@ pub struct Batch {
 }
 
 /// What became of a batch.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Recorded {
     /// Entries that were refused: somebody else has written the transaction since it was claimed.
     pub refused: HashSet<Uuid>,
@@ -103,8 +103,10 @@ pub struct Recorded {
 }
 
 /// The lease is held while the replica's row is there; the lock keeps it there until this transaction has ended.
-/// The transaction's id answers, after a broken connection, whether it was committed.
-const LEASE: &str = "select pg_current_xact_id()::text as xid from paypoll.replicas where id = $1 for key share";
+/// The transaction's id answers, after a broken connection, whether it was committed; also without the lease, because the journal is
+/// written all the same.
+const LEASE: &str = "
+    select pg_current_xact_id()::text as xid, (select id from paypoll.replicas where id = $1 for key share) is not null as held";
 
 /// First half: the rows that still carry the fence of their claim. Second half: one transition for each change of state.
 const ENTRIES: &str = "
@@ -135,21 +137,37 @@ const ENTRIES: &str = "
     )
     select id from written";
 
-/// Counts the polls of a transaction that this replica may no longer write. Where nobody alive holds it, the journal says how many
-/// there are since the row was last written; where a living replica holds it, that one has counted all but these.
+/// Lets go of transactions that this replica may no longer write, and counts their polls. Where another living replica holds one, that
+/// one has counted all but the polls of this batch. Where none does, polls that are older than what the row knows are counted here. The
+/// rest is in the journal: whoever claims the transaction next reads it there (owner 0), and where nobody will, it is counted here too.
 const LATE: &str = "
+    with lost as (
+        select t.id, t.created_at, t.last_polled_at, r.id is not null and r.id <> $4 as held, t.next_poll_at is null as settled
+          from paypoll.transactions t
+          left join paypoll.replicas r on r.id = t.owner
+         where t.id = any ($1)
+           for no key update of t
+    ), mine as (
+        select l.id, count(*)::int as polls, max(m.sent_at) as polled_at
+          from unnest($2::uuid[], $3::timestamptz[]) as m (id, sent_at)
+          join lost l on l.id = m.id
+         where l.held or m.sent_at <= l.last_polled_at
+         group by l.id
+    ), journaled as (
+        select l.id, count(*)::int as polls, max(p.sent_at) as polled_at
+          from lost l
+          join paypoll.polls p on p.transaction_id = l.id and p.sent_at > coalesce(l.last_polled_at, l.created_at - interval '1 day')
+         where l.settled and not l.held
+         group by l.id
+    )
     update paypoll.transactions t
-       set attempts = t.attempts + case when j.held then x.polls else j.polls end,
-           last_polled_at = greatest(t.last_polled_at, x.polled_at, case when not j.held then j.polled_at end),
-           owner = nullif(t.owner, 0)
-      from unnest($1::uuid[], $2::int[], $3::timestamptz[]) as x (id, polls, polled_at)
-     cross join lateral (
-           select count(p.sent_at)::int as polls, max(p.sent_at) as polled_at, bool_or(r.id is not null) as held
-             from paypoll.transactions o
-             left join paypoll.replicas r on r.id = o.owner
-             left join paypoll.polls p on p.transaction_id = o.id and p.sent_at > coalesce(o.last_polled_at, o.created_at - interval '1 day')
-            where o.id = x.id) j
-     where t.id = x.id";
+       set attempts = t.attempts + coalesce(m.polls, 0) + coalesce(j.polls, 0),
+           last_polled_at = greatest(t.last_polled_at, m.polled_at, j.polled_at),
+           owner = case when l.held then t.owner when l.settled then null else coalesce(nullif(t.owner, $4), 0) end
+      from lost l
+      left join mine m on m.id = l.id
+      left join journaled j on j.id = l.id
+     where t.id = l.id";
 
 impl Store {
     /// Writes a batch. Each of its parts is written exactly once, also when the connection breaks during the commit: `attempt`
@@ -160,10 +178,10 @@ impl Store {
         }
         let mut connection = self.pool.acquire().await?;
         let mut tx = connection.begin().await?;
-        let lease = sqlx::query(LEASE).bind(replica.0).fetch_optional(&mut *tx).await?;
+        let lease = sqlx::query(LEASE).bind(replica.0).fetch_one(&mut *tx).await?;
         super::journal::append(&mut tx, &batch.polls).await?;
-        let mut recorded = Recorded { lease_lost: lease.is_none(), ..Recorded::default() };
-        if lease.is_some() && !batch.entries.is_empty() {
+        let mut recorded = Recorded { lease_lost: !lease.try_get::<bool, _>("held")?, ..Recorded::default() };
+        if !recorded.lease_lost && !batch.entries.is_empty() {
             let written = write(&mut tx, replica, &batch.entries).await?;
             recorded.refused = batch.entries.iter().map(|entry| entry.id).filter(|id| !written.contains(id)).collect();
         }
@@ -172,22 +190,20 @@ impl Store {
             late.extend(batch.polls.iter().map(|poll| poll.transaction_id));
         }
         if !late.is_empty() {
-            count_late(&mut tx, &late, &batch.polls).await?;
+            count_late(&mut tx, replica, &late, &batch.polls).await?;
         }
-        if let Some(row) = lease {
-            attempt.0 = Some((row.try_get("xid")?, recorded.refused.clone()));
-        }
+        attempt.0 = Some(Commit { xid: lease.try_get("xid")?, recorded: recorded.clone() });
         tx.commit().await?;
         Ok(recorded)
     }
 
     /// Whether an earlier attempt was committed although its answer got lost.
     async fn committed(&self, attempt: &mut Attempt) -> Result<Option<Recorded>, StoreError> {
-        let Some((xid, refused)) = &attempt.0 else { return Ok(None) };
+        let Some(Commit { xid, recorded }) = &attempt.0 else { return Ok(None) };
         let status: Option<String> =
             sqlx::query_scalar("select pg_xact_status($1::text::xid8)").bind(xid).fetch_one(&self.pool).await?;
         match status.as_deref() {
-            Some("committed") => Ok(Some(Recorded { refused: refused.clone(), lease_lost: false })),
+            Some("committed") => Ok(Some(recorded.clone())),
             // Its backend has not noticed yet that the connection broke.
             Some("in progress") => Err(StoreError::Database(sqlx::Error::Protocol("the last batch is still in progress".into()))),
             _ => {
@@ -200,7 +216,16 @@ impl Store {
 
 /// What an attempt to write a batch must remember until its outcome is known.
 #[derive(Debug, Default)]
-pub struct Attempt(Option<(String, HashSet<Uuid>)>);
+pub struct Attempt(pub Option<Commit>);
+
+/// A commit whose answer may get lost.
+#[derive(Clone, Debug)]
+pub struct Commit {
+    /// The database transaction's id.
+    pub xid: String,
+    /// What became of the batch if it was committed.
+    pub recorded: Recorded,
+}
 
 async fn write(tx: &mut PgConnection, replica: ReplicaId, entries: &[Entry]) -> Result<HashSet<Uuid>, StoreError> {
     fn column<'a, T>(entries: &'a [Entry], value: impl Fn(&'a Entry) -> T) -> Vec<T> {
@@ -236,18 +261,13 @@ async fn write(tx: &mut PgConnection, replica: ReplicaId, entries: &[Entry]) -> 
     rows.iter().map(|row| Ok(row.try_get("id")?)).collect()
 }
 
-async fn count_late(tx: &mut PgConnection, late: &HashSet<Uuid>, polls: &[Poll]) -> Result<(), StoreError> {
-    let mut sent: HashMap<Uuid, (i32, Option<DateTime<Utc>>)> = late.iter().map(|id| (*id, (0, None))).collect();
-    for poll in polls {
-        if let Some((count, last)) = sent.get_mut(&poll.transaction_id) {
-            *count += 1;
-            *last = (*last).max(Some(poll.sent_at));
-        }
-    }
+async fn count_late(tx: &mut PgConnection, replica: ReplicaId, late: &HashSet<Uuid>, polls: &[Poll]) -> Result<(), StoreError> {
+    let mine = || polls.iter().filter(|poll| late.contains(&poll.transaction_id));
     sqlx::query(LATE)
-        .bind(sent.keys().copied().collect::<Vec<_>>())
-        .bind(sent.values().map(|(count, _)| *count).collect::<Vec<_>>())
-        .bind(sent.values().map(|(_, last)| *last).collect::<Vec<_>>())
+        .bind(late.iter().copied().collect::<Vec<_>>())
+        .bind(mine().map(|poll| poll.transaction_id).collect::<Vec<_>>())
+        .bind(mine().map(|poll| poll.sent_at).collect::<Vec<_>>())
+        .bind(replica.0)
         .execute(tx)
         .await?;
     Ok(())

@@ -38,12 +38,14 @@ pub struct Beat {
 const REGISTER: &str = "
     insert into paypoll.replicas (lease, complied, accounts, host) values (make_interval(secs => $1), 0, $2, $3) returning id";
 
-/// Renews the lease; then, where this replica may judge, deletes those whose lease has run out; then lists the living.
+/// Renews the lease; then, where this replica may judge, deletes those whose lease has run out, by the database's clock and by the
+/// judge's idea of it; then lists the living.
 const BEAT: &str = "
     with beat as (
         update paypoll.replicas set heartbeat_at = clock_timestamp(), complied = $2 where id = $1 returning id
     ), dead as (
-        delete from paypoll.replicas where $3 and id <> $1 and heartbeat_at < clock_timestamp() - lease returning id
+        delete from paypoll.replicas
+         where $3::timestamptz is not null and id <> $1 and heartbeat_at < least(clock_timestamp(), $3) - lease returning id
     )
     select r.id, r.complied, clock_timestamp() as clock, exists (select from beat) as alive
       from paypoll.replicas r
@@ -77,8 +79,9 @@ impl Store {
     }
 
     /// Renews the lease. `complied` is the newest replica that this one leaves room for; `judge` says whether it may declare others
-    /// dead: whoever could not beat himself for a while cannot tell who else is dead.
-    pub async fn beat(&self, replica: ReplicaId, complied: i64, judge: bool) -> Result<Beat, StoreError> {
+    /// dead: whoever could not beat himself for a while cannot tell who else is dead. It is what the judge takes the database's clock
+    /// to show, so that nobody dies because that clock was set forward.
+    pub async fn beat(&self, replica: ReplicaId, complied: i64, judge: Option<DateTime<Utc>>) -> Result<Beat, StoreError> {
         let rows = sqlx::query(BEAT).bind(replica.0).bind(complied).bind(judge).fetch_all(&self.pool).await?;
         let mut beat = Beat { alive: false, members: Membership::default(), clock: DateTime::<Utc>::UNIX_EPOCH };
         let mut leaves_room = i64::MAX;

@@ -12,6 +12,8 @@ use std::time::Duration;
 use uuid::Uuid;
 
 const LEASE: Duration = Duration::from_secs(15);
+/// A judge whose idea of the time is not behind the database's clock.
+const JUDGE: Option<DateTime<Utc>> = DateTime::from_timestamp(4_102_444_800, 0);
 
 fn open(database: &TestDatabase) -> Store {
     Store::open(&Database { url: Some(database.url.clone().into()), max_connections: 4, connect_timeout: Duration::from_secs(5) })
@@ -35,14 +37,14 @@ async fn register(store: &Store) -> (ReplicaId, Membership) {
     let accounts = [("khalti", "default".into())];
     store.make_accounts(&accounts).await.unwrap();
     let replica = store.register(LEASE, &accounts, "test").await.unwrap();
-    (replica, store.beat(replica, 0, false).await.unwrap().members)
+    (replica, store.beat(replica, 0, None).await.unwrap().members)
 }
 
 async fn claim_as(store: &Store, replica: ReplicaId, members: &Membership, room: usize) -> Claim {
     let lanes = [LaneRoom { provider: "khalti", account: "default".into(), since: DateTime::UNIX_EPOCH, room }];
     let horizon = now(store).await + Duration::from_secs(1);
     let mut hold = |candidate: &mut Candidate| Placement::Hold(candidate.due);
-    store.claim(replica, members, &lanes, horizon, &mut hold).await.unwrap()
+    store.claim(replica, members, &lanes, horizon, &mut hold, &mut Vec::new()).await.unwrap()
 }
 
 async fn now(store: &Store) -> DateTime<Utc> {
@@ -209,18 +211,18 @@ async fn a_dead_replica_is_found_by_its_lease_and_its_transactions_are_taken_ove
     let polls = vec![poll(id, sent), poll(id, sent + Duration::from_secs(1))];
     store.record(dead, &Batch { polls, ..Batch::default() }, &mut Attempt::default()).await.unwrap();
     let (successor, _) = register(&store).await;
-    let alive = store.beat(successor, 0, true).await.unwrap().members;
+    let alive = store.beat(successor, 0, JUDGE).await.unwrap().members;
     assert!(claim_as(&store, successor, &alive, 10).await.held.is_empty(), "its owner lives");
     sqlx::query("update paypoll.replicas set heartbeat_at = heartbeat_at - interval '16 seconds' where id = $1")
         .bind(dead.0)
         .execute(&database.pool)
         .await
         .unwrap();
-    let after = store.beat(successor, 0, true).await.unwrap().members;
+    let after = store.beat(successor, 0, JUDGE).await.unwrap().members;
     assert_eq!(after.living, [successor.0]);
     let taken = claim_as(&store, successor, &after, 10).await.held.remove(0);
     assert_eq!(taken.transaction.attempts, 2);
-    assert!(!store.beat(dead, 0, false).await.unwrap().alive);
+    assert!(!store.beat(dead, 0, None).await.unwrap().alive);
 }
 
 #[tokio::test]

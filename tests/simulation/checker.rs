@@ -1,0 +1,351 @@
+//! The nine invariants, checked after every step from what the providers saw and what the database holds. The checker knows the
+//! published rules; it knows nothing of the engine.
+
+use crate::Micros;
+use crate::accounts::{self, ACCOUNTS, LEASE, PROBE_AFTER, TIMEOUT};
+use crate::database::{Database, Fact, micros};
+use crate::provider::Provider;
+use chrono::{DateTime, Utc};
+use paypoll::domain::{Rules, State};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::time::Duration;
+use uuid::Uuid;
+
+/// A request as the provider saw it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Request {
+    pub(crate) id: Uuid,
+    pub(crate) account: usize,
+    pub(crate) at: Micros,
+    /// Until then it is in flight.
+    pub(crate) until: Micros,
+    /// Which life of which process sent it.
+    pub(crate) sender: (usize, u64),
+    /// Its registration, when the request was decided.
+    pub(crate) replica: i64,
+    /// The answer closes an open circuit.
+    pub(crate) heals: bool,
+}
+
+/// What is known of one transaction.
+struct Life {
+    account: usize,
+    /// When it came into being at the provider.
+    initiated: Micros,
+    requests: Vec<Request>,
+    journaled: Vec<DateTime<Utc>>,
+    /// When it was last put beyond polling.
+    settled: Option<Micros>,
+    /// When this window was opened, by the database's clock: at the initiation or by an operator.
+    anchor: DateTime<Utc>,
+}
+
+/// Checks.
+pub(crate) struct Checker {
+    rules: Vec<Rules>,
+    lives: HashMap<Uuid, Life>,
+    requests: Vec<VecDeque<Request>>,
+    /// When the database's clock was set forward, and by how much.
+    leaps: Vec<(Micros, Micros)>,
+    /// The clock was set back at some time: times in the journal are no order any more.
+    went_back: bool,
+    /// Since when nothing was wrong with the world.
+    pub(crate) fine_since: Micros,
+    /// Processes that ended without a word.
+    pub(crate) dead: HashSet<(usize, u64)>,
+    /// Since when a circuit is open.
+    open_since: Vec<Option<Micros>>,
+    /// The provider's pauses that were told to the database: from when, until when.
+    pauses: Vec<(usize, Micros, Micros)>,
+    seen_transitions: usize,
+    state: HashMap<Uuid, State>,
+}
+
+/// How long a verdict or a pause may take to reach every process while nothing is wrong.
+const NEWS: Micros = 1_500_000;
+/// So many requests of an account are remembered: more than fit into the seconds that are looked at.
+const REMEMBERED: usize = 200;
+
+fn long(span: Duration) -> Micros {
+    i64::try_from(span.as_micros()).expect("short")
+}
+
+impl Checker {
+    pub(crate) fn new() -> Self {
+        Self {
+            rules: (0..ACCOUNTS).map(accounts::rules).collect(),
+            lives: HashMap::new(),
+            requests: vec![VecDeque::new(); ACCOUNTS],
+            leaps: Vec::new(),
+            went_back: false,
+            fine_since: 0,
+            dead: HashSet::new(),
+            open_since: vec![None; ACCOUNTS],
+            pauses: Vec::new(),
+            seen_transitions: 0,
+            state: HashMap::new(),
+        }
+    }
+
+    pub(crate) fn born(&mut self, id: Uuid, account: usize, initiated: Micros, anchor: DateTime<Utc>) {
+        let life =
+            Life { account, initiated, requests: Vec::new(), journaled: Vec::new(), settled: None, anchor };
+        self.lives.insert(id, life);
+        self.state.insert(id, State::Pending);
+    }
+
+    /// A process told the database that the provider wants a pause.
+    pub(crate) fn paused(&mut self, account: usize, now: Micros, wait: Duration) {
+        self.pauses.push((account, now, now + long(wait)));
+    }
+
+    pub(crate) fn clock_was_set(&mut self, now: Micros, by: Micros) {
+        if by > 0 {
+            self.leaps.push((now, by));
+        } else {
+            self.went_back = true;
+        }
+    }
+
+    /// By how much the database's clock, which decides what is due, was set forward since then. A wait that it was set over is so
+    /// much shorter, and nobody could know.
+    fn leapt(&self, since: Micros) -> Micros {
+        self.leaps.iter().filter(|(at, _)| *at >= since).map(|(_, by)| by).sum()
+    }
+
+    /// A request reaches a provider.
+    pub(crate) fn asked(&mut self, request: Request, database: &Database) -> Result<(), String> {
+        let life = &self.lives[&request.id];
+        let rules = &self.rules[life.account];
+        let floor = rules.plan.phases.iter().map(|phase| phase.every.min).min().unwrap_or_default().max(rules.floors.every);
+        if let Some(last) = life.requests.last() {
+            let gap = request.at - last.at;
+            if gap + self.leapt(last.at) < long(floor) {
+                return Err(format!("floor: {} asked {gap} us after the last request by {:?}", name(request.id), last.sender));
+            }
+            if last.until > request.at {
+                return Err(format!("two polls in flight: {} asked before {:?} had its answer", name(request.id), last.sender));
+            }
+        }
+        let age = request.at - life.initiated;
+        if age + self.leapt(life.initiated) < long(rules.floors.first) {
+            return Err(format!("first floor: {} asked {age} us after its initiation", name(request.id)));
+        }
+        self.check_lease(&request, database)?;
+        self.check_budget(&request)?;
+        self.check_news(&request)?;
+        let seen = &mut self.requests[request.account];
+        seen.push_back(request);
+        if seen.len() > REMEMBERED {
+            seen.pop_front();
+        }
+        self.lives.get_mut(&request.id).expect("born").requests.push(request);
+        Ok(())
+    }
+
+    fn check_lease(&self, request: &Request, database: &Database) -> Result<(), String> {
+        let lease = long(LEASE);
+        match database.replicas.get(&request.replica) {
+            Some(row) if micros(row.heartbeat, database.clock) <= lease + self.leapt(request.at - lease) => Ok(()),
+            None if self.leapt(request.at - 2 * lease) > 0 => Ok(()),
+            _ => Err(format!("lease: {:?} asked about {} after the end of its lease", request.sender, name(request.id))),
+        }
+    }
+
+    fn check_budget(&self, request: &Request) -> Result<(), String> {
+        let (rate, max_in_flight) = accounts::budget(request.account);
+        let seen = &self.requests[request.account];
+        let second = request.at - 1_000_000;
+        let leaps = self.leaps.iter().filter(|(at, _)| *at > second).count() as u32;
+        let allowed = rate.per_second.ceil() as usize + (rate.burst * (1 + leaps)) as usize;
+        let sent = 1 + seen.iter().filter(|other| other.at > second).count();
+        if sent > allowed {
+            return Err(format!("budget: {sent} requests of account {} in a second, {allowed} allowed", request.account));
+        }
+        let in_flight = 1 + seen.iter().filter(|other| other.until > request.at).count();
+        if in_flight > max_in_flight as usize {
+            return Err(format!("budget: {in_flight} requests of account {} in flight, {max_in_flight} allowed", request.account));
+        }
+        Ok(())
+    }
+
+    /// What everybody must have heard by now: verdicts, pauses, open circuits.
+    fn check_news(&self, request: &Request) -> Result<(), String> {
+        let heard = request.at - NEWS;
+        if self.fine_since > heard || self.leapt(heard) > 0 {
+            return Ok(());
+        }
+        let life = &self.lives[&request.id];
+        if life.settled.is_some_and(|at| at < heard) {
+            return Err(format!("settled: {} asked long after it was settled", name(request.id)));
+        }
+        let paused = |(account, from, until): &(usize, Micros, Micros)| {
+            *account == request.account && *from < heard && *until > request.at + 50_000 + self.leapt(*from)
+        };
+        if self.pauses.iter().any(paused) {
+            return Err(format!("pause: account {} asked although the provider wants a pause", request.account));
+        }
+        if let Some(since) = self.open_since[request.account]
+            && since < heard
+        {
+            let from = (request.at - long(PROBE_AFTER) / 2).max(since + NEWS);
+            let healed = |other: &Request| other.heals && other.until <= request.at;
+            if self.requests[request.account].iter().any(|other| other.at > from && !healed(other)) {
+                return Err(format!("circuit: account {} probed twice in one interval", request.account));
+            }
+        }
+        Ok(())
+    }
+
+    /// After every step: what was done to the database, and what it holds.
+    pub(crate) fn step(&mut self, now: Micros, database: &mut Database, provider: &Provider) -> Result<(), String> {
+        self.note_accounts(now, database);
+        let facts = std::mem::take(&mut database.facts);
+        if facts.is_empty() {
+            return Ok(());
+        }
+        for fact in &facts {
+            self.check_fact(now, fact, provider)?;
+        }
+        self.check_transitions(database)?;
+        if database.rows.len() != self.lives.len() {
+            return Err("a row was lost".into());
+        }
+        self.check_rows(database)
+    }
+
+    fn note_accounts(&mut self, now: Micros, database: &Database) {
+        for (number, (provider, account)) in accounts::NAMES.iter().enumerate() {
+            let row = database.accounts.get(&((*provider).to_owned(), (*account).to_owned()));
+            match row.and_then(|row| row.circuit_since) {
+                Some(_) => _ = self.open_since[number].get_or_insert(now),
+                None => self.open_since[number] = None,
+            }
+        }
+    }
+
+    fn check_fact(&mut self, now: Micros, fact: &Fact, provider: &Provider) -> Result<(), String> {
+        match *fact {
+            Fact::Claimed { id, owner_lives: true } => Err(format!("claim: {} was taken from a living replica", name(id))),
+            Fact::Claimed { .. } => Ok(()),
+            Fact::Written { id, claim_fence, row_fence, registered, from, to, source } => {
+                if claim_fence != row_fence {
+                    return Err(format!("fence: {} was written with fence {claim_fence}, it is {row_fence}", name(id)));
+                }
+                if !registered {
+                    return Err(format!("lease: {} was written by a replica that has lost its lease", name(id)));
+                }
+                if from.is_final() && to != from {
+                    return Err(format!("final: {} was {from} and is {to}", name(id)));
+                }
+                if to.is_final() && !provider.said.contains(&(id, to)) {
+                    return Err(format!("evidence: {} is {to} and nobody said so ({source:?})", name(id)));
+                }
+                if !to.is_polled() {
+                    self.lives.get_mut(&id).expect("born").settled = Some(now);
+                }
+                Ok(())
+            }
+            Fact::Overruled { id, to, at } => {
+                let life = self.lives.get_mut(&id).expect("born");
+                life.settled = (!to.is_polled()).then_some(now);
+                if to.is_polled() {
+                    life.anchor = at;
+                }
+                Ok(())
+            }
+            Fact::Journaled { id, sent_at } => self.check_journal(id, sent_at),
+        }
+    }
+
+    fn check_journal(&mut self, id: Uuid, sent_at: DateTime<Utc>) -> Result<(), String> {
+        let life = self.lives.get_mut(&id).expect("born");
+        life.journaled.push(sent_at);
+        if life.journaled.len() > life.requests.len() {
+            return Err(format!("journal: {} has more polls in the journal than were sent", name(id)));
+        }
+        if self.went_back {
+            return Ok(());
+        }
+        let plan = &self.rules[life.account].plan;
+        let mut polls: Vec<DateTime<Utc>> = life.journaled.iter().copied().filter(|at| *at >= life.anchor).collect();
+        polls.sort_unstable();
+        let Some(opened) = polls.first() else { return Ok(()) };
+        let end = match (self.rules[life.account].floors.window, plan.give_up_after) {
+            (Some(window), _) => *opened + window,
+            (None, Some(age)) => life.anchor + age,
+            (None, None) => return Ok(()),
+        };
+        // A first poll that was recorded late may be unknown to whoever reckons the window.
+        let beyond = polls.iter().filter(|at| **at > end + LEASE + TIMEOUT).count();
+        if beyond > 1 {
+            return Err(format!("window: {} was polled {beyond} times after its window", name(id)));
+        }
+        Ok(())
+    }
+
+    fn check_transitions(&mut self, database: &Database) -> Result<(), String> {
+        for transition in &database.transitions[self.seen_transitions..] {
+            let state = self.state.get_mut(&transition.transaction).expect("born");
+            if *state != transition.from || transition.from == transition.to {
+                let (from, to) = (transition.from, transition.to);
+                return Err(format!("journal: {} was {state}, its transition says {from} to {to}", name(transition.transaction)));
+            }
+            *state = transition.to;
+        }
+        self.seen_transitions = database.transitions.len();
+        Ok(())
+    }
+
+    fn check_rows(&self, database: &Database) -> Result<(), String> {
+        for (id, row) in &database.rows {
+            let state = row.transaction.state;
+            if self.state[id] != state {
+                return Err(format!("journal: {} is {state} without a transition from {}", name(*id), self.state[id]));
+            }
+            if state.is_polled() != row.next.is_some() {
+                return Err(format!("scheduled: {} is {state} and its next look is {:?}", name(*id), row.next));
+            }
+        }
+        Ok(())
+    }
+
+    /// A process ended in order: it has given everything back.
+    pub(crate) fn ended(&self, replica: i64, database: &Database) -> Result<(), String> {
+        match database.rows.iter().find(|(_, row)| row.owner == Some(replica) && row.transaction.state.is_polled()) {
+            Some((id, _)) => Err(format!("given back: {} still belongs to a replica that ended", name(*id))),
+            None => Ok(()),
+        }
+    }
+
+    /// At the end of a quiet time: everything went on, and everything is counted.
+    pub(crate) fn finish(&self, now: Micros, database: &Database) -> Result<(), String> {
+        for (id, row) in &database.rows {
+            let life = &self.lives[id];
+            let asked = life.requests.last().map_or(life.initiated, |request| request.at);
+            if row.transaction.state.is_polled() && now - asked > SILENCE {
+                return Err(format!("stuck: {} was not asked about for {} s ({row:?})", name(*id), (now - asked) / 1_000_000));
+            }
+            if now - asked < 2 * long(TIMEOUT) {
+                continue;
+            }
+            let survived = life.requests.iter().filter(|request| !self.dead.contains(&request.sender)).count();
+            if life.journaled.len() < survived {
+                return Err(format!("journal: {} polls of {} are missing", survived - life.journaled.len(), name(*id)));
+            }
+            let attempts = row.transaction.attempts as usize;
+            if !row.transaction.state.is_polled() && attempts != life.journaled.len() && !self.went_back {
+                return Err(format!("attempts: {} says {attempts}, the journal {}", name(*id), life.journaled.len()));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// In a quiet time a transaction is asked about at least this often.
+const SILENCE: Micros = 14_000_000;
+
+/// A short name for a transaction.
+pub(crate) fn name(id: Uuid) -> String {
+    format!("t{}", id.as_u128())
+}

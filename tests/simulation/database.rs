@@ -1,0 +1,560 @@
+//! The database in memory: what `src/store` and the migrations do, statement by statement, without SQL.
+
+use crate::bugs::Bug;
+use crate::Micros;
+use chrono::{DateTime, TimeDelta, Timelike, Utc};
+use paypoll::domain::{Progress, Source, State, Transaction, outcome};
+use paypoll::store::{
+    AHEAD, AccountState, Attempt, Batch, Beat, Candidate, Claim, Claimed, Commit, Draw, Drawn, Entry, LaneRoom, Membership, Placement,
+    Poll, Recorded, ReplicaId,
+};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Duration;
+use uuid::Uuid;
+
+/// A row of `paypoll.transactions`.
+#[derive(Clone, Debug)]
+pub(crate) struct Row {
+    pub(crate) transaction: Transaction,
+    pub(crate) fence: i64,
+    pub(crate) owner: Option<i64>,
+    pub(crate) next: Option<DateTime<Utc>>,
+}
+
+/// A row of `paypoll.transitions`.
+#[derive(Clone, Debug)]
+pub(crate) struct Transition {
+    pub(crate) id: i64,
+    pub(crate) transaction: Uuid,
+    pub(crate) from: State,
+    pub(crate) to: State,
+    pub(crate) source: &'static str,
+}
+
+/// A row of `paypoll.replicas`.
+#[derive(Clone, Debug)]
+pub(crate) struct Replica {
+    pub(crate) lease: Duration,
+    pub(crate) heartbeat: DateTime<Utc>,
+    complied: i64,
+}
+
+/// A row of `paypoll.accounts`.
+#[derive(Clone, Debug)]
+pub(crate) struct Account {
+    arrival: DateTime<Utc>,
+    pub(crate) held_until: Option<DateTime<Utc>>,
+    slowdown: f64,
+    slowed_at: Option<DateTime<Utc>>,
+    pub(crate) circuit_since: Option<DateTime<Utc>>,
+    probe_at: Option<DateTime<Utc>>,
+}
+
+/// What was done to a row, for the checker.
+#[derive(Clone, Debug)]
+pub(crate) enum Fact {
+    /// A replica took it.
+    Claimed { id: Uuid, owner_lives: bool },
+    /// A replica wrote it.
+    Written { id: Uuid, claim_fence: i64, row_fence: i64, registered: bool, from: State, to: State, source: Option<Source> },
+    /// Somebody else wrote it.
+    Overruled { id: Uuid, to: State, at: DateTime<Utc> },
+    /// A poll was journaled.
+    Journaled { id: Uuid, sent_at: DateTime<Utc> },
+}
+
+/// The database.
+pub(crate) struct Database {
+    bug: Option<Bug>,
+    /// What its clock shows.
+    pub(crate) clock: DateTime<Utc>,
+    pub(crate) rows: BTreeMap<Uuid, Row>,
+    pub(crate) polls: HashMap<Uuid, Vec<Poll>>,
+    pub(crate) transitions: Vec<Transition>,
+    pub(crate) replicas: BTreeMap<i64, Replica>,
+    pub(crate) accounts: BTreeMap<(String, String), Account>,
+    last_replica: i64,
+    last_xid: u64,
+    committed: HashSet<String>,
+    /// Committed, but nobody can tell yet.
+    undecided: HashSet<String>,
+    pub(crate) facts: Vec<Fact>,
+}
+
+/// PostgreSQL keeps microseconds.
+fn stored(at: DateTime<Utc>) -> DateTime<Utc> {
+    at.with_nanosecond(at.nanosecond() / 1_000 * 1_000).unwrap_or(at)
+}
+
+fn span(seconds: f64) -> TimeDelta {
+    TimeDelta::microseconds((seconds * 1e6).round() as i64)
+}
+
+fn seconds(span: TimeDelta) -> f64 {
+    span.num_microseconds().unwrap_or(i64::MAX) as f64 / 1e6
+}
+
+const RECOVERY_S: f64 = 20.0;
+const SLOWEST: f64 = 32.0;
+
+impl Database {
+    pub(crate) fn new(bug: Option<Bug>, clock: DateTime<Utc>) -> Self {
+        Self {
+            bug,
+            clock,
+            rows: BTreeMap::new(),
+            polls: HashMap::new(),
+            transitions: Vec::new(),
+            replicas: BTreeMap::new(),
+            accounts: BTreeMap::new(),
+            last_replica: 0,
+            last_xid: 0,
+            committed: HashSet::new(),
+            undecided: HashSet::new(),
+            facts: Vec::new(),
+        }
+    }
+
+    fn has(&self, bug: Bug) -> bool {
+        self.bug == Some(bug)
+    }
+
+    fn journal(&mut self, transaction: Uuid, from: State, to: State, source: &'static str) {
+        let id = self.transitions.len() as i64 + 1;
+        self.transitions.push(Transition { id, transaction, from, to, source });
+    }
+}
+
+/// What the daemon asks for.
+impl Database {
+    pub(crate) fn make_accounts(&mut self, names: impl Iterator<Item = (String, String)>) {
+        for name in names {
+            self.accounts.entry(name).or_insert(Account {
+                arrival: DateTime::UNIX_EPOCH,
+                held_until: None,
+                slowdown: 1.0,
+                slowed_at: None,
+                circuit_since: None,
+                probe_at: None,
+            });
+        }
+    }
+
+    /// `name`: the number that a replica would use again if it went by its name.
+    pub(crate) fn register(&mut self, lease: Duration, name: i64) -> ReplicaId {
+        self.last_replica += 1;
+        let id = if self.has(Bug::LeaseByName) { name } else { self.last_replica };
+        self.replicas.insert(id, Replica { lease, heartbeat: self.clock, complied: 0 });
+        ReplicaId(id)
+    }
+
+    pub(crate) fn beat(&mut self, replica: ReplicaId, complied: i64, judge: Option<DateTime<Utc>>) -> Beat {
+        let clock = self.clock;
+        if let Some(judge) = judge {
+            let now = if self.has(Bug::JudgedByALeap) { clock } else { clock.min(judge) };
+            self.replicas.retain(|id, row| *id == replica.0 || row.heartbeat >= now - TimeDelta::from_std(row.lease).expect("short"));
+        }
+        let alive = self.replicas.get_mut(&replica.0).map(|row| (row.heartbeat, row.complied) = (clock, complied)).is_some();
+        let others = self.replicas.iter().filter(|(id, _)| **id != replica.0).map(|(_, row)| row.complied);
+        let members = Membership {
+            living: self.replicas.keys().copied().collect(),
+            newest: self.replicas.keys().copied().max().unwrap_or(0),
+            complied: others.min().unwrap_or(i64::MAX),
+        };
+        let members = if self.has(Bug::InFlightPerProcess) {
+            Membership { complied: i64::MAX, living: vec![replica.0], ..members }
+        } else {
+            members
+        };
+        Beat { alive, members, clock }
+    }
+
+    pub(crate) fn deregister(&mut self, replica: ReplicaId) {
+        self.replicas.remove(&replica.0);
+    }
+
+    pub(crate) fn claim(
+        &mut self,
+        replica: ReplicaId,
+        members: &Membership,
+        rooms: &[LaneRoom],
+        horizon: DateTime<Utc>,
+        place: &mut dyn FnMut(&mut Candidate) -> Placement,
+        unsure: &mut Vec<Uuid>,
+    ) -> Claim {
+        for id in unsure.drain(..).filter(|_| !self.has(Bug::LostClaimForgotten)).collect::<Vec<_>>() {
+            let row = self.rows.get_mut(&id).expect("it was claimed");
+            if row.owner == Some(replica.0) {
+                row.owner = None;
+                row.fence += 1;
+            }
+        }
+        let mut claim = Claim { held: Vec::new(), found: vec![(0, None); rooms.len()] };
+        for (lane, room) in rooms.iter().enumerate() {
+            let free = |row: &Row| match row.owner {
+                Some(owner) => {
+                    self.has(Bug::ClaimFromTheLiving) || (owner <= members.newest && !members.living.contains(&owner))
+                }
+                None => true,
+            };
+            let mut due: Vec<(DateTime<Utc>, Uuid)> = (self.rows.values())
+                .filter(|row| row.transaction.provider == room.provider && row.transaction.account == room.account)
+                .filter_map(|row| row.next.filter(|next| *next >= room.since && *next <= horizon && free(row)).map(|next| (next, row)))
+                .map(|(next, row)| (next, row.transaction.id))
+                .collect();
+            due.sort_unstable();
+            due.truncate(room.room);
+            claim.found[lane] = (due.len(), due.last().map(|(at, _)| *at));
+            for (due, id) in due {
+                let mut candidate = self.candidate(id, lane, due);
+                let placement = place(&mut candidate);
+                claim.held.extend(self.take(replica, candidate, placement));
+            }
+        }
+        claim
+    }
+
+    fn candidate(&self, id: Uuid, lane: usize, due: DateTime<Utc>) -> Candidate {
+        let row = &self.rows[&id];
+        let mut transaction = row.transaction.clone();
+        let mut unplanned = Vec::new();
+        if row.owner.is_some() && !self.has(Bug::JournalNotConsulted) {
+            let polled = transaction.last_polled_at.unwrap_or(transaction.initiated_at);
+            let mut polls: Vec<&Poll> = self.polls.get(&id).into_iter().flatten().filter(|poll| poll.sent_at > polled).collect();
+            polls.sort_by_key(|poll| poll.sent_at);
+            for poll in polls {
+                transaction.attempts += 1;
+                transaction.last_polled_at = Some(poll.sent_at);
+                (transaction.failures, transaction.not_found) =
+                    outcome::count(poll.outcome, transaction.failures, transaction.not_found);
+                unplanned.push(poll.sent_at);
+            }
+        }
+        Candidate {
+            transaction,
+            lane,
+            due,
+            fresh: row.fence == 0,
+            orphan: row.owner.is_some() && !self.has(Bug::InFlightForgotten),
+            unplanned,
+            flaw: None,
+            fence: row.fence,
+        }
+    }
+
+    fn take(&mut self, replica: ReplicaId, candidate: Candidate, placement: Placement) -> Option<Claimed> {
+        let (owner, due) = match placement {
+            Placement::Hold(due) => (Some(replica.0), due),
+            Placement::Later(due) => (None, due),
+            Placement::Leave => return None,
+        };
+        let forgotten = owner.is_none() && self.has(Bug::PlannedForgotten);
+        let id = candidate.transaction.id;
+        let row = self.rows.get_mut(&id).expect("it was found");
+        let owner_lives = row.owner.is_some_and(|owner| self.replicas.contains_key(&owner));
+        self.facts.push(Fact::Claimed { id, owner_lives });
+        row.fence += 1;
+        row.owner = owner;
+        row.next = (!forgotten).then_some(stored(due));
+        row.transaction = candidate.transaction.clone();
+        owner.map(|_| Claimed { lane: candidate.lane, transaction: candidate.transaction, fence: row.fence, due, flaw: candidate.flaw })
+    }
+
+    /// `None`: an earlier attempt's fate is not known yet.
+    pub(crate) fn record(&mut self, replica: ReplicaId, batch: &Batch, attempt: &mut Attempt) -> Option<Recorded> {
+        if let Some(Commit { xid, recorded }) = &attempt.0
+            && !self.has(Bug::LostAnswerWrittenTwice)
+        {
+            if self.undecided.contains(xid) {
+                return None;
+            }
+            if self.committed.contains(xid) {
+                return Some(recorded.clone());
+            }
+        }
+        let registered = self.replicas.contains_key(&replica.0);
+        for poll in &batch.polls {
+            let sent_at = stored(poll.sent_at);
+            self.polls.entry(poll.transaction_id).or_default().push(Poll { sent_at, ..poll.clone() });
+            self.facts.push(Fact::Journaled { id: poll.transaction_id, sent_at });
+        }
+        let mut recorded = Recorded { lease_lost: !registered && !self.has(Bug::LeaseIgnored), ..Recorded::default() };
+        if !recorded.lease_lost {
+            for entry in &batch.entries {
+                if !self.write(replica, entry) {
+                    recorded.refused.insert(entry.id);
+                }
+            }
+        }
+        let mut late: HashSet<Uuid> = batch.dropped.iter().chain(&recorded.refused).copied().collect();
+        if recorded.lease_lost {
+            late.extend(batch.polls.iter().map(|poll| poll.transaction_id));
+        }
+        for id in late {
+            self.count_late(replica, id, &batch.polls);
+        }
+        self.last_xid += 1;
+        let xid = self.last_xid.to_string();
+        self.committed.insert(xid.clone());
+        attempt.0 = Some(Commit { xid, recorded: recorded.clone() });
+        Some(recorded)
+    }
+
+    /// The commit of that attempt has happened, and nobody can tell.
+    pub(crate) fn hide_commit(&mut self, attempt: &Attempt) {
+        self.undecided.extend(attempt.0.as_ref().map(|commit| commit.xid.clone()));
+    }
+
+    /// Every commit can be told again.
+    pub(crate) fn reveal_commits(&mut self) {
+        self.undecided.clear();
+    }
+
+    fn write(&mut self, replica: ReplicaId, entry: &Entry) -> bool {
+        let bug = self.bug;
+        let registered = self.replicas.contains_key(&replica.0);
+        let Some(row) = self.rows.get_mut(&entry.id) else { return false };
+        if row.fence != entry.fence && bug != Some(Bug::NoFencing) {
+            return false;
+        }
+        let source = entry.transition.as_ref().map(|transition| transition.source);
+        let transaction = &mut row.transaction;
+        self.facts.push(Fact::Written {
+            id: entry.id,
+            claim_fence: entry.fence,
+            row_fence: row.fence,
+            registered,
+            from: transaction.state,
+            to: entry.state,
+            source,
+        });
+        row.fence += 1;
+        row.owner = entry.hold.then_some(replica.0);
+        row.next = entry.next.map(stored).filter(|_| entry.state.is_polled());
+        transaction.state = entry.state;
+        transaction.provider_state = entry.word.clone().map(Into::into).or(transaction.provider_state.take());
+        transaction.attempts += entry.polls;
+        transaction.failures = entry.failures;
+        transaction.not_found = entry.not_found;
+        transaction.last_polled_at = entry.last_polled_at.map(stored);
+        transaction.action_at = entry.action_at.map(stored);
+        transaction.progress = kept(entry.progress);
+        if let Some(transition) = entry.transition.as_ref().filter(|_| bug != Some(Bug::TransitionNotWritten)) {
+            let source = transition.source.as_str();
+            self.journal(entry.id, transition.from, entry.state, source);
+            if bug == Some(Bug::TransitionWrittenTwice) {
+                self.journal(entry.id, transition.from, entry.state, source);
+            }
+        }
+        true
+    }
+
+    fn count_late(&mut self, replica: ReplicaId, id: Uuid, batch: &[Poll]) {
+        if self.has(Bug::LatePollNotCounted) {
+            return;
+        }
+        let polls: Vec<DateTime<Utc>> = self.polls.get(&id).into_iter().flatten().map(|poll| poll.sent_at).collect();
+        let Some(row) = self.rows.get_mut(&id) else { return };
+        let lives = row.owner.is_some_and(|owner| self.replicas.contains_key(&owner));
+        let held = lives && row.owner != Some(replica.0);
+        let transaction = &mut row.transaction;
+        let mine: Vec<DateTime<Utc>> = batch.iter().filter(|poll| poll.transaction_id == id).map(|poll| stored(poll.sent_at)).collect();
+        let since = transaction.last_polled_at;
+        let unknown: Vec<DateTime<Utc>> = polls.into_iter().filter(|at| since.is_none_or(|since| *at > since)).collect();
+        let known = |at: &DateTime<Utc>| held || since.is_some_and(|since| *at <= since);
+        let mut counted: Vec<DateTime<Utc>> = mine.into_iter().filter(known).collect();
+        let settled = row.next.is_none();
+        counted.extend(unknown.into_iter().filter(|_| settled && !held));
+        transaction.attempts += counted.len() as u32;
+        transaction.last_polled_at = counted.into_iter().chain(since).max();
+        if !held {
+            let other = row.owner.filter(|owner| *owner != replica.0);
+            row.owner = if settled { None } else { Some(other.unwrap_or(0)) };
+        }
+    }
+
+    pub(crate) fn draw(&mut self, draws: &[Draw]) -> Vec<Drawn> {
+        let clock = self.clock;
+        let mut drawn = Vec::new();
+        for (lane, draw) in draws.iter().enumerate() {
+            if self.has(Bug::LimiterPerProcess) {
+                drawn.push(Drawn { lane, clock, ahead: 0.0, gap: draw.gap.as_secs_f64(), slots: draw.wanted });
+                continue;
+            }
+            let account = self.accounts.get_mut(&(draw.provider.to_owned(), draw.account.to_string())).expect("registered");
+            let tolerance = draw.tolerance.as_secs_f64();
+            let recovered = account.slowed_at.map_or(0.0, |at| seconds(clock - at).max(0.0) / RECOVERY_S);
+            let gap = draw.gap.as_secs_f64() * (account.slowdown * 0.5_f64.powf(recovered)).max(1.0);
+            let lead = seconds(account.arrival - clock).max(0.0);
+            let slots = if account.held_until.is_some_and(|until| until > clock) {
+                0
+            } else {
+                let most = ((AHEAD.as_secs_f64() + tolerance - lead) / gap).floor() + 1.0;
+                f64::from(draw.wanted).min(most.max(0.0)) as u32
+            };
+            if slots > 0 {
+                account.arrival = clock + span(lead + f64::from(slots) * gap);
+            }
+            drawn.push(Drawn { lane, clock, ahead: lead - tolerance, gap, slots });
+        }
+        drawn
+    }
+
+    pub(crate) fn slow_down(&mut self, name: (&str, &str), wait: Duration) {
+        let clock = self.clock;
+        let account = self.account(name);
+        let until = clock + span(wait.as_secs_f64());
+        account.held_until = account.held_until.max(Some(until));
+        if account.slowed_at.is_none_or(|at| at <= clock - TimeDelta::seconds(1)) {
+            let since = account.slowed_at.map_or(0.0, |at| seconds(clock - at) / RECOVERY_S);
+            account.slowdown = (2.0 * (account.slowdown * 0.5_f64.powf(since)).max(1.0)).min(SLOWEST);
+        }
+        account.slowed_at = account.slowed_at.max(Some(until));
+    }
+
+    pub(crate) fn open_circuit(&mut self, name: (&str, &str), probe_after: Duration) {
+        let clock = self.clock;
+        let account = self.account(name);
+        if account.circuit_since.is_none() {
+            account.circuit_since = Some(clock);
+            account.probe_at = Some(clock + span(probe_after.as_secs_f64()));
+        }
+    }
+
+    pub(crate) fn close_circuit(&mut self, name: (&str, &str)) {
+        let account = self.account(name);
+        (account.circuit_since, account.probe_at) = (None, None);
+    }
+
+    pub(crate) fn take_probe(&mut self, name: (&str, &str), probe_after: Duration) -> bool {
+        let (clock, every) = (self.clock, self.has(Bug::ProbeByEveryReplica));
+        let account = self.account(name);
+        let may = account.circuit_since.is_some() && (every || account.probe_at.is_some_and(|at| at <= clock));
+        if may {
+            account.probe_at = Some(clock + span(probe_after.as_secs_f64()));
+        }
+        may
+    }
+
+    fn account(&mut self, (provider, account): (&str, &str)) -> &mut Account {
+        self.accounts.get_mut(&(provider.to_owned(), account.to_owned())).expect("registered")
+    }
+
+    pub(crate) fn account_states(&self) -> Vec<AccountState> {
+        let clock = self.clock;
+        let told = |(name, account): (&(String, String), &Account)| AccountState {
+            provider: name.0.clone(),
+            account: name.1.clone(),
+            held_until: account.held_until.filter(|_| !self.has(Bug::RetryAfterNotShared)),
+            probe_at: account.probe_at,
+            reason: account.probe_at.map(|_| "open".to_owned()),
+        };
+        let telling = |account: &Account| account.circuit_since.is_some() || account.held_until.is_some_and(|until| until > clock);
+        self.accounts.iter().filter(|(_, account)| telling(account)).map(told).collect()
+    }
+
+    pub(crate) fn last_transition(&self) -> i64 {
+        self.transitions.len() as i64
+    }
+
+    pub(crate) fn verdicts(&self, after: i64) -> Vec<(i64, Uuid, i64)> {
+        if self.has(Bug::VerdictsUnwatched) {
+            return Vec::new();
+        }
+        let by_others = |transition: &&Transition| transition.id > after && matches!(transition.source, "external" | "operator");
+        let verdict = |transition: &Transition| (transition.id, transition.transaction, self.rows[&transition.transaction].fence);
+        self.transitions.iter().skip(after.max(0) as usize).filter(by_others).map(verdict).collect()
+    }
+}
+
+/// The times of a progress as the row keeps them.
+fn kept(progress: Progress) -> Progress {
+    Progress { opened_at: progress.opened_at.map(stored), phase_since: progress.phase_since.map(stored), ..progress }
+}
+
+/// What others do.
+impl Database {
+    pub(crate) fn insert(&mut self, transaction: Transaction) {
+        let row = Row { fence: 0, owner: None, next: Some(self.clock), transaction };
+        self.rows.insert(row.transaction.id, row);
+    }
+
+    /// A callback handler's verdict. Refused where a final state says otherwise.
+    pub(crate) fn settle(&mut self, id: Uuid, state: State) -> bool {
+        let unfenced = self.has(Bug::VerdictUnfenced);
+        self.count_unsaved(id);
+        let row = self.rows.get_mut(&id).expect("a known transaction");
+        let from = row.transaction.state;
+        if from.is_final() || from == state {
+            return false;
+        }
+        row.transaction.state = state;
+        row.next = None;
+        row.fence += i64::from(!unfenced);
+        self.free(id);
+        self.journal(id, from, state, "external");
+        self.facts.push(Fact::Overruled { id, to: state, at: self.clock });
+        true
+    }
+
+    /// An operator reopens a parked transaction: `paypoll retry`.
+    pub(crate) fn reopen(&mut self, id: Uuid) -> bool {
+        let clock = self.clock;
+        let row = self.rows.get_mut(&id).expect("a known transaction");
+        let from = row.transaction.state;
+        if !matches!(from, State::Unresolved | State::Invalid) {
+            return false;
+        }
+        let transaction = &mut row.transaction;
+        transaction.state = State::Pending;
+        transaction.reopened_at = Some(clock);
+        (transaction.failures, transaction.not_found) = (0, 0);
+        transaction.progress = Progress::default();
+        row.next = Some(clock);
+        row.fence += 1;
+        self.count_unsaved(id);
+        self.free(id);
+        self.journal(id, from, State::Pending, "operator");
+        self.facts.push(Fact::Overruled { id, to: State::Pending, at: clock });
+        true
+    }
+
+    /// Somebody corrects what is asked: the amount, say.
+    pub(crate) fn correct(&mut self, id: Uuid) {
+        self.rows.get_mut(&id).expect("a known transaction").fence += 1;
+        self.free(id);
+    }
+
+    /// Counts what the owner has journaled since the row was last written.
+    fn count_unsaved(&mut self, id: Uuid) {
+        let row = self.rows.get_mut(&id).expect("a known transaction");
+        if row.owner.is_none() {
+            return;
+        }
+        let since = row.transaction.last_polled_at;
+        let unknown = |at: &DateTime<Utc>| since.is_none_or(|since| *at > since);
+        let polls = self.polls.get(&id).into_iter().flatten().map(|poll| poll.sent_at).filter(unknown);
+        for at in polls {
+            row.transaction.attempts += 1;
+            row.transaction.last_polled_at = row.transaction.last_polled_at.max(Some(at));
+        }
+    }
+
+    fn free(&mut self, id: Uuid) {
+        if self.has(Bug::VerdictFreesTheRow) {
+            self.rows.get_mut(&id).expect("a known transaction").owner = None;
+        }
+    }
+
+    /// Somebody wants a look now.
+    pub(crate) fn hurry(&mut self, id: Uuid) {
+        let clock = self.clock;
+        let row = self.rows.get_mut(&id).expect("a known transaction");
+        row.next = row.next.map(|next| clock.min(next.max(clock)));
+    }
+}
+
+/// Microseconds between two moments.
+pub(crate) fn micros(from: DateTime<Utc>, to: DateTime<Utc>) -> Micros {
+    (to - from).num_microseconds().unwrap_or(i64::MAX)
+}

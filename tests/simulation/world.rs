@@ -1,0 +1,795 @@
+//! One run: a queue of things to happen in virtual time, and what happens.
+
+use crate::Micros;
+use crate::accounts::{self, ACCOUNTS, LEASE, TIMEOUT};
+use crate::bugs::Bug;
+use crate::checker::{Checker, Request, name};
+use crate::database::Database;
+use crate::provider::{self, Answer, Provider};
+use chrono::{DateTime, TimeDelta, Utc};
+use paypoll::domain::{Health, NoAnswer, Outcome, State, Transaction};
+use paypoll::scheduler::engine::{Asked, Command, Engine, Event, Failed, Setup};
+use paypoll::scheduler::held::Held;
+use paypoll::scheduler::lane::CircuitChange;
+use paypoll::scheduler::watch::Watch;
+use paypoll::store::{Candidate, ReplicaId};
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+use uuid::Uuid;
+
+/// A broken invariant.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) seed: u64,
+    pub(crate) at: Micros,
+    pub(crate) what: String,
+}
+
+/// A process, and what is around it.
+struct Host {
+    engine: Option<Engine>,
+    /// Rises with every start: what was meant for an earlier life is lost.
+    life: u64,
+    /// The process stands still until then.
+    paused_until: Micros,
+    /// How long its machine slept, in all: its monotonic clock stood still meanwhile.
+    slept: Micros,
+    /// What came while it stood still.
+    inbox: Vec<Event>,
+    wakeup: Option<(Micros, u64)>,
+    /// Its wall clock, less the true time.
+    wall: Micros,
+    /// Statements of this host do not get through until then.
+    cut_off_until: Micros,
+    /// Requests that are decided and not sent.
+    sending: u32,
+    stopping: bool,
+}
+
+/// Something that is going to happen.
+enum Action {
+    /// The engine wanted to be woken.
+    Wake { host: usize, life: u64 },
+    /// A statement reaches the database.
+    Execute { host: usize, life: u64, command: Box<Command>, asked: Instant },
+    /// Something reaches a process.
+    Deliver { host: usize, life: u64, event: Box<Event> },
+    /// A request is about to be sent.
+    Send { host: usize, life: u64, held: Box<Held>, before: Instant, replica: i64 },
+    /// A process starts.
+    Start { host: usize },
+    /// A process goes on.
+    Resume { host: usize, life: u64, woken: bool },
+    /// It can be told again which batches were committed.
+    Reveal,
+    /// The next mishap.
+    Mishap,
+}
+
+/// One run.
+pub(crate) struct World {
+    seed: u64,
+    bug: Option<Bug>,
+    random: SmallRng,
+    now: Micros,
+    base: Instant,
+    queue: BTreeMap<(Micros, u64), Action>,
+    sequence: u64,
+    hosts: Vec<Host>,
+    database: Database,
+    /// The database's clock, less the true time.
+    offset: Micros,
+    /// The most that this ever was.
+    farthest: Micros,
+    provider: Provider,
+    checker: Checker,
+    telling: bool,
+    calm: bool,
+    down_until: Micros,
+    slow_until: Micros,
+    lossy_until: Micros,
+    transactions: u128,
+    last_outcome: Option<Outcome>,
+}
+
+const SECOND: Micros = 1_000_000;
+/// How many processes.
+const HOSTS: usize = 3;
+/// How long things go wrong.
+const STORM: Micros = 30 * SECOND;
+/// How long everything must then be fine.
+const QUIET: Micros = 24 * SECOND;
+/// Transactions at the start.
+const TRANSACTIONS: usize = 18;
+/// More steps than this in one run means that somebody spins.
+const MOST_STEPS: u64 = 400_000;
+
+impl World {
+    pub(crate) fn new(seed: u64, bug: Option<Bug>) -> Self {
+        let mut world = Self {
+            seed,
+            bug,
+            random: SmallRng::seed_from_u64(seed),
+            now: 0,
+            // Far enough from the machine's start for every subtraction.
+            base: Instant::now() + Duration::from_secs(86_400),
+            queue: BTreeMap::new(),
+            sequence: 0,
+            hosts: Vec::new(),
+            database: Database::new(bug, DateTime::UNIX_EPOCH),
+            offset: 0,
+            farthest: 0,
+            provider: Provider::default(),
+            checker: Checker::new(),
+            telling: false,
+            calm: false,
+            down_until: 0,
+            slow_until: 0,
+            lossy_until: 0,
+            transactions: 0,
+            last_outcome: None,
+        };
+        world.set_clock();
+        for host in 0..HOSTS {
+            let wall = world.random.random_range(-300 * SECOND..300 * SECOND);
+            world.hosts.push(Host {
+                engine: None,
+                life: 0,
+                paused_until: 0,
+                slept: 0,
+                inbox: Vec::new(),
+                wakeup: None,
+                wall,
+                cut_off_until: 0,
+                sending: 0,
+                stopping: false,
+            });
+            let at = world.random.random_range(0..3 * SECOND);
+            world.at(at, Action::Start { host });
+        }
+        for _ in 0..TRANSACTIONS {
+            world.insert();
+        }
+        world.at(SECOND, Action::Mishap);
+        world
+    }
+
+    /// Prints every step.
+    pub(crate) fn tell(&mut self) {
+        self.telling = true;
+    }
+
+    /// Runs to the end or to the first broken invariant.
+    pub(crate) fn run(mut self) -> Result<(), Failure> {
+        let seed = self.seed;
+        self.play().map_err(|what| Failure { seed, at: self.now, what })
+    }
+
+    fn play(&mut self) -> Result<(), String> {
+        let mut steps = 0;
+        let mut end = STORM;
+        loop {
+            while let Some(entry) = self.queue.first_entry().filter(|entry| entry.key().0 <= end) {
+                let ((at, _), action) = entry.remove_entry();
+                self.now = at;
+                self.set_clock();
+                self.act(action)?;
+                self.checker.step(self.now, &mut self.database, &self.provider)?;
+                steps += 1;
+                if steps > MOST_STEPS {
+                    return Err("spinning: too many steps".into());
+                }
+            }
+            self.now = end;
+            if self.calm {
+                self.describe();
+                return self.checker.finish(self.now, &self.database);
+            }
+            self.calm_down();
+            end = STORM + QUIET;
+        }
+    }
+
+    /// Where every process stands.
+    fn describe(&self) {
+        for (number, host) in self.hosts.iter().enumerate() {
+            let Some(engine) = &host.engine else { continue };
+            for (lane, state) in engine.lanes.iter().enumerate() {
+                self.say(|| {
+                    format!(
+                        "host {number} account {lane}: waiting {}, ready {}, in flight {} of {}, drawing {}, paused {}, {:?}",
+                        state.waiting.len(),
+                        state.ready.len(),
+                        state.in_flight,
+                        state.share,
+                        state.drawing,
+                        state.is_held(self.instant(number)),
+                        state.circuit
+                    )
+                });
+            }
+        }
+        self.say(|| format!("{:?}\n{:?}", self.database.replicas, self.database.accounts));
+    }
+
+    /// Everything is mended.
+    fn calm_down(&mut self) {
+        self.calm = true;
+        self.provider.calm = true;
+        self.provider.down_until.clear();
+        (self.down_until, self.slow_until, self.lossy_until) = (0, 0, 0);
+        self.database.reveal_commits();
+        // A clock that was set back makes everything wait that was planned before. Nobody could sit that out here.
+        if self.offset < self.farthest {
+            self.step_clock(self.farthest - self.offset);
+        }
+        for host in 0..HOSTS {
+            self.hosts[host].cut_off_until = 0;
+        }
+        self.checker.fine_since = self.checker.fine_since.max(self.now);
+        self.say(|| "--- from here on nothing goes wrong".into());
+    }
+
+    fn say(&self, what: impl FnOnce() -> String) {
+        if self.telling {
+            println!("{:>11.6} {}", self.now as f64 / 1e6, what());
+        }
+    }
+
+    fn has(&self, bug: Bug) -> bool {
+        self.bug == Some(bug)
+    }
+
+    fn at(&mut self, at: Micros, action: Action) -> (Micros, u64) {
+        self.sequence += 1;
+        let key = (at.max(self.now), self.sequence);
+        self.queue.insert(key, action);
+        key
+    }
+
+    fn true_time(&self) -> DateTime<Utc> {
+        DateTime::UNIX_EPOCH + TimeDelta::days(20_000) + TimeDelta::microseconds(self.now)
+    }
+
+    fn set_clock(&mut self) {
+        self.database.clock = self.true_time() + TimeDelta::microseconds(self.offset);
+    }
+
+    fn step_clock(&mut self, by: Micros) {
+        self.offset += by;
+        self.farthest = self.farthest.max(self.offset);
+        self.set_clock();
+        self.checker.clock_was_set(self.now, by);
+    }
+
+    /// What the host's monotonic clock shows.
+    fn instant(&self, host: usize) -> Instant {
+        self.base + Duration::from_micros((self.now - self.hosts[host].slept).unsigned_abs())
+    }
+
+    fn insert(&mut self) {
+        self.transactions += 1;
+        let id = Uuid::from_u128(self.transactions);
+        let account = self.random.random_range(0..ACCOUNTS);
+        // Most are new, some arrive late, a few when their time is almost or wholly over.
+        let age = match self.random.random_range(0..10) {
+            0..6 => 0,
+            6..9 => self.random.random_range(0..10 * SECOND),
+            _ => self.random.random_range(0..80 * SECOND),
+        };
+        let initiated_at = self.database.clock - TimeDelta::microseconds(age);
+        let (provider, name) = accounts::NAMES[account];
+        self.database.insert(Transaction {
+            id,
+            provider,
+            account: name.into(),
+            reference: format!("R{}", id.as_u128()).into(),
+            params: json!({}),
+            amount: None,
+            currency: None,
+            initiated_at,
+            reopened_at: None,
+            action_at: None,
+            state: State::Pending,
+            provider_state: None,
+            attempts: 0,
+            failures: 0,
+            not_found: 0,
+            last_polled_at: None,
+            progress: paypoll::domain::Progress::default(),
+        });
+        self.checker.born(id, account, self.now - age, initiated_at);
+    }
+
+    fn act(&mut self, action: Action) -> Result<(), String> {
+        match action {
+            Action::Wake { host, life } => {
+                if self.lives(host, life) {
+                    self.hosts[host].wakeup = None;
+                    self.drive(host, Event::Tick)?;
+                }
+            }
+            Action::Execute { host, life, command, asked } => self.execute(host, life, *command, asked)?,
+            Action::Deliver { host, life, event } => {
+                if self.lives(host, life) {
+                    self.drive(host, *event)?;
+                }
+            }
+            Action::Send { host, life, held, before, replica } => self.send(host, life, held, before, replica)?,
+            Action::Start { host } => self.start(host)?,
+            Action::Resume { host, life, woken } => {
+                if self.lives(host, life) {
+                    self.resume(host, woken)?;
+                }
+            }
+            Action::Reveal => self.database.reveal_commits(),
+            Action::Mishap => {
+                if !self.calm {
+                    self.mishap()?;
+                    let pause = self.random.random_range(100_000..2 * SECOND);
+                    self.at(self.now + pause, Action::Mishap);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn lives(&self, host: usize, life: u64) -> bool {
+        self.hosts[host].life == life && self.hosts[host].engine.is_some()
+    }
+}
+
+/// Processes.
+impl World {
+    fn start(&mut self, host: usize) -> Result<(), String> {
+        let now = self.instant(host);
+        let setup = Setup {
+            lanes: accounts::lanes(self.bug),
+            lease: LEASE,
+            max_in_flight: 8,
+            max_held: if self.random.random_bool(0.2) { 6 } else { 100 },
+            seed: self.random.random(),
+        };
+        let state = &mut self.hosts[host];
+        state.engine = Some(Engine::new(setup, now));
+        state.life += 1;
+        (state.inbox, state.stopping, state.sending, state.paused_until) = (Vec::new(), false, 0, 0);
+        self.say(|| format!("host {host} starts"));
+        self.drive(host, Event::Tick)
+    }
+
+    /// The process is gone, without a word.
+    fn crash(&mut self, host: usize) {
+        let state = &mut self.hosts[host];
+        state.engine = None;
+        self.checker.dead.insert((host, state.life));
+        if let Some(key) = state.wakeup.take() {
+            self.queue.remove(&key);
+        }
+    }
+
+    fn resume(&mut self, host: usize, woken: bool) -> Result<(), String> {
+        self.say(|| format!("host {host} goes on"));
+        if woken && !self.has(Bug::SleepUnnoticed) {
+            self.drive(host, Event::Woken)?;
+        }
+        for event in std::mem::take(&mut self.hosts[host].inbox) {
+            self.drive(host, event)?;
+        }
+        self.drive(host, Event::Tick)
+    }
+
+    /// Hands the engine an event and carries out what it says.
+    fn drive(&mut self, host: usize, event: Event) -> Result<(), String> {
+        let now = self.instant(host);
+        let state = &mut self.hosts[host];
+        if state.paused_until > self.now {
+            if !matches!(event, Event::Tick) {
+                state.inbox.push(event);
+            }
+            return Ok(());
+        }
+        let Some(engine) = &mut state.engine else { return Ok(()) };
+        let mut commands = Vec::new();
+        engine.handle(now, event, &mut commands);
+        let news = std::mem::take(&mut engine.news);
+        if self.telling {
+            for news in news {
+                self.say(|| format!("host {host} says {news:?}"));
+            }
+        }
+        for command in commands {
+            self.carry_out(host, command)?;
+        }
+        let state = &mut self.hosts[host];
+        let Some(engine) = &state.engine else { return Ok(()) };
+        let wakeup = engine.next_wakeup().unwrap_or(now + Duration::from_secs(1));
+        let wait = i64::try_from(wakeup.saturating_duration_since(now).as_nanos().div_ceil(1_000)).unwrap_or(i64::MAX / 2);
+        let at = self.now + wait.clamp(100, 10 * SECOND);
+        if state.wakeup.is_some_and(|(planned, _)| planned <= at && planned > self.now) {
+            return Ok(());
+        }
+        let life = state.life;
+        if let Some(key) = state.wakeup.take() {
+            self.queue.remove(&key);
+        }
+        let key = self.at(at, Action::Wake { host, life });
+        self.hosts[host].wakeup = Some(key);
+        Ok(())
+    }
+
+    fn carry_out(&mut self, host: usize, command: Command) -> Result<(), String> {
+        let life = self.hosts[host].life;
+        let asked = self.instant(host);
+        match command {
+            Command::Ask { held, before } => {
+                let replica = self.hosts[host].engine.as_ref().and_then(Engine::replica).map_or(0, |replica| replica.0);
+                // Usually at once; sometimes a token is fetched first.
+                let wait = match self.random.random_range(0..20) {
+                    0 => self.random.random_range(0..if self.calm { 10_000 } else { 2 * SECOND }),
+                    _ => self.random.random_range(0..500),
+                };
+                self.hosts[host].sending += 1;
+                self.at(self.now + wait, Action::Send { host, life, held, before, replica });
+            }
+            Command::Finish { replica } => {
+                self.say(|| format!("host {host} ends in order"));
+                if let Some(replica) = replica {
+                    self.database.deregister(replica);
+                    self.checker.ended(replica.0, &self.database)?;
+                }
+                self.hosts[host].engine = None;
+                if let Some(key) = self.hosts[host].wakeup.take() {
+                    self.queue.remove(&key);
+                }
+                let wait = self.random.random_range(0..4 * SECOND);
+                self.at(self.now + wait, Action::Start { host });
+            }
+            command => {
+                let leg = self.leg();
+                self.at(self.now + leg, Action::Execute { host, life, command: Box::new(command), asked });
+            }
+        }
+        Ok(())
+    }
+
+    /// How long a message to or from the database takes.
+    fn leg(&mut self) -> Micros {
+        if self.now < self.slow_until {
+            self.checker.fine_since = self.now + 3 * SECOND;
+            self.random.random_range(50_000..2_500_000)
+        } else {
+            self.random.random_range(200..4_000)
+        }
+    }
+}
+
+/// The database, as the processes meet it.
+impl World {
+    fn execute(&mut self, host: usize, life: u64, mut command: Command, asked: Instant) -> Result<(), String> {
+        if self.hosts[host].paused_until > self.now && self.random.random_bool(0.5) {
+            // It had not left the process yet.
+            let at = self.hosts[host].paused_until + self.leg();
+            self.at(at, Action::Execute { host, life, command: Box::new(command), asked });
+            return Ok(());
+        }
+        if !self.lives(host, life) && self.random.random_bool(0.5) {
+            return Ok(());
+        }
+        let lossy = self.now < self.lossy_until;
+        if self.now < self.down_until || self.now < self.hosts[host].cut_off_until || (lossy && self.random.random_bool(0.1)) {
+            self.checker.fine_since = self.now;
+            // Refused at once, or waited for until somebody gives up.
+            let wait = if self.random.random_bool(0.8) { 5_000 } else { self.random.random_range(SECOND..8 * SECOND) };
+            self.answer(host, life, wait, lost(command, asked));
+            return Ok(());
+        }
+        if self.has(Bug::AckBeforeWork)
+            && let Command::Record(recording) = command
+        {
+            let leg = self.leg();
+            self.answer(host, life, leg, Some(Event::Recorded(recording, Ok(paypoll::store::Recorded::default()))));
+            return Ok(());
+        }
+        if let Command::Record(recording) = &mut command
+            && self.has(Bug::GiveBackDropped)
+            && self.hosts[host].stopping
+        {
+            recording.batch.entries.retain(|entry| entry.hold || entry.transition.is_some());
+        }
+        let event = self.executed(host, command, asked);
+        if lossy && self.random.random_bool(0.1) {
+            self.checker.fine_since = self.now;
+            let wait = if self.random.random_bool(0.8) { 5_000 } else { self.random.random_range(SECOND..8 * SECOND) };
+            let lost = event.and_then(unanswered);
+            if let Some(Event::Recorded(recording, _)) = &lost
+                && self.random.random_bool(0.3)
+            {
+                self.database.hide_commit(&recording.attempt);
+                let wait = self.random.random_range(0..5 * SECOND);
+                self.at(self.now + wait, Action::Reveal);
+            }
+            self.answer(host, life, wait, lost);
+            return Ok(());
+        }
+        let event = event.map(|event| match event {
+            Event::Claimed(result, mut look) => {
+                look.unsure.clear();
+                Event::Claimed(result, look)
+            }
+            event => event,
+        });
+        let leg = self.leg();
+        self.answer(host, life, leg, event);
+        Ok(())
+    }
+
+    fn answer(&mut self, host: usize, life: u64, wait: Micros, event: Option<Event>) {
+        if let Some(event) = event {
+            self.at(self.now + wait, Action::Deliver { host, life, event: Box::new(event) });
+        }
+    }
+
+    /// Carries a statement out.
+    fn executed(&mut self, host: usize, command: Command, asked: Instant) -> Option<Event> {
+        let specs = accounts::NAMES;
+        let database = &mut self.database;
+        match command {
+            Command::Register => {
+                database.make_accounts(specs.iter().map(|(provider, account)| ((*provider).into(), (*account).into())));
+                let verdict = database.last_transition();
+                let replica = database.register(LEASE, host as i64 + 1);
+                let mut beat = database.beat(replica, 0, None);
+                beat.clock = self.local_clock(host).unwrap_or(beat.clock);
+                self.say(|| format!("host {host} is replica {}", replica.0));
+                Some(Event::Registered(Ok((replica, beat, verdict)), asked))
+            }
+            Command::Beat { replica, complied, judge } => {
+                let mut beat = database.beat(replica, complied, judge);
+                beat.clock = self.local_clock(host).unwrap_or(beat.clock);
+                Some(Event::Beaten(replica, Ok(beat), asked))
+            }
+            Command::Claim { replica, members, rooms, horizon, mut placer, mut look } => {
+                let mut place = |candidate: &mut Candidate| placer.place(candidate);
+                let claim = database.claim(replica, &members, &rooms, horizon, &mut place, &mut look.unsure);
+                look.unsure = claim.held.iter().map(|held| held.transaction.id).collect();
+                for held in &claim.held {
+                    self.say(|| format!("host {host} claims {} due {}", name(held.transaction.id), held.due));
+                }
+                Some(Event::Claimed(Ok(claim), look))
+            }
+            Command::Draw { draws, lanes } => {
+                let mut drawn = database.draw(&draws);
+                if let Some(clock) = self.local_clock(host) {
+                    drawn.iter_mut().for_each(|drawn| drawn.clock = clock);
+                }
+                Some(Event::Drawn(Ok(drawn), lanes, asked))
+            }
+            Command::Record(mut recording) => {
+                let replica = recording.replica.unwrap_or(ReplicaId(0));
+                let result = database.record(replica, &recording.batch, &mut recording.attempt);
+                let result = result.ok_or_else(|| Failed::Lost("the last batch is still in progress".into()));
+                self.say(|| {
+                    let polls: Vec<_> = recording.batch.polls.iter().map(|poll| name(poll.transaction_id)).collect();
+                    let entry = |entry: &paypoll::store::Entry| {
+                        format!("{} {}{}", name(entry.id), entry.state, if entry.hold { " held" } else { "" })
+                    };
+                    let entries: Vec<_> = recording.batch.entries.iter().map(entry).collect();
+                    format!("host {host} records polls {polls:?}, rows {entries:?}: {result:?}")
+                });
+                let mut result = result;
+                if let (Ok(recorded), true) = (&mut result, self.bug == Some(Bug::RefusedPolledOn)) {
+                    recorded.refused.clear();
+                }
+                Some(Event::Recorded(recording, result))
+            }
+            Command::Watch { after } => {
+                let watch = Watch { verdicts: database.verdicts(after), accounts: database.account_states() };
+                Some(Event::Watched(Ok(watch)))
+            }
+            Command::SlowDown { lane, wait } => {
+                self.checker.paused(lane, self.now, wait);
+                if self.bug != Some(Bug::RetryAfterNotShared) {
+                    database.slow_down(specs[lane], wait);
+                }
+                None
+            }
+            Command::Circuit { lane, change } => {
+                match change {
+                    CircuitChange::Open(_) => database.open_circuit(specs[lane], accounts::PROBE_AFTER),
+                    CircuitChange::Close => database.close_circuit(specs[lane]),
+                }
+                None
+            }
+            Command::Probe { lane } => {
+                let granted = database.take_probe(specs[lane], accounts::PROBE_AFTER);
+                Some(Event::Probe { lane, granted: Ok(granted) })
+            }
+            Command::Ask { .. } | Command::Finish { .. } => None,
+        }
+    }
+
+    fn local_clock(&self, host: usize) -> Option<DateTime<Utc>> {
+        (self.bug == Some(Bug::LocalClock)).then(|| self.true_time() + TimeDelta::microseconds(self.hosts[host].wall))
+    }
+}
+
+/// What a process is told when a statement did not reach the database.
+fn lost(command: Command, asked: Instant) -> Option<Event> {
+    let failed = || Failed::Lost("no connection".into());
+    Some(match command {
+        Command::Register => Event::Registered(Err(failed()), asked),
+        Command::Beat { replica, .. } => Event::Beaten(replica, Err(failed()), asked),
+        Command::Claim { look, .. } => Event::Claimed(Err(failed()), look),
+        Command::Draw { lanes, .. } => Event::Drawn(Err(failed()), lanes, asked),
+        Command::Record(recording) => Event::Recorded(recording, Err(failed())),
+        Command::Watch { .. } => Event::Watched(Err(failed())),
+        Command::Probe { lane } => Event::Probe { lane, granted: Err(failed()) },
+        Command::SlowDown { .. } | Command::Circuit { .. } | Command::Ask { .. } | Command::Finish { .. } => return None,
+    })
+}
+
+/// What a process is told when the answer to a statement got lost.
+fn unanswered(event: Event) -> Option<Event> {
+    let failed = || Failed::Lost("the connection broke".into());
+    Some(match event {
+        Event::Registered(_, asked) => Event::Registered(Err(failed()), asked),
+        Event::Beaten(replica, _, asked) => Event::Beaten(replica, Err(failed()), asked),
+        Event::Claimed(_, look) => Event::Claimed(Err(failed()), look),
+        Event::Drawn(_, lanes, asked) => Event::Drawn(Err(failed()), lanes, asked),
+        Event::Recorded(recording, _) => Event::Recorded(recording, Err(failed())),
+        Event::Watched(_) => Event::Watched(Err(failed())),
+        Event::Probe { lane, .. } => Event::Probe { lane, granted: Err(failed()) },
+        _ => return None,
+    })
+}
+
+/// The providers, as the processes meet them.
+impl World {
+    fn send(&mut self, host: usize, life: u64, held: Box<Held>, before: Instant, replica: i64) -> Result<(), String> {
+        if !self.lives(host, life) {
+            return Ok(());
+        }
+        if self.hosts[host].paused_until > self.now {
+            let at = self.hosts[host].paused_until + 1;
+            self.at(at, Action::Send { host, life, held, before, replica });
+            return Ok(());
+        }
+        self.hosts[host].sending -= 1;
+        let now = self.instant(host);
+        if now >= before && !self.has(Bug::SentAfterLease) {
+            self.say(|| format!("host {host} is too late to ask about {}", name(held.transaction.id)));
+            return self.drive(host, Event::Asked(held, Asked::NotSent(None)));
+        }
+        if !self.calm && self.random.random_bool(0.01) {
+            let outcome = Outcome::ServerError { status: 500, wait: None };
+            return self.drive(host, Event::Asked(held, Asked::NotSent(Some(outcome))));
+        }
+        let id = held.transaction.id;
+        let account = accounts::number(held.transaction.provider, &held.transaction.account);
+        let Answer { outcome, status, latency } = self.provider.ask(&mut self.random, self.now, account, id);
+        let heals = matches!(outcome.health(), Health::Usable | Health::Neutral);
+        let broken = matches!(outcome, Outcome::NoAnswer(NoAnswer::Connection(_)));
+        let wait = latency.unwrap_or(if broken { Duration::from_millis(20) } else { TIMEOUT }).min(TIMEOUT);
+        let until = self.now + i64::try_from(wait.as_micros()).expect("short");
+        self.say(|| format!("host {host} asks about {}: {} after {wait:?}", name(id), outcome.name()));
+        self.checker.asked(Request { id, account, at: self.now, until, sender: (host, life), replica, heals }, &self.database)?;
+        let outcome = self.bent(outcome);
+        let asked = Asked::Sent { at: now, latency, status, body: bytes::Bytes::new(), outcome };
+        self.at(until, Action::Deliver { host, life, event: Box::new(Event::Asked(held, asked)) });
+        Ok(())
+    }
+
+    /// The outcome, unless a bug is planted in its reading.
+    fn bent(&mut self, outcome: Outcome) -> Outcome {
+        match (self.bug, &outcome) {
+            (Some(Bug::NotFoundIsFailed), Outcome::NotFound { .. }) => provider::status(State::Failed),
+            (Some(Bug::SilenceIsFailed), Outcome::NoAnswer(_)) => provider::status(State::Failed),
+            (Some(Bug::AnswersMixedUp), _) => self.last_outcome.replace(outcome.clone()).unwrap_or(outcome),
+            _ => outcome,
+        }
+    }
+}
+
+/// What goes wrong.
+impl World {
+    fn mishap(&mut self) -> Result<(), String> {
+        let host = self.random.random_range(0..HOSTS);
+        let account = self.random.random_range(0..ACCOUNTS);
+        let id = Uuid::from_u128(self.random.random_range(1..=self.transactions));
+        let long = self.random.random_range(SECOND / 10..5 * SECOND);
+        let kind = self.random.random_range(0..100);
+        let (life, alive) = (self.hosts[host].life, self.hosts[host].engine.is_some());
+        let busy = self.hosts[host].paused_until > self.now || !alive;
+        if kind < 48 {
+            self.checker.fine_since = self.checker.fine_since.max(self.now);
+        }
+        match kind {
+            0..6 => {
+                self.say(|| format!("the database is gone for {long} us"));
+                self.down_until = self.now + long;
+                self.checker.fine_since = self.now + long;
+            }
+            6..11 => {
+                self.say(|| format!("the database is slow for {long} us"));
+                self.slow_until = self.now + long;
+            }
+            11..17 => {
+                self.say(|| format!("the network loses messages for {long} us"));
+                self.lossy_until = self.now + long;
+            }
+            17..20 => {
+                self.say(|| format!("host {host} does not reach the database for {long} us"));
+                self.hosts[host].cut_off_until = self.now + long;
+                self.checker.fine_since = self.now + long;
+            }
+            20..27 if !busy => {
+                self.say(|| format!("host {host} is killed"));
+                self.crash(host);
+                self.at(self.now + long, Action::Start { host });
+            }
+            27..33 if !busy => {
+                let long = long * 2;
+                self.say(|| format!("host {host} stands still for {long} us"));
+                self.hosts[host].paused_until = self.now + long;
+                self.checker.fine_since = self.now + long + SECOND;
+                self.at(self.now + long, Action::Resume { host, life, woken: false });
+            }
+            33..37 if !busy && self.hosts[host].sending == 0 => {
+                let long = SECOND + long * 2;
+                self.say(|| format!("the machine of host {host} sleeps for {long} us"));
+                self.hosts[host].paused_until = self.now + long;
+                self.hosts[host].slept += long;
+                self.checker.fine_since = self.now + long + SECOND;
+                self.at(self.now + long, Action::Resume { host, life, woken: true });
+            }
+            37..42 if !busy => {
+                self.say(|| format!("host {host} is told to stop"));
+                self.hosts[host].stopping = true;
+                self.drive(host, Event::Stop)?;
+            }
+            42..45 => {
+                let by = self.random.random_range(-300 * SECOND..300 * SECOND);
+                self.say(|| format!("the database's clock is set by {by} us"));
+                self.step_clock(by);
+            }
+            45..48 => {
+                let by = self.random.random_range(-300 * SECOND..300 * SECOND);
+                self.say(|| format!("the clock of host {host} is set by {by} us"));
+                self.hosts[host].wall += by;
+                if by > SECOND && alive {
+                    self.drive(host, Event::Woken)?;
+                }
+            }
+            48..56 => {
+                self.say(|| format!("account {account} is down for {long} us"));
+                self.provider.down_until.insert(account, self.now + long);
+            }
+            56..68 => {
+                let states = [State::Succeeded, State::Failed, State::Cancelled, State::Refunded, State::Unresolved];
+                let state = states[self.random.random_range(0..states.len())];
+                if self.database.settle(id, state) {
+                    self.say(|| format!("a callback handler sets {} to {state}", name(id)));
+                }
+            }
+            68..80 => {
+                if self.database.reopen(id) {
+                    self.say(|| format!("an operator reopens {}", name(id)));
+                }
+            }
+            80..84 => {
+                self.say(|| format!("somebody corrects {}", name(id)));
+                self.database.correct(id);
+            }
+            84..87 => self.database.hurry(id),
+            _ => {
+                self.insert();
+                self.say(|| format!("t{} arrives", self.transactions));
+            }
+        }
+        Ok(())
+    }
+}

@@ -9,6 +9,7 @@
 mod accounts;
 mod claim;
 mod journal;
+mod life;
 mod migrate;
 mod overview;
 mod record;
@@ -16,6 +17,7 @@ mod replicas;
 
 pub use accounts::{AHEAD, AccountState, Draw, Drawn};
 pub use claim::{Candidate, Claim, Claimed, LaneRoom, Placement};
+pub use life::{Life, LifePoll, LifeRow, LifeTransition, Surroundings};
 pub use migrate::{SchemaError, migrate};
 pub use overview::{AccountOverview, MOST, Unroutable};
 pub use record::{Attempt, Batch, Entry, Poll, Recorded, Transition};

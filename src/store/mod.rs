@@ -13,6 +13,7 @@ mod life;
 mod migrate;
 mod overview;
 mod record;
+mod reopen;
 mod replicas;
 
 pub use accounts::{AHEAD, AccountState, Draw, Drawn};
@@ -21,6 +22,7 @@ pub use life::{Life, LifePoll, LifeRow, LifeTransition, Surroundings};
 pub use migrate::{SchemaError, migrate};
 pub use overview::{AccountOverview, MOST, Unroutable};
 pub use record::{Attempt, Batch, Entry, Poll, Recorded, Transition};
+pub use reopen::{Parked, Reopened};
 pub use replicas::{Beat, Membership, ReplicaId};
 
 use crate::config::Database;

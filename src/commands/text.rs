@@ -18,6 +18,7 @@ impl Paint {
     }
 
     /// No colours.
+    #[cfg(test)]
     pub(super) fn none() -> Self {
         Self(false)
     }

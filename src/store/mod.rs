@@ -19,7 +19,7 @@ mod replicas;
 pub use accounts::{AHEAD, AccountState, Draw, Drawn};
 pub use claim::{Candidate, Claim, Claimed, LaneRoom, Placement};
 pub use life::{Life, LifePoll, LifeRow, LifeTransition, Surroundings};
-pub use migrate::{SchemaError, migrate};
+pub use migrate::{SchemaError, Server, migrate};
 pub use overview::{AccountOverview, MOST, Unroutable};
 pub use record::{Attempt, Batch, Entry, Poll, Recorded, Transition};
 pub use reopen::{Parked, Reopened};

@@ -36,8 +36,10 @@ pub enum Command {
     /// Bring the database's schema up to date; safe from several replicas at once
     Migrate,
     /// Check configuration, database and schema, and print the enabled providers with their rules
-    #[command(after_help = "Each provider's host is connected to; nothing is sent, no credential least of all. Exit code 1 when the \
-                            database, its schema or a provider's host is not as it must be.")]
+    #[command(
+        after_help = "Each provider's host is connected to; nothing is sent, no credential least of all. Exit code 1 when the \
+                            database, its schema or a provider's host is not as it must be."
+    )]
     Check,
     /// Show when a transaction that stays pending would be polled, and what ends it; needs no database
     Plan(Plan),

@@ -18,11 +18,8 @@ use tokio::task::JoinHandle;
 /// Prints what is configured and whether it can be reached. Errors when database, schema or a provider's host is not as it must be.
 pub async fn run(config: &Config, out: &mut impl Write) -> anyhow::Result<()> {
     config.database.url()?;
-    let hosts: Vec<JoinHandle<Result<Duration, String>>> = config
-        .providers
-        .iter()
-        .map(|provider| tokio::spawn(connect(provider.base_url.clone(), provider.timeout)))
-        .collect();
+    let hosts: Vec<JoinHandle<Result<Duration, String>>> =
+        config.providers.iter().map(|provider| tokio::spawn(connect(provider.base_url.clone(), provider.timeout))).collect();
     let mut problems = Vec::new();
     write_summary(out, config)?;
     write_database(out, config, &mut problems).await?;

@@ -42,12 +42,7 @@ pub async fn run(config: &Config, asked: &cli::Retry, out: &mut impl Write) -> a
 }
 
 fn described(asked: &cli::Retry) -> Parked {
-    Parked {
-        provider: asked.provider.clone(),
-        account: asked.account.clone(),
-        reason: asked.reason.clone(),
-        since: asked.since,
-    }
+    Parked { provider: asked.provider.clone(), account: asked.account.clone(), reason: asked.reason.clone(), since: asked.since }
 }
 
 fn without_repeats(ids: &[Uuid]) -> Vec<Uuid> {

@@ -7,6 +7,7 @@
 //! `COPY`, which the compile-time check does not cover, and a build needs no database.
 
 mod accounts;
+mod audit;
 mod claim;
 mod journal;
 mod life;
@@ -17,6 +18,7 @@ mod reopen;
 mod replicas;
 
 pub use accounts::{AHEAD, AccountState, Draw, Drawn};
+pub use audit::{JournalReader, Minute, PolledTransaction};
 pub use claim::{Candidate, Claim, Claimed, LaneRoom, Placement};
 pub use life::{Life, LifePoll, LifeRow, LifeTransition, Surroundings};
 pub use migrate::{SchemaError, Server, migrate};

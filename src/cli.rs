@@ -1,6 +1,7 @@
 //! The command line: what can be typed. What the commands do stands in [`crate::commands`].
 
 use crate::config::{HIGHEST_SPEED, duration};
+use crate::providers;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -35,6 +36,10 @@ pub enum Command {
     /// Bring the database's schema up to date; safe from several replicas at once
     Migrate,
     /// Check configuration, database and schema, and print the enabled providers with their rules
+    #[command(
+        after_help = "Each provider's host is connected to; nothing is sent, no credential least of all. Exit code 1 when the \
+                            database, its schema or a provider's host is not as it must be."
+    )]
     Check,
     /// Show when a transaction that stays pending would be polled, and what ends it; needs no database
     Plan(Plan),
@@ -104,10 +109,30 @@ pub struct Show {
 
 /// `paypoll retry`.
 #[derive(Debug, Args)]
+#[command(after_help = "Exit code 1 when any of the transactions that were named could not be reopened; the others still are.")]
 pub struct Retry {
-    /// The ids of the transactions
-    #[arg(value_name = "ID", required = true)]
+    /// The ids of the transactions; instead of them, options say which ones
+    #[arg(
+        value_name = "ID",
+        required_unless_present_any = ["provider", "account", "reason", "since"],
+        conflicts_with_all = ["provider", "account", "reason", "since"]
+    )]
     pub ids: Vec<Uuid>,
+    /// All parked transactions of this provider
+    #[arg(long, value_name = "NAME", value_parser = provider)]
+    pub provider: Option<String>,
+    /// All parked transactions of this account
+    #[arg(long, value_name = "NAME")]
+    pub account: Option<String>,
+    /// All transactions that were parked with this reason, such as window_over
+    #[arg(long, value_name = "REASON")]
+    pub reason: Option<String>,
+    /// All transactions that were parked, or corrected since, within this time, such as "24h"
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
+    pub since: Option<Duration>,
+    /// Only print what would be reopened
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// `paypoll audit`.
@@ -152,6 +177,11 @@ pub struct Speed {
     /// Divide every duration of the rules by N; other than 1 only against a simulator on this machine
     #[arg(long = "speed", value_name = "N", default_value_t = 1.0, value_parser = speed)]
     pub factor: f64,
+}
+
+fn provider(text: &str) -> Result<String, String> {
+    let known: Vec<&str> = providers::REGISTRY.iter().map(|descriptor| descriptor.name).collect();
+    if known.contains(&text) { Ok(text.to_owned()) } else { Err(format!("known providers are {}", known.join(", "))) }
 }
 
 fn speed(text: &str) -> Result<f64, String> {
@@ -238,6 +268,9 @@ mod tests {
             "paypoll --speed 2 migrate",
             "paypoll retry",
             "paypoll retry not-an-id",
+            "paypoll retry --dry-run",
+            "paypoll retry --provider paypal",
+            "paypoll retry --reason window_over 0199f5b2-0000-7000-8000-000000000000",
             "paypoll simulate --listen 9500",
             "paypoll -- run --json",
         ] {
@@ -246,6 +279,14 @@ mod tests {
         for line in ["paypoll --help", "paypoll --version", "paypoll --help plan", "paypoll plan --help"] {
             assert_eq!(read(line).expect_err(line).exit_code(), 0, "{line}");
         }
+    }
+
+    #[test]
+    fn transactions_to_retry_are_named_or_described() {
+        let cli = read("paypoll --dry-run --provider dusupay retry --reason gave_up --since 24h").expect("valid");
+        let Command::Retry(retry) = cli.command else { panic!("retry") };
+        assert_eq!((retry.provider.as_deref(), retry.reason.as_deref()), (Some("dusupay"), Some("gave_up")));
+        assert_eq!((retry.since, retry.dry_run, retry.ids.len()), (Some(Duration::from_secs(86_400)), true, 0));
     }
 
     #[test]

@@ -1,8 +1,244 @@
-//! placeholder
+//! `paypoll audit`: whether the providers' rules were kept, recomputed from the journal and the documented rules alone.
+
+use super::text::{Paint, Table, Tone, cut, moment, plain, roughly};
 use crate::cli;
-use crate::config::Config;
+use crate::config::{self, Config, Rate, duration};
+use crate::domain::audit::{Finding, Kind, Law, RateMeter, Tally};
+use crate::domain::{Floors, Plan};
+use crate::providers::{self, Descriptor};
+use crate::store::{JournalReader, Minute, PolledTransaction};
+use anyhow::bail;
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use std::collections::BTreeMap;
 use std::io::Write;
-/// placeholder
-pub async fn run(_config: &Config, _asked: &cli::Audit, _out: &mut impl Write) -> anyhow::Result<()> {
-    anyhow::bail!("not built yet")
+use std::time::Duration;
+
+/// So many findings of each kind are named for each provider; all are counted.
+const NAMED: u64 = 5;
+/// A longer reference is cut.
+const LONGEST_REFERENCE: usize = 40;
+
+/// Prints what was found. Errors when a rule was broken.
+pub async fn run(config: &Config, asked: &cli::Audit, out: &mut impl Write) -> anyhow::Result<()> {
+    let store = super::open_store(config).await?;
+    let mut journal = store.journal(asked.since).await?;
+    let mut audit = Audit::new(config, &journal);
+    read(&mut journal, &mut audit).await?;
+    drop(journal);
+    store.close().await;
+    if asked.json {
+        writeln!(out, "{}", serde_json::to_string(&audit.report())?)?;
+    } else {
+        audit.write(out, Paint::of_stdout())?;
+    }
+    out.flush()?;
+    match audit.breaches() {
+        0 => Ok(()),
+        1 => bail!("1 breach of the providers' rules"),
+        breaches => bail!("{breaches} breaches of the providers' rules"),
+    }
+}
+
+async fn read(journal: &mut JournalReader, audit: &mut Audit) -> anyhow::Result<()> {
+    journal.minutes(&mut |minute| audit.minute(&minute)).await?;
+    journal.polled(&mut |transaction| audit.transaction(&transaction)).await?;
+    journal.never_polled(&mut |transaction| audit.transaction(&transaction)).await?;
+    Ok(())
+}
+
+/// The JSON of `audit --json`.
+#[derive(Debug, Serialize)]
+struct Report<'a> {
+    providers: Vec<Line<'a>>,
+    breaches: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Line<'a> {
+    provider: &'a str,
+    polls: u64,
+    early: u64,
+    interval: u64,
+    rate: u64,
+    outside_window: u64,
+    windows_missed: u64,
+}
+
+/// One provider's rules, and what was found.
+struct Book {
+    law: Law,
+    rate: Rate,
+    polls: u64,
+    tally: Tally,
+    named: Vec<Named>,
+}
+
+/// A finding, and whom it is about.
+struct Named {
+    finding: Finding,
+    whom: String,
+}
+
+struct Audit {
+    books: BTreeMap<String, Book>,
+    /// The account whose minutes are being read, and its meter.
+    metered: Option<(String, String, RateMeter)>,
+    since: Option<DateTime<Utc>>,
+    complete_since: DateTime<Utc>,
+    speed: f64,
+}
+
+impl Audit {
+    fn new(config: &Config, journal: &JournalReader) -> Self {
+        let books = config.providers.iter().map(|provider| {
+            let plan = provider.rules.plan.clone();
+            let floors = provider.rules.floors;
+            let floors = Floors { every: if floors.every.is_zero() { shortest_gap(&plan) } else { floors.every }, ..floors };
+            let law = Law { floors, plan: Some((plan, provider.rules.retry.wait(u32::MAX, 0.0))) };
+            (provider.descriptor.name.to_owned(), Book::new(law, provider.rate))
+        });
+        Self {
+            books: books.collect(),
+            metered: None,
+            since: journal.since,
+            complete_since: journal.complete_since,
+            speed: config.speed,
+        }
+    }
+
+    /// The book of a provider. One that is not configured here is judged by its documented rules, its default plan and budget.
+    fn book(&mut self, provider: &str) -> &mut Book {
+        let speed = self.speed;
+        self.books.entry(provider.to_owned()).or_insert_with(|| unconfigured(provider, providers::find(provider), speed))
+    }
+
+    fn minute(&mut self, minute: &Minute) {
+        let rate = self.book(&minute.provider).rate;
+        let same =
+            |(provider, account, _): &(String, String, RateMeter)| *provider == minute.provider && *account == minute.account;
+        let (.., mut meter) = self
+            .metered
+            .take()
+            .filter(same)
+            .unwrap_or_else(|| (String::new(), String::new(), RateMeter::new(rate.per_second, rate.burst)));
+        let book = self.book(&minute.provider);
+        book.polls += minute.sent.len() as u64;
+        for at in &minute.sent {
+            if let Some(finding) = meter.poll(*at) {
+                book.note(finding, || format!("account {}", cut(&minute.account, LONGEST_REFERENCE)));
+            }
+        }
+        self.metered = Some((minute.provider.clone(), minute.account.clone(), meter));
+    }
+
+    fn transaction(&mut self, transaction: &PolledTransaction) {
+        let (since, complete_since) = (self.since, self.complete_since);
+        let book = self.book(&transaction.provider);
+        for finding in book.law.judge(&transaction.history, complete_since) {
+            if since.is_none_or(|since| finding.at >= since) {
+                book.note(finding, || {
+                    let reference =
+                        transaction.reference.as_deref().map_or("(deleted)".into(), |text| cut(text, LONGEST_REFERENCE));
+                    format!("{} {reference}", transaction.id)
+                });
+            }
+        }
+    }
+
+    fn breaches(&self) -> u64 {
+        self.books.values().map(|book| book.tally.breaches()).sum()
+    }
+
+    fn report(&self) -> Report<'_> {
+        let lines = self.books.iter().map(|(provider, book)| Line {
+            provider,
+            polls: book.polls,
+            early: book.tally.of(Kind::Early),
+            interval: book.tally.of(Kind::Interval),
+            rate: book.tally.of(Kind::Rate),
+            outside_window: book.tally.of(Kind::OutsideWindow),
+            windows_missed: book.tally.of(Kind::WindowMissed),
+        });
+        Report { providers: lines.collect(), breaches: self.breaches() }
+    }
+
+    fn write(&self, out: &mut impl Write, paint: Paint) -> std::io::Result<()> {
+        const HEAD: [&str; 7] = ["PROVIDER", "POLLS", "EARLY", "INTERVAL", "RATE", "OUTSIDE WINDOW", "WINDOWS MISSED"];
+        let mut table = Table::new(&HEAD, &[false, true, true, true, true, true, true]);
+        let report = self.report();
+        for line in &report.providers {
+            let breach = |count: u64| (count.to_string(), if count > 0 { Tone::Bad } else { Tone::Calm });
+            let missed = (line.windows_missed.to_string(), if line.windows_missed > 0 { Tone::Warning } else { Tone::Calm });
+            table.row(vec![
+                (plain(line.provider), Tone::Calm),
+                (line.polls.to_string(), Tone::Calm),
+                breach(line.early),
+                breach(line.interval),
+                breach(line.rate),
+                breach(line.outside_window),
+                missed,
+            ]);
+        }
+        for line in table.lines(paint) {
+            writeln!(out, "{line}")?;
+        }
+        for (provider, book) in &self.books {
+            book.write(out, provider, paint)?;
+        }
+        let polls: u64 = self.books.values().map(|book| book.polls).sum();
+        let from = self.since.unwrap_or(self.complete_since);
+        writeln!(out, "{} breaches in {polls} polls since {} UTC", report.breaches, moment(from))
+    }
+}
+
+fn unconfigured(provider: &str, descriptor: Option<&Descriptor>, speed: f64) -> Book {
+    let floors = descriptor.map_or_else(Floors::default, |descriptor| descriptor.floors.divided(speed));
+    let defaults = config::defaults_of(provider);
+    let rate = defaults.as_ref().map_or(Rate { per_second: f64::MAX, burst: u32::MAX }, |defaults| defaults.rate);
+    let plan = defaults.map(|defaults| (defaults.plan.divided(speed), defaults.longest_retry.div_f64(speed)));
+    Book::new(Law { floors, plan }, rate)
+}
+
+/// The shortest gap that a plan may ever leave.
+fn shortest_gap(plan: &Plan) -> Duration {
+    let all = plan.phases.iter().chain(plan.by_state.values().flatten());
+    all.map(|phase| phase.every.min).min().unwrap_or_default()
+}
+
+impl Book {
+    fn new(law: Law, rate: Rate) -> Self {
+        Self { law, rate, polls: 0, tally: Tally::default(), named: Vec::new() }
+    }
+
+    fn note(&mut self, finding: Finding, whom: impl FnOnce() -> String) {
+        self.tally.add(finding.kind);
+        if self.tally.of(finding.kind) <= NAMED {
+            self.named.push(Named { finding, whom: whom() });
+        }
+    }
+
+    fn write(&self, out: &mut impl Write, provider: &str, paint: Paint) -> std::io::Result<()> {
+        for kind in Kind::ALL {
+            for Named { finding, whom } in self.named.iter().filter(|named| named.finding.kind == kind) {
+                let line = format!("{} UTC  {}  {whom}: {}", moment(finding.at), plain(provider), told(finding));
+                writeln!(out, "{}", if kind.is_breach() { paint.bad(&line) } else { paint.warning(&line) })?;
+            }
+            if self.tally.of(kind) > NAMED {
+                writeln!(out, "{:23}      {}  and {} more like the last one", "", plain(provider), self.tally.of(kind) - NAMED)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn told(finding: &Finding) -> String {
+    let exactly = duration::text(finding.by);
+    match finding.kind {
+        Kind::Early => format!("polled {exactly} before its documented first poll"),
+        Kind::Interval => format!("polled {exactly} sooner after the poll before than the rules allow"),
+        Kind::Rate => "more polls within a second than the account's budget".into(),
+        Kind::OutsideWindow => format!("polled {exactly} after the end of its documented window"),
+        Kind::WindowMissed => format!("a poll was due then at the latest and had not come {} later", roughly(finding.by)),
+    }
 }

@@ -1,6 +1,8 @@
 //! The commands, one file each.
 
-use crate::config::ConfigError;
+use crate::config::{Config, ConfigError};
+use crate::store::{SchemaError, Store, StoreError};
+use anyhow::Context as _;
 use std::io::{self, Write};
 
 pub mod audit;
@@ -13,6 +15,18 @@ pub mod run;
 pub mod show;
 pub mod simulate;
 pub mod status;
+mod text;
+
+/// The database, reached and with the schema that this binary needs. Errors name what is wrong and how to mend it.
+async fn open_store(config: &Config) -> anyhow::Result<Store> {
+    config.database.url()?;
+    let store = Store::open(&config.database)?;
+    match store.check_schema().await {
+        Ok(()) => Ok(store),
+        Err(SchemaError::Store(StoreError::Database(error))) => Err(error).context("the database cannot be reached"),
+        Err(other) => Err(other.into()),
+    }
+}
 
 /// Tells a command's error on `stderr` and gives the exit code: 0 fine, 1 the work failed, 2 usage or configuration error.
 ///

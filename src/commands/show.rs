@@ -1,8 +1,239 @@
-//! placeholder
+//! `paypoll show`: one transaction's life, for people as a timeline: initiated, asked, answered, decided, next.
+
+use super::text::{Paint, cut, distance, moment, plain};
 use crate::cli;
-use crate::config::Config;
-use std::io::Write;
-/// placeholder
-pub async fn run(_config: &Config, _asked: &cli::Show, _out: &mut impl Write) -> anyhow::Result<()> {
-    anyhow::bail!("not built yet")
+use crate::config::{Config, duration};
+use crate::domain::State;
+use crate::store::{Life, LifePoll, LifeRow, LifeTransition, Surroundings};
+use crate::wire::REDACTED;
+use anyhow::bail;
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+use std::io::{self, Write};
+use std::time::Duration;
+
+/// What came with a row to authenticate its lookup: never shown.
+const SECRETS: [&str; 3] = ["session", "accessToken", "userSecret"];
+/// A longer body of an answer is cut in the timeline; JSON has all of it.
+const LONGEST_BODY: usize = 160;
+/// A longer explanation is cut in the timeline.
+const LONGEST_TEXT: usize = 400;
+
+/// Prints the life of the transaction with that id or reference; of all of them where accounts share the reference.
+pub async fn run(config: &Config, asked: &cli::Show, out: &mut impl Write) -> anyhow::Result<()> {
+    let store = super::open_store(config).await?;
+    let mut lives = store.lives(&asked.transaction).await?;
+    store.close().await;
+    for life in &mut lives {
+        let params = std::mem::take(&mut life.transaction.params);
+        life.transaction.params = without_secrets(params);
+    }
+    match lives.as_slice() {
+        [] => bail!("no transaction has the id or reference {:?}", asked.transaction),
+        [life] if asked.json => writeln!(out, "{}", serde_json::to_string(life)?)?,
+        several if asked.json => writeln!(out, "{}", serde_json::to_string(several)?)?,
+        several => {
+            let paint = Paint::of_stdout();
+            for (number, life) in several.iter().enumerate() {
+                if number > 0 {
+                    writeln!(out)?;
+                }
+                write_life(out, life, paint)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The same under every name that a provider knows; what is no object is malformed and might hold anything.
+fn without_secrets(params: Value) -> Value {
+    match params {
+        Value::Object(map) => {
+            let hidden = |(key, value)| {
+                let value = if SECRETS.contains(&String::as_str(&key)) { Value::String(REDACTED.into()) } else { value };
+                (key, value)
+            };
+            Value::Object(map.into_iter().map(hidden).collect())
+        }
+        Value::Null => Value::Null,
+        _ => Value::String(REDACTED.into()),
+    }
+}
+
+fn write_life(out: &mut impl Write, life: &Life, paint: Paint) -> io::Result<()> {
+    let row = &life.transaction;
+    let name = format!("{}/{}  {}", row.provider, row.account, row.reference);
+    writeln!(out, "{}", paint.strong(&plain(&name)))?;
+    write_head(out, row, paint)?;
+    writeln!(out, "\n  {:<23}  {:>12}  {:>11}  event", "time (UTC)", "age", "gap")?;
+    write_line(out, row.initiated_at, "", "", "initiated")?;
+    let mut last = None;
+    for event in timeline(life) {
+        match event {
+            Event::Poll(number, poll) => {
+                write_poll(out, row, number, poll, last, paint)?;
+                last = Some(poll.sent_at);
+            }
+            Event::Transition(change) => write_transition(out, row, change, paint)?,
+        }
+    }
+    let unknown = usize::try_from(row.attempts).unwrap_or(0).saturating_sub(life.polls.len());
+    if unknown > 0 {
+        writeln!(out, "  {unknown} earlier polls are no longer in the journal")?;
+    }
+    writeln!(out, "\n  next   {}", next(row, &life.surroundings))
+}
+
+fn write_head(out: &mut impl Write, row: &LifeRow, paint: Paint) -> io::Result<()> {
+    let mut field = |name: &str, value: &str| writeln!(out, "  {name:<10} {}", cut(value, LONGEST_TEXT));
+    field("id", &row.id.to_string())?;
+    let state = row.reason.as_ref().map_or_else(|| row.state.clone(), |reason| format!("{}: {reason}", row.state));
+    field("state", &state)?;
+    if let Some(word) = &row.provider_state {
+        field("provider", &format!("says {word}"))?;
+    }
+    if row.amount.is_some() || row.currency.is_some() {
+        let amount = row.amount.as_ref().map_or_else(|| "any amount".into(), json_text);
+        field("expects", &format!("{amount} {}", row.currency.as_deref().unwrap_or("")))?;
+    }
+    if row.params.as_object().is_none_or(|params| !params.is_empty()) {
+        field("params", &row.params.to_string())?;
+    }
+    if let Some(action) = &row.action {
+        field("action", &action.to_string())?;
+    }
+    let failures = if row.failures > 0 { format!(", the last {} without a usable answer", row.failures) } else { String::new() };
+    let polls = format!("  {:<10} {} sent{failures}", "polls", row.attempts);
+    writeln!(out, "{}", if row.failures > 0 { paint.warning(&polls) } else { polls })
+}
+
+/// A JSON string without its quotes, anything else as it is.
+fn json_text(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+enum Event<'a> {
+    Poll(usize, &'a LifePoll),
+    Transition(&'a LifeTransition),
+}
+
+/// Polls and transitions in the order of time; what follows from a poll comes after it.
+fn timeline(life: &Life) -> Vec<Event<'_>> {
+    let first = usize::try_from(life.transaction.attempts).unwrap_or(0).saturating_sub(life.polls.len());
+    let polls = life.polls.iter().enumerate().map(|(n, poll)| (poll.sent_at, Event::Poll(first + n + 1, poll)));
+    let transitions = life.transitions.iter().map(|change| (change.at, Event::Transition(change)));
+    let mut events: Vec<_> = polls.chain(transitions).collect();
+    events.sort_by_key(|(at, _)| *at);
+    events.into_iter().map(|(_, event)| event).collect()
+}
+
+fn write_line(out: &mut impl Write, at: DateTime<Utc>, age: &str, gap: &str, event: &str) -> io::Result<()> {
+    writeln!(out, "  {}  {age:>12}  {gap:>11}  {event}", moment(at))
+}
+
+/// A further line under an event.
+fn write_more(out: &mut impl Write, text: &str) -> io::Result<()> {
+    writeln!(out, "  {:<23}  {:>12}  {:>11}    {text}", "", "", "")
+}
+
+fn write_poll(
+    out: &mut impl Write,
+    row: &LifeRow,
+    number: usize,
+    poll: &LifePoll,
+    last: Option<DateTime<Utc>>,
+    paint: Paint,
+) -> io::Result<()> {
+    let answer = match (poll.http_status, poll.latency_ms) {
+        (Some(status), Some(latency)) => format!("HTTP {status} after {latency} ms"),
+        _ => "no answer".into(),
+    };
+    let late = distance(poll.due_at, poll.sent_at);
+    let gap = last.map_or_else(String::new, |last| distance(last, poll.sent_at));
+    let event = format!("poll {number}, {late} late: {answer}, {}", plain(&poll.outcome));
+    write_line(out, poll.sent_at, &distance(row.initiated_at, poll.sent_at), &gap, &event)?;
+    match &poll.error {
+        Some(error) => write_more(out, &paint.warning(&cut(error, LONGEST_TEXT))),
+        None => Ok(()),
+    }
+}
+
+fn write_transition(out: &mut impl Write, row: &LifeRow, change: &LifeTransition, paint: Paint) -> io::Result<()> {
+    let event = paint.strong(&plain(&format!("{} → {}", change.from_state, change.to_state)));
+    let why = change.reason.as_ref().map_or_else(String::new, |reason| format!(": {}", cut(reason, LONGEST_TEXT)));
+    let event = format!("{event} by {}{why}", by(&change.source));
+    write_line(out, change.at, &distance(row.initiated_at, change.at), "", &event)?;
+    match change.evidence.as_ref().map(evidence) {
+        Some(evidence) => write_more(out, &evidence),
+        None => Ok(()),
+    }
+}
+
+fn by(source: &str) -> &str {
+    match source {
+        "poll" => "the provider's answer",
+        "deadline" => "the end of its plan",
+        "external" => "another writer",
+        "operator" => "an operator",
+        other => other,
+    }
+}
+
+fn evidence(evidence: &Value) -> String {
+    let status = evidence.get("http_status").filter(|status| !status.is_null());
+    let body = evidence.get("body").map_or_else(|| evidence.to_string(), json_text);
+    let status = status.map_or_else(String::new, |status| format!("HTTP {status}, "));
+    format!("evidence: {status}{}", cut(&body, LONGEST_BODY))
+}
+
+/// When it is polled next, and what that waits for.
+fn next(row: &LifeRow, around: &Surroundings) -> String {
+    let Some(next) = row.next_poll_at else {
+        return match State::from_name(&row.state) {
+            Some(State::Unresolved | State::Invalid) => format!("none while it is parked; `paypoll retry {}` reopens it", row.id),
+            _ => "none: the state is final".into(),
+        };
+    };
+    let now = around.now;
+    let when = match (next > now, around.held) {
+        (true, _) => format!("{} UTC, in {}", moment(next), duration::text(whole_seconds(now, next))),
+        (false, true) => "in the hands of a running daemon, whose latest polls may not stand here yet".into(),
+        (false, false) => format!("due since {} UTC", moment(next)),
+    };
+    match waits_for(row, around) {
+        Some(obstacle) => format!("{when}; {obstacle}"),
+        None => when,
+    }
+}
+
+fn waits_for(row: &LifeRow, around: &Surroundings) -> Option<String> {
+    if !around.served {
+        return Some(plain(&format!("waits for a daemon: none that runs serves the account {}/{}", row.provider, row.account)));
+    }
+    if let Some(reason) = &around.circuit {
+        let probe = around.probe_at.map_or_else(String::new, |at| format!(", next probe {} UTC", moment(at)));
+        return Some(format!("waits for the account's circuit, which is open{probe}: {}", cut(reason, LONGEST_TEXT)));
+    }
+    let until = around.held_until.filter(|until| *until > around.now)?;
+    Some(format!("waits until {} UTC, because the provider asked the account for a pause", moment(until)))
+}
+
+fn whole_seconds(from: DateTime<Utc>, to: DateTime<Utc>) -> Duration {
+    Duration::from_secs((to - from).to_std().unwrap_or_default().as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn secrets_that_came_with_the_row_are_never_shown() {
+        let params = json!({"endpointId": "1", "session": {"token": "canary"}, "accessToken": "canary", "userSecret": "canary"});
+        let shown = without_secrets(params);
+        assert_eq!(shown["endpointId"], "1");
+        assert!(!shown.to_string().contains("canary"), "{shown}");
+        assert!(!without_secrets(json!("canary")).to_string().contains("canary"));
+        assert!(!without_secrets(json!([{"session": "canary"}])).to_string().contains("canary"));
+    }
 }

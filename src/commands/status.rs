@@ -1,8 +1,252 @@
-//! placeholder
+//! `paypoll status`: what is pending, due, overdue and parked, for each provider and account.
+
+use super::text::{Paint, Table, Tone, cut, now, plain, roughly};
 use crate::cli;
 use crate::config::Config;
-use std::io::Write;
-/// placeholder
-pub async fn run(_config: &Config, _asked: &cli::Status, _out: &mut impl Write) -> anyhow::Result<()> {
-    anyhow::bail!("not built yet")
+use crate::store::{AccountOverview, MOST, Store, StoreError, Unroutable};
+use anyhow::Context as _;
+use serde::Serialize;
+use std::io::{self, IsTerminal as _, Write};
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{MissedTickBehavior, interval};
+
+/// How often `--watch` looks.
+const EVERY: Duration = Duration::from_secs(1);
+/// A longer account name is cut in the table.
+const LONGEST_ACCOUNT: usize = 24;
+/// A longer explanation is cut below the table.
+const LONGEST_REASON: usize = 80;
+/// The alternate screen without cursor and line wrap: what stood in the terminal before stays untouched.
+const ENTER: &str = "\x1b[?1049h\x1b[?25l\x1b[?7l";
+/// Back to what stood there.
+const LEAVE: &str = "\x1b[?7h\x1b[?25h\x1b[?1049l";
+
+/// Prints the overview once, or with `--watch` every second until SIGINT or SIGTERM.
+pub async fn run(config: &Config, asked: &cli::Status, out: &mut impl Write) -> anyhow::Result<()> {
+    let store = super::open_store(config).await?;
+    if asked.watch {
+        watch(&store, asked.json, out).await?;
+    } else {
+        print(&look(&store).await?, asked.json, out)?;
+    }
+    store.close().await;
+    Ok(())
+}
+
+/// The JSON of `status --json`.
+#[derive(Debug, Serialize)]
+struct Overview {
+    providers: Vec<AccountOverview>,
+    unroutable: Vec<Unroutable>,
+}
+
+async fn look(store: &Store) -> Result<Overview, StoreError> {
+    Ok(Overview { providers: store.overview().await?, unroutable: store.unroutable(&[]).await? })
+}
+
+fn print(overview: &Overview, json: bool, out: &mut impl Write) -> io::Result<()> {
+    if json {
+        writeln!(out, "{}", serde_json::to_string(overview)?)?;
+    } else {
+        for line in lines(overview, Paint::of_stdout()) {
+            writeln!(out, "{line}")?;
+        }
+    }
+    out.flush()
+}
+
+fn lines(overview: &Overview, paint: Paint) -> Vec<String> {
+    if overview.providers.is_empty() {
+        return vec!["no transaction is polled or parked, and no daemon has served an account yet".into()];
+    }
+    let mut lines = table(&overview.providers).lines(paint);
+    for account in overview.providers.iter().filter(|account| is_open(account)) {
+        let reason = cut(account.circuit_reason.as_deref().unwrap_or("no reason is known"), LONGEST_REASON);
+        let name = plain(&format!("{}/{}", account.provider, account.account));
+        lines.push(paint.bad(&format!("the circuit of {name} is open, only probes are sent: {reason}")));
+    }
+    for row in &overview.unroutable {
+        let (name, count) = (plain(&format!("{}/{}", row.provider, row.account)), count(row.count));
+        lines.push(paint.warning(&format!("{count} of {name} wait: no running daemon serves this account")));
+    }
+    lines
+}
+
+fn table(accounts: &[AccountOverview]) -> Table {
+    const HEAD: [&str; 10] =
+        ["PROVIDER", "ACCOUNT", "PENDING", "DUE", "OVERDUE", "OLDEST DUE", "ACTION", "UNRESOLVED", "INVALID", "CIRCUIT"];
+    let mut table = Table::new(&HEAD, &[false, false, true, true, true, true, true, true, true, false]);
+    for account in accounts {
+        let noted = |number: i64| (count(number), if number > 0 { Tone::Warning } else { Tone::Calm });
+        let oldest = account.oldest_due_s.map(|seconds| roughly(Duration::try_from_secs_f64(seconds).unwrap_or_default()));
+        table.row(vec![
+            (plain(&account.provider), Tone::Calm),
+            (cut(&account.account, LONGEST_ACCOUNT), Tone::Calm),
+            (count(account.pending), Tone::Calm),
+            (count(account.due), Tone::Calm),
+            (count(account.overdue), if account.overdue > 0 { Tone::Bad } else { Tone::Calm }),
+            (oldest.unwrap_or_else(|| "–".into()), Tone::Calm),
+            (count(account.action_required), Tone::Calm),
+            noted(account.unresolved),
+            noted(account.invalid),
+            (account.circuit.clone(), if is_open(account) { Tone::Bad } else { Tone::Calm }),
+        ]);
+    }
+    table
+}
+
+fn is_open(account: &AccountOverview) -> bool {
+    account.circuit == "open"
+}
+
+/// A count, with a plus where counting has stopped.
+fn count(count: i64) -> String {
+    format!("{count}{}", if count >= MOST { "+" } else { "" })
+}
+
+/// Looks again and again. A database that goes away for a while does not end it.
+async fn watch(store: &Store, json: bool, out: &mut impl Write) -> anyhow::Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be listened for")?;
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be listened for")?;
+    let mut hangup = signal(SignalKind::hangup()).context("SIGHUP cannot be listened for")?;
+    let mut ticks = interval(EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut screen = Screen::new(out, json || !io::stdout().is_terminal())?;
+    let mut last = look(store).await?;
+    loop {
+        let trouble = tokio::select! {
+            biased;
+            _ = interrupt.recv() => return Ok(()),
+            _ = terminate.recv() => return Ok(()),
+            _ = hangup.recv() => return Ok(()),
+            found = next(store, &mut ticks) => match found {
+                Ok(found) => {
+                    last = found;
+                    None
+                }
+                Err(error) => Some(format!("the database cannot be reached, this is what was known before: {error}")),
+            },
+        };
+        screen.show(&last, json, trouble.as_deref())?;
+    }
+}
+
+async fn next(store: &Store, ticks: &mut tokio::time::Interval) -> Result<Overview, StoreError> {
+    ticks.tick().await;
+    look(store).await
+}
+
+/// Where `--watch` draws: a terminal's alternate screen, given back at the end however that comes; or plain lines, one block after
+/// the other.
+struct Screen<'a, W: Write> {
+    out: &'a mut W,
+    plain: bool,
+}
+
+impl<'a, W: Write> Screen<'a, W> {
+    fn new(out: &'a mut W, plain: bool) -> io::Result<Self> {
+        let screen = Self { out, plain };
+        if !screen.plain {
+            screen.out.write_all(ENTER.as_bytes())?;
+        }
+        Ok(screen)
+    }
+
+    fn show(&mut self, overview: &Overview, json: bool, trouble: Option<&str>) -> io::Result<()> {
+        if self.plain {
+            // Whoever reads the lines takes them for current: none are better than old ones.
+            return match trouble {
+                Some(trouble) if !json => writeln!(self.out, "{}", plain(trouble)),
+                Some(_) => Ok(()),
+                None => print(overview, json, self.out),
+            };
+        }
+        let paint = Paint::of_stdout();
+        let clock = now().format("%Y-%m-%d %H:%M:%S");
+        let mut shown = vec![paint.strong(&format!("paypoll status   {clock} UTC   Ctrl-C ends")), String::new()];
+        shown.extend(lines(overview, paint));
+        shown.extend(trouble.map(|trouble| paint.bad(&plain(trouble))));
+        let height = rustix::termios::tcgetwinsize(io::stdout()).map_or(24, |size| usize::from(size.ws_row).max(2));
+        // In one piece, so that nothing flickers on a slow line.
+        self.out.write_all(frame(&shown, height).as_bytes())?;
+        self.out.flush()
+    }
+}
+
+impl<W: Write> Drop for Screen<'_, W> {
+    fn drop(&mut self) {
+        if !self.plain {
+            // A terminal that is gone needs nothing any more.
+            drop(self.out.write_all(LEAVE.as_bytes()).and_then(|()| self.out.flush()));
+        }
+    }
+}
+
+/// One picture: from the top, each line cleared to its end, the rest of the screen below; never more than `height` lines.
+fn frame(lines: &[String], height: usize) -> String {
+    let fits = if lines.len() <= height { lines.len() } else { height - 1 };
+    let mut shown: Vec<String> = lines.iter().take(fits).cloned().collect();
+    if fits < lines.len() {
+        shown.push(format!("… {} more lines: enlarge the window", lines.len() - fits));
+    }
+    format!("\x1b[H{}\x1b[K\x1b[J", shown.join("\x1b[K\r\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn account(name: &str) -> AccountOverview {
+        AccountOverview {
+            provider: "dusupay".into(),
+            account: name.into(),
+            pending: 12,
+            due: 3,
+            overdue: 0,
+            oldest_due_s: Some(4.25),
+            action_required: 0,
+            unresolved: 2,
+            invalid: 0,
+            circuit: "closed".into(),
+            circuit_reason: None,
+        }
+    }
+
+    #[test]
+    fn the_table_is_aligned_and_says_below_what_is_wrong() {
+        let open = AccountOverview {
+            circuit: "open".into(),
+            circuit_reason: Some("20 polls in a row failed".into()),
+            oldest_due_s: None,
+            ..account("shop\x1b[2J")
+        };
+        let unroutable = Unroutable { provider: "khalti".into(), account: "old".into(), count: MOST };
+        let overview = Overview { providers: vec![account("default"), open], unroutable: vec![unroutable] };
+        assert_eq!(
+            lines(&overview, Paint::none()),
+            [
+                "PROVIDER  ACCOUNT   PENDING  DUE  OVERDUE  OLDEST DUE  ACTION  UNRESOLVED  INVALID  CIRCUIT",
+                "dusupay   default        12    3        0        4.2s       0           2        0  closed",
+                "dusupay   shop\u{fffd}[2J       12    3        0           –       0           2        0  open",
+                "the circuit of dusupay/shop\u{fffd}[2J is open, only probes are sent: 20 polls in a row failed",
+                "1000000+ of khalti/old wait: no running daemon serves this account",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_frame_never_scrolls_the_screen() {
+        let lines: Vec<String> = (0..5).map(|n| n.to_string()).collect();
+        assert_eq!(frame(&lines, 5).matches("\r\n").count(), 4);
+        let cut = frame(&lines, 3);
+        assert_eq!(cut, "\x1b[H0\x1b[K\r\n1\x1b[K\r\n… 3 more lines: enlarge the window\x1b[K\x1b[J");
+    }
+
+    #[test]
+    fn the_terminal_is_given_back_also_after_an_error() {
+        let mut out = Vec::new();
+        drop(Screen::new(&mut out, false).map(|_screen| ()));
+        assert_eq!(out, format!("{ENTER}{LEAVE}").into_bytes());
+    }
 }

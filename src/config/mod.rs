@@ -234,6 +234,25 @@ pub fn default_plan(provider: &str) -> Option<Plan> {
     plan(provider, &[], std::iter::empty(), 1.0).ok().flatten()
 }
 
+/// How a provider is polled that nobody has configured.
+#[derive(Clone, Debug)]
+pub struct ProviderDefaults {
+    /// When to poll, and what ends it.
+    pub plan: Plan,
+    /// The budget of one account.
+    pub rate: Rate,
+    /// The longest back-off after a failure.
+    pub longest_retry: Duration,
+}
+
+/// How `provider` is polled without any configuration; `None` for a provider that nobody knows.
+#[must_use]
+pub fn defaults_of(provider: &str) -> Option<ProviderDefaults> {
+    let tree = layers::merged(DEFAULTS, &[], std::iter::empty()).ok()?;
+    let layout = read(tree, &Problems::default());
+    layout.providers.into_iter().find(|read| read.descriptor.name == provider)?.defaults()
+}
+
 /// The settings, unless there are problems.
 fn finish<T>(settings: Option<T>, problems: Problems) -> Result<T, ConfigError> {
     match (settings, problems.into_list()) {

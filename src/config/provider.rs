@@ -1,7 +1,7 @@
 //! One provider's section: its address, its budget, its rules and its accounts.
 
 use super::reader::{Problems, Secret, Section};
-use super::{AccountConfig, Circuit, ProviderConfig, Rate, schedule};
+use super::{AccountConfig, Circuit, ProviderConfig, ProviderDefaults, Rate, schedule};
 use crate::domain::{Backoff, NotFoundRule, Plan, Rules};
 use crate::providers::{Descriptor, Provider, Settings};
 // Not to ask anybody: the address is read here exactly as it will be when requests are sent.
@@ -150,6 +150,11 @@ fn address(url: &Url) -> Option<IpAddr> {
 }
 
 impl Read {
+    /// The settings that need no account. `None` after a mistake.
+    pub(super) fn defaults(self) -> Option<ProviderDefaults> {
+        Some(ProviderDefaults { plan: self.plan?, rate: self.rate?, longest_retry: self.retry?.max })
+    }
+
     /// Whether `--speed` may hurry its rules: only where nobody else's are broken by it.
     pub(super) fn check_speed(&self, speed: f64, problems: &Problems) {
         if speed != 1.0 && self.enabled && !self.base_url.as_ref().is_some_and(is_loopback) {

@@ -3,6 +3,7 @@
 //! Nothing here looks at a clock, a socket, a database or a source of randomness: times and draws are arguments. So hours of
 //! provider time are tested in microseconds, and the same code runs in the daemon, in `paypoll plan` and in the simulation.
 
+pub mod audit;
 pub mod decision;
 pub mod outcome;
 pub mod plan;

@@ -1,9 +1,10 @@
 //! The schema: applying it, and checking that it is the one this binary was built for.
 
-use super::{StoreError, connect_options};
+use super::{Store, StoreError, connect_options};
+use chrono::{DateTime, Utc};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::postgres::{PgConnection, PgPool};
-use sqlx::{Connection, SqlSafeStr};
+use sqlx::{Connection, Row, SqlSafeStr};
 use std::borrow::Cow;
 
 /// Every change of the schema, in order: version, description, statements.
@@ -67,6 +68,30 @@ pub async fn migrate(url: &str) -> Result<i64, StoreError> {
 
 fn newest() -> i64 {
     MIGRATIONS.iter().map(|(version, ..)| *version).max().unwrap_or(0)
+}
+
+/// The database server, as it says of itself.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// PostgreSQL's version.
+    pub version: String,
+    /// The version of the schema.
+    pub schema: i64,
+    /// Its clock during the statement.
+    pub clock: DateTime<Utc>,
+}
+
+impl Store {
+    /// What the server says of itself. Needs the schema.
+    pub async fn server(&self) -> Result<Server, StoreError> {
+        let row = sqlx::query(
+            "select split_part(current_setting('server_version'), ' ', 1) as version, clock_timestamp() as clock,
+                    (select max(version) from paypoll.migrations where success) as schema",
+        )
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(Server { version: row.try_get("version")?, schema: row.try_get("schema")?, clock: row.try_get("clock")? })
+    }
 }
 
 /// Errors unless the schema is exactly this binary's version.

@@ -7,18 +7,24 @@
 //! `COPY`, which the compile-time check does not cover, and a build needs no database.
 
 mod accounts;
+mod audit;
 mod claim;
 mod journal;
+mod life;
 mod migrate;
 mod overview;
 mod record;
+mod reopen;
 mod replicas;
 
 pub use accounts::{AHEAD, AccountState, Draw, Drawn};
+pub use audit::{JournalReader, Minute, PolledTransaction};
 pub use claim::{Candidate, Claim, Claimed, LaneRoom, Placement};
-pub use migrate::{SchemaError, migrate};
+pub use life::{Life, LifePoll, LifeRow, LifeTransition, Surroundings};
+pub use migrate::{SchemaError, Server, migrate};
 pub use overview::{AccountOverview, MOST, Unroutable};
 pub use record::{Attempt, Batch, Commit, Entry, Poll, Recorded, Transition};
+pub use reopen::{Parked, Reopened};
 pub use replicas::{Beat, Membership, ReplicaId};
 
 use crate::config::Database;

@@ -24,7 +24,10 @@ pub struct AccountOverview {
     pub account: String,
     /// In state `pending`, counted up to [`MOST`].
     pub pending: i64,
-    /// Polled transactions whose time has come, counted up to [`MOST`].
+    /// Polled transactions whose time has come and that no living replica is about to poll, counted up to [`MOST`].
+    ///
+    /// While a replica holds a transaction in memory its row may lag: it still names a poll that was sent long ago. Such a row is
+    /// written again within a lease, so it counts once it lies further back than its owner's lease.
     pub due: i64,
     /// Those that have waited for more than a minute, counted up to [`MOST`].
     pub overdue: i64,
@@ -98,17 +101,20 @@ impl Store {
                    case when a.circuit_since is null then 'closed' else 'open' end as circuit, a.circuit_reason
               from known k
               left join paypoll.accounts a on a.provider = k.provider and a.account = k.account
-             cross join lateral (select count(*) as action_required from paypoll.transactions t
-                   where t.state = 'action_required' and t.provider = k.provider and t.account = k.account) w
+             cross join lateral (select count(*) as action_required
+                   from (select from paypoll.transactions t
+                          where t.state = 'action_required' and t.provider = k.provider and t.account = k.account limit {MOST}) c) w
              cross join lateral (select count(*) filter (where state = 'unresolved') as unresolved, count(*) filter (where state = 'invalid') as invalid
                    from (select state from paypoll.transactions t
                           where t.state in ('unresolved', 'invalid') and t.provider = k.provider and t.account = k.account limit {MOST}) c) u
              cross join lateral (select count(*) as due, count(*) filter (where next_poll_at < now() - interval '1 minute') as overdue,
                           extract(epoch from now() - min(next_poll_at))::float8 as oldest
                    from (select next_poll_at from paypoll.transactions t
-                          where t.provider = k.provider and t.account = k.account and t.next_poll_at <= now()
+                           left join paypoll.replicas r on r.id = t.owner and r.heartbeat_at > clock_timestamp() - r.lease
+                          where t.provider = k.provider and t.account = k.account
+                            and t.next_poll_at <= now() and t.next_poll_at <= now() - coalesce(r.lease, interval '0')
                           order by t.next_poll_at limit {MOST}) c) d
-             cross join lateral (select count(*) - w.action_required as pending
+             cross join lateral (select greatest(count(*) - w.action_required, 0) as pending
                    from (select from paypoll.transactions t
                           where t.provider = k.provider and t.account = k.account and t.next_poll_at is not null limit {MOST}) c) p
              order by k.provider, k.account"

@@ -11,6 +11,7 @@ mod claim;
 mod journal;
 mod migrate;
 mod overview;
+mod page;
 mod record;
 mod replicas;
 
@@ -18,6 +19,9 @@ pub use accounts::{AHEAD, AccountState, Draw, Drawn};
 pub use claim::{Candidate, Claim, Claimed, LaneRoom, Placement};
 pub use migrate::{SchemaError, migrate};
 pub use overview::{AccountOverview, MOST, Unroutable};
+pub use page::{
+    Counts, ENOUGH, EVENTS, Found, Life, LifeChange, LifePoll, Overdue, PARKED, Parked, Replica, Silent, Stuck, Unheld,
+};
 pub use record::{Attempt, Batch, Entry, Poll, Recorded, Transition};
 pub use replicas::{Beat, Membership, ReplicaId};
 

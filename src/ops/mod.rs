@@ -143,10 +143,7 @@ impl Ops {
     /// for it, have their own metrics and alerts, and starting the daemon anew would mend nothing. Once they are asked again, what
     /// piled up counts until it is worked off.
     async fn readiness(&self) -> Result<(), String> {
-        let stands = self.metrics.since_turn(Instant::now());
-        if stands > HANGS {
-            return Err(format!("the loop has not turned for {} s", stands.as_secs()));
-        }
+        turns(self.metrics.since_turn(Instant::now()))?;
         if !self.metrics.ready.load(Relaxed) {
             return Err("the database is not there, or this replica holds no lease yet".into());
         }
@@ -218,6 +215,11 @@ impl Ops {
     }
 }
 
+/// Whether the loop turns, told how long ago it last did.
+fn turns(last: Duration) -> Result<(), String> {
+    if last > HANGS { Err(format!("the loop has not turned for {} s", last.as_secs())) } else { Ok(()) }
+}
+
 /// The answer, unless it fails or takes too long.
 async fn patiently<T>(asked: impl Future<Output = Result<T, StoreError>>) -> Option<T> {
     match tokio::time::timeout(PATIENCE, asked).await {
@@ -245,5 +247,31 @@ impl<T: Clone> Cached<T> {
         let found = look().await;
         *kept = Some((Instant::now(), found.clone()));
         found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicU32;
+
+    #[test]
+    fn a_loop_that_has_not_turned_for_long_hangs() {
+        let metrics = Metrics::new([].into_iter());
+        let begun = Instant::now();
+        let at = |seconds| begun + Duration::from_secs(seconds);
+        assert!(turns(metrics.since_turn(at(5))).is_ok());
+        assert!(turns(metrics.since_turn(at(12))).is_err_and(|why| why.contains("not turned")));
+        metrics.turn(at(11));
+        assert!(turns(metrics.since_turn(at(12))).is_ok());
+    }
+
+    #[tokio::test]
+    async fn however_many_ask_only_the_first_one_looks() {
+        let (cached, looks) = (Cached::default(), AtomicU32::new(0));
+        let look = || async { looks.fetch_add(1, Relaxed) };
+        let found = tokio::join!(cached.get(PATIENCE, look), cached.get(PATIENCE, look), cached.get(PATIENCE, look));
+        assert_eq!(found, (0, 0, 0));
+        assert_eq!(cached.get(Duration::ZERO, look).await, 1, "what is too old is looked up anew");
     }
 }

@@ -407,7 +407,7 @@ fn show_life(life: &Life) -> Html {
         ("Provider's word", element("bdi", &[], text(life.provider_state.as_deref().unwrap_or("none yet")))),
         ("Reason", element("bdi", &[], text(life.reason.as_deref().unwrap_or("–")))),
         ("Expected amount", element("bdi", &[], text(life.amount.as_deref().unwrap_or("none given")))),
-        ("Polls", text(format_args!("{}, of which the last {} got no usable answer", life.attempts, life.failures))),
+        ("Polls", text(polls_sent(life))),
         ("Id", element("code", &[], text(found.id))),
     ];
     let facts = facts.into_iter().map(|(name, value)| element("dt", &[], text(name)).with(element("dd", &[], value)));
@@ -416,6 +416,13 @@ fn show_life(life: &Life) -> Html {
         .with(element("dl", &[], facts.collect()))
         .with(element("h2", &[], text("Timeline")))
         .with(element("ol", &[], timeline(life)))
+}
+
+fn polls_sent(life: &Life) -> String {
+    match life.failures {
+        0 => life.attempts.to_string(),
+        failures => format!("{}; without a usable answer in a row: {failures}", life.attempts),
+    }
 }
 
 /// Why the transaction stands where it stands, and what comes next.
@@ -462,11 +469,7 @@ fn timeline(life: &Life) -> Html {
     events.extend(life.changes.iter().map(|change| (change.at, show_change(change))));
     events.sort_by_key(|(at, _)| *at);
     let more = if i64::try_from(life.polls.len()).is_ok_and(|polls| polls >= EVENTS) {
-        element(
-            "li",
-            &[],
-            text("").with(text(format_args!("Only the last {EVENTS} polls are shown; `paypoll show {}` has all.", life.found.id))),
-        )
+        element("li", &[], text(format_args!("Only the last {EVENTS} polls are shown; `paypoll show {}` has all.", life.found.id)))
     } else {
         Html::default()
     };

@@ -9,7 +9,7 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
-/// Counts go no further than this. At 10,000,000 pending rows the five providers' counts take about 0.1 s with it, and 1.5 s without.
+/// Counts go no further than this. At 10,000,000 pending rows the five providers together take 0.2 s with it, and 3.4 s without.
 pub const ENOUGH: i64 = 100_000;
 
 /// How late an account's transactions are that no living replica holds.

@@ -42,6 +42,8 @@ const COUNT_SHARE: u32 = 50;
 const COUNT_PATIENCE: Duration = Duration::from_millis(500);
 /// The loop turns at least once a second; after so long without, it hangs.
 const HANGS: Duration = Duration::from_secs(10);
+/// A loop that has hung for so long will not turn again: whoever started the process had better start it anew.
+const HANGS_FOR_GOOD: Duration = Duration::from_secs(60);
 /// Once the daemon has stopped, clients that hang on to their connection are cut off after this.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
@@ -104,7 +106,7 @@ pub fn serve_on(
         metrics,
     });
     let router = Router::new()
-        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/metrics", get(scrape))
         .merge(page::routes(&ops))
@@ -119,6 +121,14 @@ pub fn serve_on(
             () = async { stop.cancelled().await; tokio::time::sleep(LAST_ANSWERS).await } => {}
         }
     }))
+}
+
+/// Whether the process lives. A lost database or a provider that is down are no reason to start it anew; a loop that hangs is one.
+async fn healthz(State(ops): State<Arc<Ops>>) -> (StatusCode, String) {
+    match turns(ops.metrics.since_turn(Instant::now()), HANGS_FOR_GOOD) {
+        Ok(()) => (StatusCode::OK, "ok\n".into()),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+    }
 }
 
 async fn readyz(State(ops): State<Arc<Ops>>) -> (StatusCode, String) {
@@ -143,7 +153,7 @@ impl Ops {
     /// for it, have their own metrics and alerts, and starting the daemon anew would mend nothing. Once they are asked again, what
     /// piled up counts until it is worked off.
     async fn readiness(&self) -> Result<(), String> {
-        turns(self.metrics.since_turn(Instant::now()))?;
+        turns(self.metrics.since_turn(Instant::now()), HANGS)?;
         if !self.metrics.ready.load(Relaxed) {
             return Err("the database is not there, or this replica holds no lease yet".into());
         }
@@ -216,8 +226,8 @@ impl Ops {
 }
 
 /// Whether the loop turns, told how long ago it last did.
-fn turns(last: Duration) -> Result<(), String> {
-    if last > HANGS { Err(format!("the loop has not turned for {} s", last.as_secs())) } else { Ok(()) }
+fn turns(last: Duration, bound: Duration) -> Result<(), String> {
+    if last > bound { Err(format!("the loop has not turned for {} s", last.as_secs())) } else { Ok(()) }
 }
 
 /// The answer, unless it fails or takes too long.
@@ -260,10 +270,10 @@ mod tests {
         let metrics = Metrics::new([].into_iter());
         let begun = Instant::now();
         let at = |seconds| begun + Duration::from_secs(seconds);
-        assert!(turns(metrics.since_turn(at(5))).is_ok());
-        assert!(turns(metrics.since_turn(at(12))).is_err_and(|why| why.contains("not turned")));
+        assert!(turns(metrics.since_turn(at(5)), HANGS).is_ok());
+        assert!(turns(metrics.since_turn(at(12)), HANGS).is_err_and(|why| why.contains("not turned")));
         metrics.turn(at(11));
-        assert!(turns(metrics.since_turn(at(12))).is_ok());
+        assert!(turns(metrics.since_turn(at(12)), HANGS).is_ok());
     }
 
     #[tokio::test]

@@ -77,9 +77,10 @@ async fn overview(State(ops): State<Arc<Ops>>, Query(asked): Query<Asked>) -> Re
         return search(&ops, wanted).await;
     }
     let readiness = ops.readiness().await;
-    let lanes = lanes(&ops, ops.unheld(LATENESS_FOR).await.as_deref());
-    let counts = ops.counts().await;
-    let stuck = ops.stuck().await;
+    let unheld = ops.unheld(LATENESS_FOR).await;
+    // A database that does not answer is not asked three times: the page is needed most just then.
+    let (counts, stuck) = if unheld.is_some() { (ops.counts().await, ops.stuck().await) } else { (None, None) };
+    let lanes = lanes(&ops, unheld.as_deref());
     let is_live = asked.live.as_deref() != Some("off");
     let live = [
         element("h2", &[], text("Now")),

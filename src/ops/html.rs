@@ -8,21 +8,20 @@ pub(super) struct Html(String);
 
 /// Text. Characters that would turn the reading direction or hide something are shown by their number.
 pub(super) fn text(text: impl Display) -> Html {
-    let mut html = String::new();
+    let mut shown = String::new();
     for c in text.to_string().chars() {
         match c {
-            '&' => html.push_str("&amp;"),
-            '<' => html.push_str("&lt;"),
-            '>' => html.push_str("&gt;"),
-            '"' => html.push_str("&quot;"),
-            '\'' => html.push_str("&#39;"),
-            '\n' => html.push(c),
             // Writing to a string cannot fail.
-            c if c.is_control() || is_formatting(c) => _ = write!(html, "\\u{{{:x}}}", u32::from(c)),
-            c => html.push(c),
+            c if c != '\n' && (c.is_control() || is_formatting(c)) => _ = write!(shown, "\\u{{{:x}}}", u32::from(c)),
+            c => shown.push(c),
         }
     }
-    Html(html)
+    Html(escaped(&shown))
+}
+
+/// The text with everything that means something in HTML taken for itself.
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;").replace('\'', "&#39;")
 }
 
 /// Characters without a shape of their own that change how their neighbours are shown.
@@ -41,7 +40,7 @@ pub(super) fn element(name: &'static str, attributes: &[(&'static str, &str)], c
 pub(super) fn tag(name: &'static str, attributes: &[(&'static str, &str)]) -> Html {
     let mut html = format!("<{name}");
     for (attribute, value) in attributes {
-        _ = write!(html, " {attribute}=\"{}\"", text(value).0);
+        _ = write!(html, " {attribute}=\"{}\"", escaped(value));
     }
     html.push('>');
     Html(html)

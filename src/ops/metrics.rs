@@ -33,8 +33,8 @@ pub(super) fn text(metrics: &Metrics, unheld: Option<&[Unheld]>, counts: Option<
     let mut page = Page(String::with_capacity(16 * 1024));
     page.family("paypoll_build_info", "gauge", "Always 1; the version that runs");
     page.line("paypoll_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1.0);
-    page.family("paypoll_database_up", "gauge", "1 while the database is there and this replica holds its lease");
-    page.line("paypoll_database_up", &[], flag(metrics.ready.load(Relaxed)));
+    page.family("paypoll_database_up", "gauge", "1 while the database answers and this replica holds its lease");
+    page.line("paypoll_database_up", &[], flag(metrics.ready.load(Relaxed) && unheld.is_some()));
     write_counters(&mut page, metrics);
     let lateness = |account: &crate::metrics::AccountMetrics| read(&account.lateness);
     page.histogram(
@@ -230,8 +230,11 @@ mod tests {
     #[test]
     fn what_the_database_did_not_tell_is_left_out() {
         let metrics = Metrics::new([("khalti", "a")].into_iter());
-        let text = text(&metrics, None, None);
-        assert!(!text.contains("paypoll_pending") && !text.contains("paypoll_oldest_due_seconds"), "{text}");
+        metrics.ready.store(true, Relaxed);
+        let silent = text(&metrics, None, None);
+        assert!(!silent.contains("paypoll_pending") && !silent.contains("paypoll_oldest_due_seconds"), "{silent}");
+        assert!(silent.contains("paypoll_database_up 0\n"), "{silent}");
+        assert!(text(&metrics, Some(&[]), None).contains("paypoll_database_up 1\n"));
     }
 
     #[test]

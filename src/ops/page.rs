@@ -138,7 +138,7 @@ async fn transaction(State(ops): State<Arc<Ops>>, Path(id): Path<String>) -> Res
         Some(Some(life)) => {
             let is_live = life.next_poll_at.is_some();
             let body = element("div", &[("id", "live")], show_life(&life));
-            page(StatusCode::OK, &format!("paypoll: {}", life.found.reference), &life.found.reference, body, is_live)
+            page(StatusCode::OK, &format!("paypoll: {}", life.found.reference), "", body, is_live)
         }
     }
 }

@@ -47,6 +47,7 @@ pub mod commands;
 pub mod config;
 pub mod domain;
 pub mod metrics;
+pub mod notify;
 pub mod ops;
 pub mod postgres;
 pub mod providers;

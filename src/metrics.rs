@@ -1,8 +1,10 @@
 //! Counters of this process, for `/metrics` and the summary line. Cheap to write: the hot path adds to atomics.
 
 use crate::domain::{Outcome, State};
+use crate::store::Unroutable;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// The upper bounds of the histograms' buckets, in seconds.
 pub const BUCKETS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0];
@@ -48,6 +50,8 @@ pub struct AccountMetrics {
     pub in_flight: AtomicU64,
     /// Whether the circuit is open.
     pub circuit_open: AtomicBool,
+    /// Whether a pause lasts that the provider asked for.
+    pub paused: AtomicBool,
     /// How long the held transaction has been due that has waited longest, in microseconds.
     pub oldest_due_us: AtomicU64,
 }
@@ -65,6 +69,7 @@ impl AccountMetrics {
             latency: Histogram::default(),
             in_flight: AtomicU64::new(0),
             circuit_open: AtomicBool::new(false),
+            paused: AtomicBool::new(false),
             oldest_due_us: AtomicU64::new(0),
         }
     }
@@ -94,6 +99,10 @@ pub struct Metrics {
     pub accounts: Vec<AccountMetrics>,
     /// Whether the database is there and this replica holds its lease.
     pub ready: AtomicBool,
+    began: Instant,
+    /// When the loop last turned, in milliseconds since `began`.
+    turned_ms: AtomicU64,
+    unroutable: Mutex<Vec<Unroutable>>,
 }
 
 impl Metrics {
@@ -103,6 +112,32 @@ impl Metrics {
         Self {
             accounts: accounts.map(|(provider, account)| AccountMetrics::new(provider, account)).collect(),
             ready: AtomicBool::new(false),
+            began: Instant::now(),
+            turned_ms: AtomicU64::new(0),
+            unroutable: Mutex::default(),
         }
+    }
+
+    /// The loop turned.
+    pub fn turn(&self, now: Instant) {
+        let passed = now.saturating_duration_since(self.began).as_millis();
+        self.turned_ms.store(u64::try_from(passed).unwrap_or(u64::MAX), Relaxed);
+    }
+
+    /// How long ago the loop turned last. It turns at least once a second, whatever happens: a longer time means that it hangs.
+    #[must_use]
+    pub fn since_turn(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.began + Duration::from_millis(self.turned_ms.load(Relaxed)))
+    }
+
+    /// What was last found to wait for an account that nobody serves.
+    #[must_use]
+    pub fn unroutable(&self) -> Vec<Unroutable> {
+        self.unroutable.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Remembers what was found to wait for an account that nobody serves.
+    pub fn set_unroutable(&self, found: Vec<Unroutable>) {
+        *self.unroutable.lock().unwrap_or_else(PoisonError::into_inner) = found;
     }
 }

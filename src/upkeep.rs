@@ -1,5 +1,6 @@
 //! Housekeeping beside the loop: the journal's partitions, and rows that nobody serves.
 
+use crate::metrics::Metrics;
 use crate::scheduler::lane::LaneSpec;
 use crate::store::Store;
 use crate::telemetry::event;
@@ -18,7 +19,7 @@ const UNROUTABLE_EVERY: Duration = Duration::from_secs(10);
 const TELL_AGAIN: Duration = Duration::from_secs(600);
 
 /// Keeps house until `stop`. Errors are left to the next time: the loop itself tells when the database is lost.
-pub async fn keep(store: Store, lanes: Vec<Arc<LaneSpec>>, retention: Duration, stop: CancellationToken) {
+pub async fn keep(store: Store, lanes: Vec<Arc<LaneSpec>>, metrics: Arc<Metrics>, retention: Duration, stop: CancellationToken) {
     let mut journal = interval(JOURNAL_EVERY);
     let mut unroutable = interval_at(Instant::now() + Duration::from_secs(2), UNROUTABLE_EVERY);
     journal.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -28,7 +29,7 @@ pub async fn keep(store: Store, lanes: Vec<Arc<LaneSpec>>, retention: Duration, 
         tokio::select! {
             () = stop.cancelled() => return,
             _ = journal.tick() => keep_journal(&store, retention).await,
-            _ = unroutable.tick() => tell_unroutable(&store, &lanes, &mut told).await,
+            _ = unroutable.tick() => tell_unroutable(&store, &lanes, &metrics, &mut told).await,
         }
     }
 }
@@ -43,9 +44,15 @@ async fn keep_journal(store: &Store, retention: Duration) {
     }
 }
 
-async fn tell_unroutable(store: &Store, lanes: &[Arc<LaneSpec>], told: &mut BTreeMap<(String, String), Instant>) {
+async fn tell_unroutable(
+    store: &Store,
+    lanes: &[Arc<LaneSpec>],
+    metrics: &Metrics,
+    told: &mut BTreeMap<(String, String), Instant>,
+) {
     let own: Vec<(String, String)> = lanes.iter().map(|spec| (spec.provider.to_owned(), spec.account.to_string())).collect();
     let Ok(found) = store.unroutable(&own).await else { return };
+    metrics.set_unroutable(found.clone());
     told.retain(|key, at| at.elapsed() < TELL_AGAIN && found.iter().any(|row| (&row.provider, &row.account) == (&key.0, &key.1)));
     for row in found {
         let key = (row.provider.clone(), row.account.clone());

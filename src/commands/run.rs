@@ -2,6 +2,7 @@
 
 use crate::config::Config;
 use crate::metrics::Metrics;
+use crate::notify::{self, ServiceManager};
 use crate::ops;
 use crate::scheduler::{self, Daemon};
 use crate::store::{SchemaError, Store, StoreError};
@@ -34,7 +35,8 @@ pub async fn serve(config: &Config, stop: CancellationToken) -> anyhow::Result<(
     store.make_journal(None).await.context("the journal's partitions could not be made")?;
     let metrics = Arc::new(Metrics::new(lanes.iter().map(|spec| (spec.provider, &*spec.account))));
     let ops = ops::serve(config, store.clone(), metrics.clone(), stop.clone()).await?;
-    let upkeep = tokio::spawn(crate::upkeep::keep(store.clone(), lanes.clone(), config.journal.retention, stop.clone()));
+    let upkeep =
+        tokio::spawn(crate::upkeep::keep(store.clone(), lanes.clone(), metrics.clone(), config.journal.retention, stop.clone()));
     info!(
         event = event::DAEMON_STARTED,
         version = env!("CARGO_PKG_VERSION"),
@@ -44,6 +46,9 @@ pub async fn serve(config: &Config, stop: CancellationToken) -> anyhow::Result<(
         env!("CARGO_PKG_VERSION"),
         lanes.len()
     );
+    if let Some(manager) = ServiceManager::from_environment() {
+        tokio::spawn(notify::keep(manager, metrics.clone(), stop.clone()));
+    }
     let daemon = Daemon::new(config, store.clone(), lanes, metrics).map_err(|error| anyhow!(error))?;
     let result = daemon.run(stop.clone()).await;
     stop.cancel();

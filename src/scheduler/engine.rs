@@ -644,7 +644,7 @@ impl Engine {
                     }
                 }
                 for Carried { mut held, due, written } in recording.carried.drain(..) {
-                                if recorded.lease_lost || held.epoch != self.epoch || recorded.refused.contains(&held.transaction.id) {
+                    if recorded.lease_lost || held.epoch != self.epoch || recorded.refused.contains(&held.transaction.id) {
                         continue;
                     }
                     held.fence += i64::from(written);

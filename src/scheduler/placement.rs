@@ -59,7 +59,8 @@ fn due(spec: &LaneSpec, candidate: &mut Candidate, now: DateTime<Utc>, draw: f64
         (Some(_), Some(last)) => after(last, floor),
         _ => rules.first_look(transaction, 0.0),
     };
-    let due = if candidate.fresh { rules.first_look(transaction, draw) } else { candidate.due.max(earliest) };
+    // A row that was inserted late is due when it came.
+    let due = candidate.due.max(if candidate.fresh { rules.first_look(transaction, draw) } else { earliest });
     // A dead owner may have sent the poll that was due and died before he wrote it down: it counts as sent now.
     if candidate.orphan && due <= now { after(now, floor) } else { due }
 }

@@ -176,10 +176,12 @@ impl Reporter {
 
     /// Keeps the gauges, and writes the summary when its time has come.
     pub(super) fn look(&mut self, engine: &Engine, now: Instant) {
+        self.metrics.turn(now);
         self.metrics.ready.store(engine.has_database(), Relaxed);
         for (lane, metrics) in engine.lanes.iter().zip(&self.metrics.accounts) {
             metrics.in_flight.store(u64::from(lane.in_flight), Relaxed);
             metrics.circuit_open.store(lane.circuit.is_open(), Relaxed);
+            metrics.paused.store(lane.is_held(now), Relaxed);
             let oldest = lane.ready.keys().map(|(_, due, _)| *due).min();
             let waited = oldest.map_or(Duration::ZERO, |due| now.saturating_duration_since(due));
             metrics.oldest_due_us.store(u64::try_from(waited.as_micros()).unwrap_or(u64::MAX), Relaxed);

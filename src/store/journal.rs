@@ -7,7 +7,8 @@ use chrono::{DateTime, Days, NaiveDate, Utc};
 use sqlx::postgres::PgConnection;
 
 /// In binary: neither side spends time on writing and reading time stamps as text.
-const APPEND: &str = "copy paypoll.polls (transaction_id, provider, account, due_at, sent_at, latency_ms, http_status, outcome, error)
+const APPEND: &str =
+    "copy paypoll.polls (transaction_id, provider, account, due_at, sent_at, latency_ms, http_status, outcome, error)
                       from stdin (format binary)";
 
 /// What begins a binary `COPY`: its signature, no flags, no extension.

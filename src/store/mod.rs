@@ -13,6 +13,7 @@ mod journal;
 mod life;
 mod migrate;
 mod overview;
+pub mod page;
 mod record;
 mod reopen;
 mod replicas;

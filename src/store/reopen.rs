@@ -60,7 +60,7 @@ const ASKED: &str = r#"
 
 /// A new window: it counts from now, and nothing of the old one but the polls that were sent is held against it. Polls that only the
 /// journal knows, because whoever sent them died or was overruled, are counted here, so that the floor since the last one holds.
-/// An owner of 0 stays: whoever takes the row then looks into the journal again, and takes a poll in flight into account.
+/// An owner stays: he may have a poll in flight and has not let go yet, or he is dead and whoever takes over looks into the journal.
 const REOPEN: &str = "
     , counted as (
         select f.*, j.polls, j.polled_at
@@ -71,7 +71,7 @@ const REOPEN: &str = "
          where f.obstacle is null
     ), reopened as (
         update paypoll.transactions t
-           set fence = t.fence + 1, owner = case when t.owner = 0 then 0 end, state = 'pending', reason = null, action = null,
+           set fence = t.fence + 1, state = 'pending', reason = null, action = null,
                failures = 0, not_found = 0, attempts = t.attempts + c.polls, last_polled_at = greatest(t.last_polled_at, c.polled_at),
                next_poll_at = clock_timestamp(), reopened_at = clock_timestamp(), action_at = null,
                opened_at = null, phase = 0, phase_since = null, gaps = 0

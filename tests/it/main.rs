@@ -4,6 +4,8 @@
 
 mod binary;
 mod daemon;
+mod documents;
+mod ops;
 mod postgres;
 mod store;
 mod support;

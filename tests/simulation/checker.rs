@@ -88,8 +88,7 @@ impl Checker {
     }
 
     pub(crate) fn born(&mut self, id: Uuid, account: usize, initiated: Micros, anchor: DateTime<Utc>) {
-        let life =
-            Life { account, initiated, requests: Vec::new(), journaled: Vec::new(), settled: None, anchor };
+        let life = Life { account, initiated, requests: Vec::new(), journaled: Vec::new(), settled: None, anchor };
         self.lives.insert(id, life);
         self.state.insert(id, State::Pending);
     }

@@ -1,0 +1,288 @@
+//! The ops port: whether the process is alive, whether it makes progress, numbers for machines, a page for people.
+//!
+//! Whoever reaches the port may ask as often as he likes: what costs the database something is looked up for everybody at once and
+//! kept for a moment ([`Cached`]). Nothing here changes anything.
+
+mod html;
+mod metrics;
+mod page;
+mod recent;
+
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::store::page::{Counts, Stuck, Unheld};
+use crate::store::{Store, StoreError};
+use anyhow::Context as _;
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use recent::Recent;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+/// A database that has not answered a probe by then is as good as none.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// `/readyz` asks the database at most this often.
+const READY_FOR: Duration = Duration::from_secs(1);
+/// `/metrics` and the page ask how late the accounts are at most this often.
+const LATENESS_FOR: Duration = Duration::from_secs(5);
+/// Transactions are counted at most this often, and only when somebody asks.
+const COUNT_EVERY: Duration = Duration::from_secs(15);
+/// Counting takes at most this share of a connection's time, however large the tables are.
+const COUNT_SHARE: u32 = 50;
+/// A scrape waits so long for the counts of now; after that it gets the ones before.
+const COUNT_PATIENCE: Duration = Duration::from_millis(500);
+/// The loop turns at least once a second; after so long without, it hangs.
+const HANGS: Duration = Duration::from_secs(10);
+/// A loop that has hung for so long will not turn again: whoever started the process had better start it anew.
+const HANGS_FOR_GOOD: Duration = Duration::from_secs(60);
+/// Once the daemon has stopped, clients that hang on to their connection are cut off after this.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
+/// What the handlers share.
+struct Ops {
+    store: Store,
+    metrics: Arc<Metrics>,
+    /// Requests per second and requests in flight that each account may have, in the order of the lanes.
+    budgets: Vec<(f64, u32)>,
+    max_overdue: Duration,
+    /// The port is reachable from this machine only.
+    local: bool,
+    unheld: Cached<Option<Vec<Unheld>>>,
+    stuck: Cached<Option<Stuck>>,
+    counting: Mutex<Counting>,
+    recent: Mutex<Recent>,
+    /// Searches and timelines are looked up one after the other: people may not take the daemon's connections away.
+    turn: tokio::sync::Mutex<()>,
+}
+
+struct Counting {
+    counts: Option<Vec<Counts>>,
+    /// When they may be counted again; `None` while they are being counted.
+    next: Option<Instant>,
+}
+
+/// Serves until `stop`. Nothing is served where the configuration names no address.
+pub async fn serve(
+    config: &Config,
+    store: Store,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+) -> anyhow::Result<JoinHandle<()>> {
+    let Some(listen) = config.ops.listen else { return Ok(tokio::spawn(async {})) };
+    let failed = || format!("ops.listen = {listen:?} cannot be listened on");
+    let listener = TcpListener::bind(listen).await.with_context(failed)?;
+    serve_on(listener, config, store, metrics, stop).with_context(failed)
+}
+
+/// Serves on a listener until `stop`. Errors when the listener has no address.
+pub fn serve_on(
+    listener: TcpListener,
+    config: &Config,
+    store: Store,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+) -> anyhow::Result<JoinHandle<()>> {
+    let address: SocketAddr = listener.local_addr()?;
+    let accounts = config.providers.iter().flat_map(|provider| provider.accounts.iter().map(move |_| provider));
+    let ops = Arc::new(Ops {
+        store,
+        budgets: accounts.map(|provider| (provider.rate.per_second, provider.max_in_flight)).collect(),
+        max_overdue: config.ops.max_overdue,
+        local: address.ip().is_loopback(),
+        unheld: Cached::default(),
+        stuck: Cached::default(),
+        counting: Mutex::new(Counting { counts: None, next: Some(Instant::now()) }),
+        recent: Mutex::new(Recent::new(&metrics, Instant::now())),
+        turn: tokio::sync::Mutex::default(),
+        metrics,
+    });
+    let router = Router::new()
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(scrape))
+        .merge(page::routes(&ops))
+        .with_state(ops.clone());
+    Ok(tokio::spawn(async move {
+        let served = axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
+        tokio::select! {
+            // An error here is a listener that broke: the daemon itself goes on.
+            result = served => drop(result),
+            () = recent::watch(&ops) => {}
+            // A client that does not end his request must not keep the daemon from ending.
+            () = async { stop.cancelled().await; tokio::time::sleep(LAST_ANSWERS).await } => {}
+        }
+    }))
+}
+
+/// Whether the process lives. A lost database or a provider that is down are no reason to start it anew; a loop that hangs is one.
+async fn healthz(State(ops): State<Arc<Ops>>) -> (StatusCode, String) {
+    match turns(ops.metrics.since_turn(Instant::now()), HANGS_FOR_GOOD) {
+        Ok(()) => (StatusCode::OK, "ok\n".into()),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+    }
+}
+
+async fn readyz(State(ops): State<Arc<Ops>>) -> (StatusCode, String) {
+    match ops.readiness().await {
+        Ok(()) => (StatusCode::OK, "ready\n".into()),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
+    }
+}
+
+async fn scrape(State(ops): State<Arc<Ops>>) -> impl IntoResponse {
+    let unheld = ops.unheld(LATENESS_FOR).await;
+    let counts = ops.counts().await;
+    let text = metrics::text(&ops.metrics, unheld.as_deref(), counts.as_deref());
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
+}
+
+/// What somebody asked for.
+impl Ops {
+    /// Whether progress is real; else why not, in one line.
+    ///
+    /// A transaction is overdue by this daemon's fault only: accounts whose circuit is open, or that pause because the provider asked
+    /// for it, have their own metrics and alerts, and starting the daemon anew would mend nothing. Once they are asked again, what
+    /// piled up counts until it is worked off.
+    async fn readiness(&self) -> Result<(), String> {
+        turns(self.metrics.since_turn(Instant::now()), HANGS)?;
+        if !self.metrics.ready.load(Relaxed) {
+            return Err("the database is not there, or this replica holds no lease yet".into());
+        }
+        let unheld = self.unheld(READY_FOR).await.ok_or("the database does not answer")?;
+        match self.behind(&unheld).max_by(|one, other| one.2.total_cmp(&other.2)) {
+            Some((provider, account, seconds)) if seconds > self.max_overdue.as_secs_f64() => Err(format!(
+                "a transaction of {provider}/{account} has been due for {seconds:.0} s, longer than ops.max_overdue ({} s)",
+                self.max_overdue.as_secs_f64()
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// For how many seconds the first transaction has been due of each account that is asked: those held, and those that nobody holds.
+    fn behind<'a>(&'a self, unheld: &'a [Unheld]) -> impl Iterator<Item = (&'a str, &'a str, f64)> {
+        let held = metrics::held(&self.metrics).filter(|held| held.asked).map(|held| (held.provider, held.account, held.oldest_s));
+        let rest = unheld.iter().filter(|account| !account.circuit_open && !account.paused);
+        held.chain(rest.filter_map(|rest| Some((&*rest.provider, &*rest.account, rest.oldest_s?))))
+    }
+
+    /// How late the accounts are with what nobody holds, as of `max_age` ago at most; `None` when the database does not answer.
+    async fn unheld(&self, max_age: Duration) -> Option<Vec<Unheld>> {
+        let accounts: Vec<(&str, &str)> =
+            self.metrics.accounts.iter().map(|account| (account.provider, &*account.account)).collect();
+        self.unheld.get(max_age, || patiently(self.store.unheld(&accounts))).await
+    }
+
+    /// What hangs, and why; `None` when the database does not answer.
+    async fn stuck(&self) -> Option<Stuck> {
+        let providers = self.providers();
+        self.stuck.get(LATENESS_FOR, || patiently(self.store.stuck(&providers, self.max_overdue.as_secs_f64()))).await
+    }
+
+    /// The counts, as fresh as they are to be had soon. Counting goes on when the client does not wait for it.
+    async fn counts(self: &Arc<Self>) -> Option<Vec<Counts>> {
+        let begins = {
+            let mut counting = self.counting();
+            let begins = counting.next.is_some_and(|next| next <= Instant::now());
+            if begins {
+                counting.next = None;
+            }
+            begins
+        };
+        if begins {
+            let ops = self.clone();
+            let task = tokio::spawn(async move { ops.count().await });
+            drop(tokio::time::timeout(COUNT_PATIENCE, task).await);
+        }
+        self.counting().counts.clone()
+    }
+
+    async fn count(&self) {
+        let begun = Instant::now();
+        let counts = self.store.counts(&self.providers()).await;
+        let took = begun.elapsed();
+        let mut counting = self.counting();
+        counting.next = Some(begun + COUNT_EVERY.max(took * COUNT_SHARE));
+        counting.counts = counts.inspect_err(|error| debug!(%error, "transactions could not be counted")).ok();
+    }
+
+    fn counting(&self) -> std::sync::MutexGuard<'_, Counting> {
+        self.counting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn providers(&self) -> Vec<&'static str> {
+        let mut providers: Vec<&'static str> = self.metrics.accounts.iter().map(|account| account.provider).collect();
+        providers.dedup();
+        providers
+    }
+}
+
+/// Whether the loop turns, told how long ago it last did.
+fn turns(last: Duration, bound: Duration) -> Result<(), String> {
+    if last > bound { Err(format!("the loop has not turned for {} s", last.as_secs())) } else { Ok(()) }
+}
+
+/// The answer, unless it fails or takes too long.
+async fn patiently<T>(asked: impl Future<Output = Result<T, StoreError>>) -> Option<T> {
+    match tokio::time::timeout(PATIENCE, asked).await {
+        Ok(answer) => answer.inspect_err(|error| debug!(%error, "the ops port got no answer from the database")).ok(),
+        Err(_) => None,
+    }
+}
+
+/// Something that is looked up at most once in a while, however many ask: the first one looks, the others wait for what he finds.
+struct Cached<T>(tokio::sync::Mutex<Option<(Instant, T)>>);
+
+impl<T> Default for Cached<T> {
+    fn default() -> Self {
+        Self(tokio::sync::Mutex::const_new(None))
+    }
+}
+
+impl<T: Clone> Cached<T> {
+    /// What was found within `max_age`, else what `look` finds now.
+    async fn get<F: Future<Output = T>>(&self, max_age: Duration, look: impl FnOnce() -> F) -> T {
+        let mut kept = self.0.lock().await;
+        if let Some((_, found)) = kept.as_ref().filter(|(at, _)| at.elapsed() < max_age) {
+            return found.clone();
+        }
+        let found = look().await;
+        *kept = Some((Instant::now(), found.clone()));
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicU32;
+
+    #[test]
+    fn a_loop_that_has_not_turned_for_long_hangs() {
+        let metrics = Metrics::new([].into_iter());
+        let begun = Instant::now();
+        let at = |seconds| begun + Duration::from_secs(seconds);
+        assert!(turns(metrics.since_turn(at(5)), HANGS).is_ok());
+        assert!(turns(metrics.since_turn(at(12)), HANGS).is_err_and(|why| why.contains("not turned")));
+        metrics.turn(at(11));
+        assert!(turns(metrics.since_turn(at(12)), HANGS).is_ok());
+    }
+
+    #[tokio::test]
+    async fn however_many_ask_only_the_first_one_looks() {
+        let (cached, looks) = (Cached::default(), AtomicU32::new(0));
+        let look = || async { looks.fetch_add(1, Relaxed) };
+        let found = tokio::join!(cached.get(PATIENCE, look), cached.get(PATIENCE, look), cached.get(PATIENCE, look));
+        assert_eq!(found, (0, 0, 0));
+        assert_eq!(cached.get(Duration::ZERO, look).await, 1, "what is too old is looked up anew");
+    }
+}

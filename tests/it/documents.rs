@@ -1,0 +1,181 @@
+//! What is written for operators stays true: the log's page, the alerts, the dashboard and the runbook against the code.
+
+use paypoll::domain::{Outcome, State};
+use paypoll::telemetry::event;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+
+/// Of an event: its levels and its fields.
+type Shape = (BTreeSet<String>, BTreeSet<String>);
+
+fn read(path: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+}
+
+/// Every source file of the program.
+fn sources() -> Vec<String> {
+    fn collect(folder: &Path, found: &mut Vec<String>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                collect(&path, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                found.push(fs::read_to_string(&path).unwrap());
+            }
+        }
+    }
+    let mut found = Vec::new();
+    collect(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut found);
+    found
+}
+
+/// The events as the program logs them. What stands in the modules' own tests does not count.
+fn logged() -> BTreeMap<String, Shape> {
+    let mut events: BTreeMap<String, Shape> = BTreeMap::new();
+    for source in sources() {
+        let program = source.split("#[cfg(test)]").next().unwrap();
+        for (at, _) in program.match_indices("event = event::") {
+            let (level, start) = ["error", "warn", "info", "debug"]
+                .into_iter()
+                .filter_map(|level| program[..at].rfind(&format!("{level}!(")).map(|start| (level, start + level.len() + 2)))
+                .max_by_key(|(_, start)| *start)
+                .unwrap();
+            let arguments = arguments(&program[start..]);
+            let name = arguments[0].trim_start_matches("event = event::").to_lowercase();
+            let shape = events.entry(name).or_default();
+            shape.0.insert(level.to_owned());
+            let fields = arguments[1..].iter().take_while(|argument| !argument.starts_with('"'));
+            shape.1.extend(fields.map(|field| field.split('=').next().unwrap().trim_start_matches('%').trim().to_owned()));
+        }
+    }
+    events
+}
+
+/// The arguments of a call whose opening parenthesis stands just before `text`.
+fn arguments(text: &str) -> Vec<String> {
+    let (mut arguments, mut current, mut depth) = (Vec::new(), String::new(), 0);
+    let mut characters = text.chars();
+    while let Some(c) = characters.next() {
+        match c {
+            '"' => {
+                current.push(c);
+                while let Some(c) = characters.next() {
+                    current.push(c);
+                    match c {
+                        '\\' => current.extend(characters.next()),
+                        '"' => break,
+                        _ => {}
+                    }
+                }
+                continue;
+            }
+            ')' if depth == 0 => break,
+            ',' if depth == 0 => {
+                arguments.push(std::mem::take(&mut current).trim().to_owned());
+                continue;
+            }
+            '(' | '[' | '{' => depth += 1,
+            ')' | ']' | '}' => depth -= 1,
+            _ => {}
+        }
+        current.push(c);
+    }
+    arguments.push(current.trim().to_owned());
+    arguments.retain(|argument| !argument.is_empty());
+    arguments
+}
+
+/// The words between back-ticks.
+fn quoted(text: &str) -> BTreeSet<String> {
+    text.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+/// The events as `docs/logs.md` tells of them.
+fn documented() -> BTreeMap<String, Shape> {
+    let page = read("docs/logs.md");
+    let section = |section: &str| {
+        let (heading, body) = section.split_once('\n').unwrap();
+        let (name, levels) = heading.split_once(" · ").unwrap();
+        let fields = body.lines().find_map(|line| line.strip_prefix("Fields: ")).unwrap();
+        let levels = levels.split(", ").map(str::to_owned).collect();
+        (name.trim_matches('`').to_owned(), (levels, quoted(fields)))
+    };
+    page.split("\n## ").skip(1).map(section).collect()
+}
+
+#[test]
+fn the_logs_page_has_every_event_with_its_levels_and_fields_and_no_other() {
+    let (logged, documented) = (logged(), documented());
+    assert_eq!(logged, documented);
+    let all: BTreeSet<String> = event::ALL.iter().map(|name| (*name).to_owned()).collect();
+    assert_eq!(documented.into_keys().collect::<BTreeSet<_>>(), all);
+}
+
+/// The words of a text that begin with `paypoll_`, without what a histogram appends.
+fn metric_names(text: &str) -> BTreeSet<String> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|word| word.starts_with("paypoll_"));
+    let base = |word: &str| ["_bucket", "_sum", "_count"].iter().find_map(|end| word.strip_suffix(end)).unwrap_or(word).to_owned();
+    words.map(base).collect()
+}
+
+/// The metrics that the code names in their families.
+fn metrics() -> BTreeSet<String> {
+    let source = read("src/ops/metrics.rs");
+    metric_names(source.split("#[cfg(test)]").next().unwrap())
+}
+
+#[test]
+fn alerts_and_dashboard_use_only_metrics_that_exist() {
+    let known = metrics();
+    assert!(known.len() >= 12, "{known:?}");
+    for path in ["deploy/alerts.yml", "deploy/alerts_test.yml", "deploy/grafana.json"] {
+        let used = metric_names(&read(path));
+        assert!(!used.is_empty(), "{path}");
+        let unknown: Vec<_> = used.difference(&known).collect();
+        assert!(unknown.is_empty(), "{path} uses {unknown:?}");
+    }
+}
+
+#[test]
+fn alerts_and_dashboard_name_only_outcomes_and_states_that_exist() {
+    let states: Vec<&str> = State::ALL.into_iter().map(State::as_str).collect();
+    let labels = [("outcome", &Outcome::NAMES[..]), ("to", &states[..]), ("state", &states[..])];
+    for path in ["deploy/alerts.yml", "deploy/grafana.json"] {
+        let text = read(path).replace("\\\"", "\"");
+        for (label, known) in labels {
+            for matcher in ["=", "=~"] {
+                for part in text.split(&format!("{label}{matcher}\"")).skip(1) {
+                    for value in part.split('"').next().unwrap().split('|') {
+                        assert!(known.contains(&value), "{path}: {label}{matcher}\"{value}\"");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_alert_has_its_section_in_the_runbook_and_every_link_leads_somewhere() {
+    let anchor = |heading: &str| heading.to_lowercase().replace(' ', "-");
+    let headings =
+        |path: &str| -> BTreeSet<String> { read(path).lines().filter_map(|line| line.strip_prefix("## ").map(anchor)).collect() };
+    let runbook = headings("docs/runbook.md");
+    let alerts = read("deploy/alerts.yml");
+    let linked: BTreeSet<String> =
+        alerts.lines().filter_map(|line| line.trim().strip_prefix("runbook_url: docs/runbook.md#").map(str::to_owned)).collect();
+    assert_eq!(alerts.matches("- alert: ").count(), alerts.matches("runbook_url: docs/runbook.md#").count());
+    assert_eq!(linked, runbook, "each alert has a section, and each section an alert");
+    for path in ["docs/logs.md", "docs/runbook.md"] {
+        for link in read(path).split("](").skip(1).map(|rest| rest.split(')').next().unwrap().to_owned()) {
+            let section = link.trim_start_matches("runbook.md").trim_start_matches('#');
+            assert!(runbook.contains(section), "{path}: {link}");
+        }
+    }
+}
+
+#[test]
+fn the_dashboard_is_json() {
+    let dashboard: serde_json::Value = serde_json::from_str(&read("deploy/grafana.json")).unwrap();
+    assert!(dashboard["panels"].as_array().is_some_and(|panels| panels.len() > 10));
+}

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a helper that panics fails its test")]
 
+mod commands;
 mod postgres;
 mod store;
 mod support;

@@ -112,7 +112,7 @@ impl JournalReader {
                left join paypoll.transactions t on t.id = g.transaction_id
               {REOPENED} on r.transaction_id = g.transaction_id"
         );
-        self.read(&sql, TRANSACTIONS, &mut |row| {
+        self.read("polled", &sql, TRANSACTIONS, &mut |row| {
             visit(polled(row)?);
             Ok(())
         })
@@ -128,7 +128,7 @@ impl JournalReader {
                 and not exists (select from paypoll.polls p where p.transaction_id = t.id)",
             literal(self.complete_since)
         );
-        self.read(&sql, TRANSACTIONS, &mut |row| {
+        self.read("never_polled", &sql, TRANSACTIONS, &mut |row| {
             visit(polled(row)?);
             Ok(())
         })
@@ -144,22 +144,24 @@ impl JournalReader {
                 group by provider, account, date_trunc('minute', sent_at)
                 order by provider collate "C", account collate "C", date_trunc('minute', sent_at)"#
         );
-        self.read(&sql, MINUTES, &mut |row| {
+        self.read("minutes", &sql, MINUTES, &mut |row| {
             visit(Minute { provider: row.try_get("provider")?, account: row.try_get("account")?, sent: sent(row)? });
             Ok(())
         })
         .await
     }
 
-    /// Reads a query's rows, `at_once` of them at a time.
+    /// Reads a query's rows, `at_once` of them at a time. Each query needs a name of its own: a connection remembers the columns of
+    /// the statement that fetches from it.
     async fn read(
         &mut self,
+        name: &str,
         sql: &str,
         at_once: usize,
         visit: &mut impl FnMut(&PgRow) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
-        sqlx::query(AssertSqlSafe(format!("declare reading no scroll cursor for {sql}"))).execute(&mut *self.tx).await?;
-        let fetch = format!("fetch {at_once} from reading");
+        sqlx::query(AssertSqlSafe(format!("declare {name} no scroll cursor for {sql}"))).execute(&mut *self.tx).await?;
+        let fetch = format!("fetch {at_once} from {name}");
         loop {
             let rows = sqlx::query(AssertSqlSafe(fetch.clone())).fetch_all(&mut *self.tx).await?;
             for row in &rows {
@@ -169,7 +171,7 @@ impl JournalReader {
                 break;
             }
         }
-        sqlx::query("close reading").execute(&mut *self.tx).await?;
+        sqlx::query(AssertSqlSafe(format!("close {name}"))).execute(&mut *self.tx).await?;
         Ok(())
     }
 }

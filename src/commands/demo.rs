@@ -25,7 +25,7 @@ use std::fs::{self, File};
 use std::future::Future;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 use summary::{Ended, Summary};
 use tokio::runtime::{Builder, Runtime};
@@ -85,11 +85,11 @@ fn interrupted() -> io::Result<impl Future<Output = ()>> {
 async fn play(asked: &cli::Demo, postgres: &PrivatePostgres, stage: &Stage, workers: &Runtime) -> anyhow::Result<()> {
     let begun = Instant::now();
     create_database(postgres).await.context("the database cannot be prepared")?;
-    let config = write_configuration(postgres, stage, asked)?;
+    let config = Arc::new(write_configuration(postgres, stage, asked)?);
     log_to(&postgres.folder().join(LOG_FILE), &config.log)?;
     let stop = CancellationToken::new();
-    let stopping = stop.clone();
-    let mut daemon = workers.spawn(async move { super::run::serve(&config, stopping).await });
+    let (served, stopping) = (config.clone(), stop.clone());
+    let mut daemon = workers.spawn(async move { super::run::serve(&served, stopping).await });
     let pool = PgPoolOptions::new().max_connections(2).connect(&postgres.url(DATABASE)).await?;
 
     let parts = cast(asked.transactions);

@@ -87,7 +87,7 @@ pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut
 }
 
 /// By how much an arrival at the simulator may be late on a machine that does other things too.
-const TOLERANCE: Duration = Duration::from_millis(25);
+const TOLERANCE: Duration = Duration::from_millis(40);
 
 /// A simulator on a thread of its own. It ends with the test.
 pub(crate) struct Provider {

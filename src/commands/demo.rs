@@ -103,10 +103,24 @@ async fn play(asked: &cli::Demo, postgres: &PrivatePostgres, stage: &Stage, work
     stopped(daemon).await?;
     let ended = read(&pool, &parts, &ids).await?;
     pool.close().await;
-    conclude(&Summary::of(&ended), &stage.simulator, begun.elapsed()).map_err(|error| match keep_log(postgres) {
+    judge(&Summary::of(&ended), stage, &config, begun.elapsed()).await.map_err(|error| match keep_log(postgres) {
         Ok(log) => error.context(format!("the demo failed; the daemon's log is kept in {}", log.display())),
         Err(_) => error,
     })
+}
+
+/// What the scripts, the simulator and the journal say of it.
+async fn judge(summary: &Summary, stage: &Stage, config: &Config, took: Duration) -> anyhow::Result<()> {
+    let mut out = io::stdout();
+    conclude(summary, &stage.simulator, took)?;
+    writeln!(out, "\npaypoll audit, from the journal of polls:")?;
+    let asked = cli::Audit { since: None, json: false, speed: cli::Speed { factor: config.speed } };
+    super::audit::run(config, &asked, &mut out).await?;
+    writeln!(
+        out,
+        "\nnext: `paypoll simulate` in one terminal and `paypoll run` in another: see README, \"Use it with your database\""
+    )?;
+    Ok(())
 }
 
 async fn create_database(postgres: &PrivatePostgres) -> anyhow::Result<()> {
@@ -261,10 +275,6 @@ fn conclude(summary: &Summary, simulator: &Simulator, took: Duration) -> anyhow:
     if violations > 0 || !summary.surprises().is_empty() {
         bail!("{} transactions ended elsewhere than expected, {violations} rules were broken", summary.surprises().len());
     }
-    writeln!(
-        out,
-        "next: `paypoll simulate` in one terminal and `paypoll run` in another: see README, \"Use it with your database\""
-    )?;
     Ok(())
 }
 

@@ -75,7 +75,7 @@ fn sql_stands_in_the_store_only() {
     let mut elsewhere = sources(Path::new("src"));
     elsewhere
         .retain(|file| !SQL.iter().any(|place| file.starts_with(place)) && !file.starts_with("src/commands/demo") && speaks(file));
-    assert_eq!(elsewhere, [PathBuf::new(); 0]);
+    assert!(elsewhere.is_empty(), "{elsewhere:?}");
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! The binary as it is typed: exit codes, and errors in one sentence that says what to do.
 
 use crate::support;
+use rustix::process::{Pid, Signal, kill_process};
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -114,4 +116,35 @@ fn help_is_no_error_and_a_word_that_is_no_command_is_one() {
 #[test]
 fn a_demo_that_is_too_fast_for_its_own_scripts_is_refused() {
     assert_misconfigured(&["demo", "--speed", "61"], &[], &["--speed", "60"]);
+}
+
+#[test]
+fn a_demo_ends_by_itself_with_every_transaction_where_its_script_leads() {
+    let output = paypoll(&["demo", "--transactions", "15"], &[]);
+    let (text, errors) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert!(output.status.success() && errors.is_empty(), "{text}{errors}");
+    assert!(text.contains("surprises: 0") && text.contains(" 0 violations"), "{text}");
+    assert!(text.contains("\n   1 s  dropayment "), "plain lines where nobody looks: {text}");
+}
+
+#[test]
+fn a_demo_that_is_interrupted_leaves_nothing_behind() {
+    let mut demo = Command::new(env!("CARGO_BIN_EXE_paypoll"));
+    let mut demo = demo.arg("demo").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(demo.stdout.take().unwrap()).lines();
+    let begun = lines.find(|line| line.as_ref().is_ok_and(|line| line.contains("polls/s")));
+    begun.expect("a line before the end").unwrap();
+    let ours = format!("paypoll-pg-{}-", demo.id());
+    let folders = || {
+        let found = |parent: &Path| std::fs::read_dir(parent).into_iter().flatten().flatten();
+        let all = found(&std::env::temp_dir()).chain(found(Path::new("/tmp"))).chain(found(Path::new("/var/tmp")));
+        all.filter(|entry| entry.file_name().to_string_lossy().starts_with(&ours)).count()
+    };
+    assert_ne!(folders(), 0);
+    kill_process(Pid::from_child(&demo), Signal::INT).unwrap();
+    let mut errors = String::new();
+    demo.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
+    assert_eq!(folders(), 0);
+    assert_eq!(demo.wait().unwrap().code(), Some(1), "{errors}");
+    assert!(errors.contains("interrupted"), "{errors}");
 }

@@ -140,9 +140,10 @@ pub(super) fn entrance(place: usize, count: u32) -> Duration {
     spread(count).mul_f64(place as f64 / f64::from(count))
 }
 
-/// How long the insertion takes: at most 500 transactions a second.
+/// How long the insertion takes: 10 s, less for few transactions and more for very many.
 pub(super) fn spread(count: u32) -> Duration {
-    Duration::from_secs_f64((f64::from(count) / 500.0).max(10.0))
+    let count = f64::from(count);
+    Duration::from_secs_f64((count / 25.0).min(10.0).max(count / 500.0))
 }
 
 /// How many times the providers' usual budgets are needed for this many transactions.

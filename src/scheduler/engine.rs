@@ -223,6 +223,8 @@ const LOOK_AHEAD: Duration = Duration::from_secs(1);
 const OVERLAP: Duration = Duration::from_secs(3);
 /// A look at everything due, however long ago, costs time: it takes at most this share of it.
 const SWEEP_SHARE: u32 = 50;
+/// However slow the database once was, what was given back is not overlooked for longer than this.
+const RAREST_SWEEP: Duration = Duration::from_secs(5);
 /// Batches on their way at once: one is filled while another commits.
 const RECORDINGS: usize = 2;
 /// The most rows in a batch.
@@ -490,6 +492,10 @@ impl Engine {
                     // What is said of an earlier registration says nothing of this one.
                     Registration::Yes(registered) if registered.replica != replica => {}
                     Registration::Yes(registered) if beat.alive => {
+                        if registered.members.living.iter().any(|id| !beat.members.living.contains(id)) {
+                            // What the dead one held fell due long ago.
+                            self.next_sweep = now;
+                        }
                         registered.members = beat.members;
                         registered.beaten = asked;
                         self.share_out();
@@ -511,7 +517,7 @@ impl Engine {
         };
         if look.sweep {
             let took = now.saturating_duration_since(self.claim_asked);
-            self.next_sweep = now + (took * SWEEP_SHARE).max(Duration::from_secs(1));
+            self.next_sweep = now + (took * SWEEP_SHARE).clamp(Duration::from_secs(1), RAREST_SWEEP);
         }
         let overlap = chrono::TimeDelta::from_std(OVERLAP).unwrap_or_default();
         for ((number, room), (found, last)) in look.lanes.iter().zip(claim.found) {
@@ -551,7 +557,8 @@ impl Engine {
                     let (Some(number), Some(clock)) = (lanes.get(draw.lane), self.clock) else { continue };
                     // The slots count from the moment of the draw by the database's clock, not from that of its answer: an answer that
                     // was long under way brings slots that are void, because others have had the budget since.
-                    self.lanes[*number].add_slots(clock.instant(draw.clock), draw.ahead, draw.gap, draw.slots);
+                    let base = clock.instant(draw.clock);
+                    self.lanes[*number].add_slots(base, clock.slack(), draw.ahead, draw.gap, draw.slots);
                 }
             }
         }
@@ -580,8 +587,9 @@ impl Engine {
                 }
             }
             Asked::Sent { at, latency, status, body, outcome } => {
-                let clock = self.clock.unwrap_or(DatabaseClock::new(now, DateTime::UNIX_EPOCH));
-                let sent = clock.at(at);
+                let clock = self.clock.unwrap_or(DatabaseClock::new(now, now, DateTime::UNIX_EPOCH));
+                // Whoever waits from here, with whatever clock, waits long enough.
+                let sent = clock.latest(at);
                 let redaction = self.redaction(&held);
                 let outcome = outcome.cleaned(|text| redaction.line(text));
                 let error = outcome.error();
@@ -622,7 +630,7 @@ impl Engine {
                 let draw = self.random.random();
                 let mut decision = self.lanes[number].spec.rules.decide(&held.transaction, &outcome, sent, draw);
                 let evidence = decision.change.as_ref().map(|_| {
-                    let answered = latency.map(|latency| clock.at(at + latency));
+                    let answered = latency.map(|latency| crate::domain::after(sent, latency));
                     self.evidence(&held, status, &body, sent, answered)
                 });
                 let from = held.transaction.state;
@@ -937,6 +945,12 @@ impl Engine {
         for number in 0..self.lanes.len() {
             while let Some(entry) = self.lanes[number].waiting.first_entry().filter(|entry| entry.key().0 <= now) {
                 let ((due, sequence), held) = entry.remove_entry();
+                // The clock is known better than when the last poll was written down: its floor holds by the journal too.
+                let ahead = self.clock.map_or(Duration::ZERO, |clock| crate::domain::since(clock.latest(now), held.due));
+                if !ahead.is_zero() && ahead < LEAP {
+                    self.lanes[number].waiting.insert((now + ahead, sequence), held);
+                    continue;
+                }
                 let rules = &self.lanes[number].spec.rules;
                 match rules.due(&held.transaction) {
                     Due::Park(reason) => self.park(now, held, State::Unresolved, reason.to_owned(), Source::Deadline),
@@ -1184,7 +1198,7 @@ impl Engine {
                 }
                 clock.read(asked, now, said);
             }
-            None => self.clock = Some(DatabaseClock::new(now, said)),
+            None => self.clock = Some(DatabaseClock::new(asked, now, said)),
         }
     }
 

@@ -173,10 +173,10 @@ impl Lane {
         need.max(self.sent_since_draw)
     }
 
-    /// Takes over slots that were drawn.
-    pub fn add_slots(&mut self, base: Instant, ahead: f64, gap: f64, count: u32) {
+    /// Takes over slots that were drawn at `base`, or up to `slack` before.
+    pub fn add_slots(&mut self, base: Instant, slack: Duration, ahead: f64, gap: f64, count: u32) {
         self.sent_since_draw = 0;
-        self.slots.add(Grant { base, ahead, gap, used: 0, count });
+        self.slots.add(Grant { base, slack, ahead, gap, used: 0, count });
     }
 
     /// How far requests may run ahead of the pace in the shared budget, and the pace's gap.
@@ -246,6 +246,8 @@ struct Slots {
 
 struct Grant {
     base: Instant,
+    /// How much later than at its true moment a slot may be thought to be.
+    slack: Duration,
     ahead: f64,
     gap: f64,
     used: u32,
@@ -311,7 +313,7 @@ impl Grant {
 
     /// The first slot, used ones left out, that is not void.
     fn first_valid(&self, now: Instant, grace: Duration) -> u32 {
-        let late = now.saturating_duration_since(self.base).as_secs_f64() - grace.as_secs_f64();
+        let late = (now + self.slack).saturating_duration_since(self.base).as_secs_f64() - grace.as_secs_f64();
         if late <= 0.0 {
             return self.used;
         }

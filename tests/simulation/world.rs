@@ -588,6 +588,9 @@ impl World {
             }
             Command::Watch { after } => {
                 let watch = Watch { verdicts: database.verdicts(after), accounts: database.account_states() };
+                for (_, id, fence) in &watch.verdicts {
+                    self.say(|| format!("host {host} hears that {} has fence {fence}", name(*id)));
+                }
                 Some(Event::Watched(Ok(watch)))
             }
             Command::SlowDown { lane, wait } => {
@@ -598,6 +601,9 @@ impl World {
                 None
             }
             Command::Circuit { lane, change } => {
+                if self.telling {
+                    println!("{:>11.6} host {host} says about account {lane}: {change:?}", self.now as f64 / 1e6);
+                }
                 match change {
                     CircuitChange::Open(_) => database.open_circuit(specs[lane], accounts::PROBE_AFTER),
                     CircuitChange::Close => database.close_circuit(specs[lane]),
@@ -606,6 +612,7 @@ impl World {
             }
             Command::Probe { lane } => {
                 let granted = database.take_probe(specs[lane], accounts::PROBE_AFTER);
+                self.say(|| format!("host {host} may probe account {lane}: {granted}"));
                 Some(Event::Probe { lane, granted: Ok(granted) })
             }
             Command::Ask { .. } | Command::Finish { .. } => None,

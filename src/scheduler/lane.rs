@@ -60,6 +60,8 @@ pub struct Lane {
     pub planned_away: usize,
     /// A request for slots is under way.
     pub drawing: bool,
+    /// Before that no slots are to be had.
+    pub next_draw: Instant,
     /// Polls sent since slots were last drawn.
     pub sent_since_draw: u32,
     /// When it last sent, by count of all polls: who waited longest comes first.
@@ -97,6 +99,7 @@ impl Lane {
             more: true,
             planned_away: 0,
             drawing: false,
+            next_draw: now,
             sent_since_draw: 0,
             last_turn: 0,
             busy: HashSet::new(),
@@ -120,7 +123,7 @@ impl Lane {
     #[must_use]
     pub fn room(&self, now: Instant, soon: Instant) -> usize {
         let target = match (self.circuit.is_open(), self.is_held(now)) {
-            (true, _) => usize::from(self.held() == 0),
+            (true, _) => usize::from(self.held() == 0 && self.share > 0),
             (false, true) => 0,
             (false, false) => self.target(),
         };
@@ -162,7 +165,7 @@ impl Lane {
     /// How many send slots it should draw: what is ready or falls due until `soon`, or as many as it used lately.
     #[must_use]
     pub fn wants_slots(&self, now: Instant, soon: Instant) -> u32 {
-        if self.drawing || self.is_held(now) || self.share == 0 {
+        if self.drawing || self.next_draw > now || self.is_held(now) || self.share == 0 {
             return 0;
         }
         let most = self.target().max(1);
@@ -171,6 +174,13 @@ impl Lane {
             return 0;
         }
         need.max(self.sent_since_draw)
+    }
+
+    /// When it will draw for what is ready now.
+    #[must_use]
+    pub fn awaits_draw(&self) -> Option<Instant> {
+        let waits = !self.drawing && !self.ready.is_empty() && self.share > 0 && self.slots.is_empty();
+        waits.then(|| self.held_until.max(self.told_until).map_or(self.next_draw, |until| until.max(self.next_draw)))
     }
 
     /// Takes over slots that were drawn at `base`, or up to `slack` before.
@@ -205,6 +215,12 @@ impl Lane {
     /// Nobody knows any more of when the slots are.
     pub fn void_slots(&mut self) {
         self.slots.clear();
+    }
+
+    /// Whether there is a transaction, a slot and a place for a request now: all but the right to send it.
+    #[must_use]
+    pub fn could_start(&mut self, now: Instant) -> bool {
+        !self.is_held(now) && self.in_flight < self.share && self.slots.ready(now).is_ok() && self.startable().is_some()
     }
 
     /// The provider asked for a pause.
@@ -274,6 +290,10 @@ impl Slots {
         if grant.count > 0 {
             self.grants.push_back(grant);
         }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.grants.is_empty()
     }
 
     fn clear(&mut self) {
@@ -360,6 +380,8 @@ pub struct Circuit {
 struct Open {
     probe_at: Instant,
     probe: Probe,
+    /// When the database was asked for the probe.
+    asked_at: Instant,
     /// The database knows it too.
     confirmed: bool,
 }
@@ -430,7 +452,7 @@ impl Circuit {
 
     /// Nothing is sent but probes, from `probe_at` on. `confirmed`: the database says so.
     pub fn set_open(&mut self, probe_at: Instant, confirmed: bool) {
-        let open = self.open.get_or_insert(Open { probe_at, probe: Probe::Idle, confirmed });
+        let open = self.open.get_or_insert(Open { probe_at, probe: Probe::Idle, asked_at: probe_at, confirmed });
         open.confirmed |= confirmed;
         if open.probe == Probe::Idle {
             open.probe_at = probe_at;
@@ -461,9 +483,23 @@ impl Circuit {
         match &mut self.open {
             Some(open) if open.probe == Probe::Idle && open.probe_at <= now => {
                 open.probe = Probe::Asked;
+                open.asked_at = now;
                 true
             }
             _ => false,
+        }
+    }
+
+    /// Whether the time for a probe has come, and nobody was asked for it yet.
+    #[must_use]
+    pub fn is_due(&self, now: Instant) -> bool {
+        self.open.is_some_and(|open| open.probe == Probe::Idle && open.probe_at <= now)
+    }
+
+    /// Asks again at `next`.
+    pub fn set_idle(&mut self, next: Instant) {
+        if let Some(open) = &mut self.open {
+            (open.probe, open.probe_at) = (Probe::Idle, next);
         }
     }
 
@@ -471,6 +507,12 @@ impl Circuit {
     #[must_use]
     pub fn probe_at(&self) -> Option<Instant> {
         self.open.filter(|open| open.probe == Probe::Idle).map(|open| open.probe_at)
+    }
+
+    /// Since when the database is asked for a probe that it has not granted yet.
+    #[must_use]
+    pub fn asked_at(&self) -> Option<Instant> {
+        self.open.filter(|open| open.probe == Probe::Asked).map(|open| open.asked_at)
     }
 
     /// The database's answer; `next` is when to ask again. A circuit that the database does not know, although there was time to tell

@@ -336,7 +336,7 @@ impl Database {
         transaction.attempts += entry.polls;
         transaction.failures = entry.failures;
         transaction.not_found = entry.not_found;
-        transaction.last_polled_at = entry.last_polled_at.map(stored);
+        transaction.last_polled_at = transaction.last_polled_at.max(entry.last_polled_at.map(stored));
         transaction.action_at = entry.action_at.map(stored);
         transaction.progress = kept(entry.progress);
         if let Some(transition) = entry.transition.as_ref().filter(|_| bug != Some(Bug::TransitionNotWritten)) {

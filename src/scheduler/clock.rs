@@ -6,11 +6,14 @@ use std::time::{Duration, Instant};
 /// Maps the database's clock to the process's monotonic one. The database's clock decides what is due; waiting is monotonic, so a
 /// step of the host's clock changes nothing.
 ///
-/// The estimate never runs ahead of the database: what is due by it is due. It lags by at most the fastest statement's round trip.
+/// A reading was made at some moment while its statement was under way, so two bounds are kept. What is waited for counts by the lower
+/// one ([`DatabaseClock::at`]): what is due by it is due. What was done is written down by the upper one ([`DatabaseClock::latest`]):
+/// whoever waits from there waits long enough.
 #[derive(Clone, Copy, Debug)]
 pub struct DatabaseClock {
     read_at: Instant,
-    said: DateTime<Utc>,
+    earliest: DateTime<Utc>,
+    latest: DateTime<Utc>,
 }
 
 /// How fast the two clocks may drift apart, in parts of elapsed time.
@@ -21,39 +24,58 @@ const FARTHEST: Duration = Duration::from_secs(7 * 24 * 3600);
 impl DatabaseClock {
     /// A clock from one reading: the database said `said` at some moment between `asked` and `received`.
     #[must_use]
-    pub fn new(received: Instant, said: DateTime<Utc>) -> Self {
-        Self { read_at: received, said }
+    pub fn new(asked: Instant, received: Instant, said: DateTime<Utc>) -> Self {
+        Self { read_at: received, earliest: said, latest: said + delta(received.saturating_duration_since(asked)) }
     }
 
-    /// Another reading. Taken over when it brings the estimate closer, or when it shows that the clock was set.
+    /// Another reading. Narrows the bounds, or replaces them when it shows that the clock was set.
     pub fn read(&mut self, asked: Instant, received: Instant, said: DateTime<Utc>) {
-        let drift = TimeDelta::from_std(received.saturating_duration_since(self.read_at).mul_f64(DRIFT)).unwrap_or_default();
-        let latest = said + TimeDelta::from_std(received.saturating_duration_since(asked)).unwrap_or_default();
-        if said >= self.at(received) - drift || latest < self.at(received) {
-            *self = Self::new(received, said);
-        }
+        let new = Self::new(asked, received, said);
+        let drift = delta(received.saturating_duration_since(self.read_at).mul_f64(DRIFT));
+        let (earliest, latest) = (self.at(received) - drift, self.latest(received) + drift);
+        *self = if new.earliest > latest || new.latest < earliest {
+            new
+        } else {
+            Self { earliest: new.earliest.max(earliest), latest: new.latest.min(latest), ..new }
+        };
     }
 
     /// What the database's clock shows at `instant`, or a little less.
     #[must_use]
     pub fn at(&self, instant: Instant) -> DateTime<Utc> {
         match instant.checked_duration_since(self.read_at) {
-            Some(elapsed) => self.said + TimeDelta::from_std(elapsed).unwrap_or_default(),
-            None => self.said - TimeDelta::from_std(self.read_at - instant).unwrap_or_default(),
+            Some(elapsed) => self.earliest + delta(elapsed),
+            None => self.earliest - delta(self.read_at - instant),
         }
+    }
+
+    /// What the database's clock shows at `instant`, or a little more.
+    #[must_use]
+    pub fn latest(&self, instant: Instant) -> DateTime<Utc> {
+        self.at(instant) + (self.latest - self.earliest)
+    }
+
+    /// How far the bounds lie apart.
+    #[must_use]
+    pub fn slack(&self) -> Duration {
+        (self.latest - self.earliest).to_std().unwrap_or_default()
     }
 
     /// The moment at which the database's clock shows `time`, or a little later.
     #[must_use]
     pub fn instant(&self, time: DateTime<Utc>) -> Instant {
-        match (time - self.said).to_std() {
+        match (time - self.earliest).to_std() {
             Ok(ahead) => self.read_at + ahead.min(FARTHEST),
             Err(_) => {
-                let behind = (self.said - time).to_std().unwrap_or_default().min(FARTHEST);
+                let behind = (self.earliest - time).to_std().unwrap_or_default().min(FARTHEST);
                 self.read_at.checked_sub(behind).unwrap_or(self.read_at)
             }
         }
     }
+}
+
+fn delta(span: Duration) -> TimeDelta {
+    TimeDelta::from_std(span).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -61,25 +83,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tighter_reading_replaces_a_looser_one_and_a_looser_one_does_not() {
+    fn a_tighter_reading_narrows_the_bounds_and_a_looser_one_does_not() {
         let start = Instant::now();
         let epoch = DateTime::<Utc>::UNIX_EPOCH;
-        let second = Duration::from_secs(1);
-        // True time is epoch + elapsed. This reading was received 0.5 s after the database made it.
-        let mut clock = DatabaseClock::new(start + second, epoch + Duration::from_millis(500));
-        clock.read(start + second, start + 2 * second, epoch + Duration::from_millis(1990));
-        assert_eq!(clock.at(start + 3 * second), epoch + Duration::from_millis(2990));
-        clock.read(start + 2 * second, start + 3 * second, epoch + Duration::from_millis(2100));
-        assert_eq!(clock.at(start + 3 * second), epoch + Duration::from_millis(2990), "a slow statement teaches nothing");
-        assert_eq!(clock.instant(epoch + 5 * second), start + second * 5 + Duration::from_millis(10));
+        let (second, milli) = (Duration::from_secs(1), Duration::from_millis(1));
+        // True time is epoch + elapsed. This reading was received 0.5 s after the database made it, and asked for 0.1 s before.
+        let mut clock = DatabaseClock::new(start + 400 * milli, start + second, epoch + 500 * milli);
+        assert_eq!(clock.slack(), 600 * milli);
+        clock.read(start + 1980 * milli, start + 2 * second, epoch + 1990 * milli);
+        assert_eq!(clock.at(start + 3 * second), epoch + 2990 * milli);
+        assert_eq!(clock.latest(start + 3 * second), epoch + 3010 * milli);
+        assert_eq!(clock.instant(epoch + 5 * second), start + second * 5 + 10 * milli);
+        clock.read(start + 2 * second, start + 3 * second, epoch + 2100 * milli);
+        assert!(clock.slack() < 21 * milli, "a slow statement teaches nothing");
     }
 
     #[test]
-    fn a_clock_that_was_set_back_is_followed() {
+    fn a_clock_that_was_set_is_followed() {
         let start = Instant::now();
         let epoch = DateTime::<Utc>::UNIX_EPOCH;
-        let mut clock = DatabaseClock::new(start, epoch + Duration::from_secs(300));
-        clock.read(start, start + Duration::from_millis(1), epoch);
-        assert_eq!(clock.at(start + Duration::from_millis(1)), epoch);
+        let later = start + Duration::from_millis(1);
+        for said in [epoch, epoch + Duration::from_secs(600)] {
+            let mut clock = DatabaseClock::new(start, start, epoch + Duration::from_secs(300));
+            clock.read(start, later, said);
+            assert_eq!(clock.at(later), said);
+        }
     }
 }

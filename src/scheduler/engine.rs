@@ -223,6 +223,8 @@ const LOOK_AHEAD: Duration = Duration::from_secs(1);
 const OVERLAP: Duration = Duration::from_secs(3);
 /// A look at everything due, however long ago, costs time: it takes at most this share of it.
 const SWEEP_SHARE: u32 = 50;
+/// However slow the database once was, what was given back is not overlooked for longer than this.
+const RAREST_SWEEP: Duration = Duration::from_secs(5);
 /// Batches on their way at once: one is filled while another commits.
 const RECORDINGS: usize = 2;
 /// The most rows in a batch.
@@ -231,6 +233,10 @@ const BATCH: usize = 1000;
 const GATHER: Duration = Duration::from_millis(5);
 /// Between a request's last moment to be sent and the end of the lease there is its time-out and this.
 const LEASE_MARGIN: Duration = Duration::from_secs(1);
+/// A draw that brought nothing is not repeated at once.
+const IN_VAIN: Duration = Duration::from_millis(20);
+/// However far ahead the budget is booked, a draw is tried this often: the database's clock may have been set.
+const FARTHEST_DRAW_S: f64 = 1.0;
 /// When the database's clock is found ahead by more than this, it was set.
 const LEAP: Duration = Duration::from_secs(1);
 /// How long after a database failure the next try comes; doubled each time up to a second.
@@ -444,7 +450,8 @@ impl Engine {
             self.next_start,
         ];
         let waiting = self.lanes.iter().filter_map(|lane| lane.waiting.keys().next()).map(|(at, _)| *at);
-        moments.into_iter().flatten().chain(waiting).min()
+        let draws = self.lanes.iter().filter_map(Lane::awaits_draw);
+        moments.into_iter().flatten().chain(waiting).chain(draws).min()
     }
 }
 
@@ -491,6 +498,10 @@ impl Engine {
                     // What is said of an earlier registration says nothing of this one.
                     Registration::Yes(registered) if registered.replica != replica => {}
                     Registration::Yes(registered) if beat.alive => {
+                        if registered.members.living.iter().any(|id| !beat.members.living.contains(id)) {
+                            // What the dead one held fell due long ago.
+                            self.next_sweep = now;
+                        }
                         registered.members = beat.members;
                         registered.beaten = asked;
                         self.share_out();
@@ -504,7 +515,9 @@ impl Engine {
 
     fn on_claimed(&mut self, now: Instant, result: Result<Claim, Failed>, mut look: Look) {
         self.claiming = false;
-        self.unsure = std::mem::take(&mut look.unsure);
+        if look.epoch == self.epoch {
+            self.unsure = std::mem::take(&mut look.unsure);
+        }
         self.next_claim = now + CLAIM_EVERY;
         let claim = match result {
             Ok(claim) => claim,
@@ -512,7 +525,7 @@ impl Engine {
         };
         if look.sweep {
             let took = now.saturating_duration_since(self.claim_asked);
-            self.next_sweep = now + (took * SWEEP_SHARE).max(Duration::from_secs(1));
+            self.next_sweep = now + (took * SWEEP_SHARE).clamp(Duration::from_secs(1), RAREST_SWEEP);
         }
         let overlap = chrono::TimeDelta::from_std(OVERLAP).unwrap_or_default();
         for ((number, room), (found, last)) in look.lanes.iter().zip(claim.found) {
@@ -530,9 +543,15 @@ impl Engine {
             lane.planned_away = lane.planned_away.saturating_sub(1);
             // Under an older registration the claim is void: the rows belong to a replica that is gone.
             if look.epoch == self.epoch && self.is_registered() {
-                let held = Held::new(claimed, *number, self.epoch);
+                let mut held = Held::new(claimed, *number, self.epoch);
                 let due = self.clock.map_or(now, |clock| clock.instant(held.due));
-                self.go_on(now, held, due);
+                if due > now + self.hold_span() + LOOK_AHEAD {
+                    // The database's clock was set back meanwhile: it is not due for long.
+                    let next = held.due;
+                    self.write(now, &mut held, false, Some(next), None);
+                } else {
+                    self.go_on(now, held, due);
+                }
             }
         }
     }
@@ -552,7 +571,13 @@ impl Engine {
                     let (Some(number), Some(clock)) = (lanes.get(draw.lane), self.clock) else { continue };
                     // The slots count from the moment of the draw by the database's clock, not from that of its answer: an answer that
                     // was long under way brings slots that are void, because others have had the budget since.
-                    self.lanes[*number].add_slots(clock.instant(draw.clock), draw.ahead, draw.gap, draw.slots);
+                    let base = clock.instant(draw.clock);
+                    let lane = &mut self.lanes[*number];
+                    lane.add_slots(base, clock.slack(), draw.ahead, draw.gap, draw.slots);
+                    // Before that there is none to be had: nobody asks in vain.
+                    let next = draw.ahead + f64::from(draw.slots) * draw.gap - crate::store::AHEAD.as_secs_f64();
+                    let least = if draw.slots == 0 { IN_VAIN } else { Duration::ZERO };
+                    lane.next_draw = base.max(now) + Duration::from_secs_f64(next.clamp(0.0, FARTHEST_DRAW_S)).max(least);
                 }
             }
         }
@@ -578,8 +603,9 @@ impl Engine {
                 }
             }
             Asked::Sent { at, latency, status, body, outcome } => {
-                let clock = self.clock.unwrap_or(DatabaseClock::new(now, DateTime::UNIX_EPOCH));
-                let sent = clock.at(at);
+                let clock = self.clock.unwrap_or(DatabaseClock::new(now, now, DateTime::UNIX_EPOCH));
+                // Whoever waits from here, with whatever clock, waits long enough.
+                let sent = clock.latest(at);
                 let redaction = self.redaction(&held);
                 let outcome = outcome.cleaned(|text| redaction.line(text));
                 let error = outcome.error();
@@ -620,7 +646,7 @@ impl Engine {
                 let draw = self.random.random();
                 let mut decision = self.lanes[number].spec.rules.decide(&held.transaction, &outcome, sent, draw);
                 let evidence = decision.change.as_ref().map(|_| {
-                    let answered = latency.map(|latency| clock.at(at + latency));
+                    let answered = latency.map(|latency| crate::domain::after(sent, latency));
                     self.evidence(&held, status, &body, sent, answered)
                 });
                 let from = held.transaction.state;
@@ -677,11 +703,15 @@ impl Engine {
 
     fn on_probe(&mut self, now: Instant, number: usize, granted: Result<bool, Failed>) {
         let lane = &mut self.lanes[number];
-        let next = now + lane.spec.circuit.probe_after;
+        let interval = lane.spec.circuit.probe_after;
         match granted {
-            Ok(granted) => lane.circuit.on_probe_asked(granted, if granted { next } else { now + WATCH_EVERY }),
+            // The right was granted long ago: the next one's turn may be near.
+            Ok(true) if lane.circuit.asked_at().is_some_and(|asked| now.saturating_duration_since(asked) > interval / 2) => {
+                lane.circuit.set_idle(now + interval);
+            }
+            Ok(granted) => lane.circuit.on_probe_asked(granted, if granted { now + interval } else { now + WATCH_EVERY }),
             Err(failed) => {
-                lane.circuit.on_probe_asked(false, now + RETRY);
+                lane.circuit.set_idle(now + RETRY);
                 self.lose_database(now, failed);
             }
         }
@@ -894,8 +924,13 @@ impl Engine {
         }
         self.wake(now);
         if self.stopping {
-            self.give_back(now);
+            self.give_back(now, |_| true);
+            if !self.unsure.is_empty() {
+                self.claim(now, out);
+            }
         } else if self.is_registered() {
+            // More replicas than requests may be in flight: what this one may not ask about is for others.
+            self.give_back(now, |lane| lane.share == 0);
             self.draw(now, out);
             self.dispatch(now, out);
             self.claim(now, out);
@@ -936,6 +971,12 @@ impl Engine {
         for number in 0..self.lanes.len() {
             while let Some(entry) = self.lanes[number].waiting.first_entry().filter(|entry| entry.key().0 <= now) {
                 let ((due, sequence), held) = entry.remove_entry();
+                // The clock is known better than when the last poll was written down: its floor holds by the journal too.
+                let ahead = self.clock.map_or(Duration::ZERO, |clock| crate::domain::since(clock.latest(now), held.due));
+                if !ahead.is_zero() && ahead < LEAP {
+                    self.lanes[number].waiting.insert((now + ahead, sequence), held);
+                    continue;
+                }
                 let rules = &self.lanes[number].spec.rules;
                 match rules.due(&held.transaction) {
                     Due::Park(reason) => self.park(now, held, State::Unresolved, reason.to_owned(), Source::Deadline),
@@ -1011,10 +1052,14 @@ impl Engine {
 
     fn ask_for_probes(&mut self, now: Instant, lanes: &[usize], out: &mut Vec<Command>) {
         for number in lanes {
-            let circuit = &mut self.lanes[*number].circuit;
-            if circuit.asks_for_probe(now) {
+            let lane = &mut self.lanes[*number];
+            if lane.circuit.is_due(now) && !lane.could_start(now) {
+                // A slot is on its way; the right to probe would only grow old.
+                continue;
+            }
+            if lane.circuit.asks_for_probe(now) {
                 out.push(Command::Probe { lane: *number });
-            } else if let Some(at) = circuit.probe_at() {
+            } else if let Some(at) = lane.circuit.probe_at() {
                 self.next_start = Some(self.next_start.map_or(at, |next| next.min(at)));
             }
         }
@@ -1026,7 +1071,7 @@ impl Engine {
             return;
         }
         let urgent = self.lanes.iter().any(|lane| lane.more && lane.is_running_low(now, now + LOOK_AHEAD));
-        if self.next_claim > now && !urgent {
+        if self.next_claim > now && !urgent && !self.stopping {
             return;
         }
         let held: usize = self.lanes.iter().map(Lane::held).sum();
@@ -1035,7 +1080,7 @@ impl Engine {
         let database_now = clock.at(now);
         let (mut rooms, mut lanes, mut specs) = (Vec::new(), Vec::new(), Vec::new());
         for (number, lane) in self.lanes.iter().enumerate() {
-            let room = lane.room(now, now + LOOK_AHEAD).min(free);
+            let room = if self.stopping { 0 } else { lane.room(now, now + LOOK_AHEAD).min(free) };
             if room == 0 {
                 continue;
             }
@@ -1088,10 +1133,13 @@ impl Engine {
         }
     }
 
-    /// Writes everything back that is not in flight, for others to take.
-    fn give_back(&mut self, now: Instant) {
+    /// Writes everything back of these lanes that is not in flight, for others to take.
+    fn give_back(&mut self, now: Instant, of: impl Fn(&Lane) -> bool) {
         for number in 0..self.lanes.len() {
             let lane = &mut self.lanes[number];
+            if !of(lane) {
+                continue;
+            }
             let waiting = std::mem::take(&mut lane.waiting).into_values();
             let ready = std::mem::take(&mut lane.ready).into_values();
             for mut held in waiting.chain(ready).collect::<Vec<_>>() {
@@ -1102,7 +1150,8 @@ impl Engine {
     }
 
     fn finish(&mut self, out: &mut Vec<Command>) {
-        let idle = self.in_flight == 0 && self.recording == 0 && self.outbox.is_empty() && self.stuck.is_empty();
+        let idle =
+            self.unsure.is_empty() && self.in_flight == 0 && self.recording == 0 && self.outbox.is_empty() && self.stuck.is_empty();
         if self.stopping && idle && !self.claiming && !matches!(self.registration, Registration::Asked) {
             self.finished = true;
             out.push(Command::Finish { replica: self.replica() });
@@ -1172,7 +1221,7 @@ impl Engine {
                 }
                 clock.read(asked, now, said);
             }
-            None => self.clock = Some(DatabaseClock::new(now, said)),
+            None => self.clock = Some(DatabaseClock::new(asked, now, said)),
         }
     }
 
@@ -1220,6 +1269,7 @@ impl Engine {
         }
         self.registration = Registration::No;
         self.epoch += 1;
+        self.unsure.clear();
         self.steady_since = Some(now);
         for lane in &mut self.lanes {
             lane.waiting.clear();

@@ -6,7 +6,6 @@ use super::held::Held;
 use crate::config::{Circuit as CircuitRule, Rate};
 use crate::domain::{Health, Rules};
 use crate::providers::{Ask, Provider};
-use crate::store::AHEAD;
 use chrono::{DateTime, Utc};
 use governor::clock::{Clock as _, FakeRelativeClock};
 use governor::middleware::NoOpMiddleware;
@@ -61,9 +60,8 @@ pub struct Lane {
     pub planned_away: usize,
     /// A request for slots is under way.
     pub drawing: bool,
-    /// The budget had less than was wanted: it is not asked again before then.
-    pub draw_again: Instant,
-    wanted: u32,
+    /// Before that no slots are to be had.
+    pub next_draw: Instant,
     /// Polls sent since slots were last drawn.
     pub sent_since_draw: u32,
     /// When it last sent, by count of all polls: who waited longest comes first.
@@ -101,8 +99,7 @@ impl Lane {
             more: true,
             planned_away: 0,
             drawing: false,
-            draw_again: now,
-            wanted: 0,
+            next_draw: now,
             sent_since_draw: 0,
             last_turn: 0,
             busy: HashSet::new(),
@@ -126,7 +123,7 @@ impl Lane {
     #[must_use]
     pub fn room(&self, now: Instant, soon: Instant) -> usize {
         let target = match (self.circuit.is_open(), self.is_held(now)) {
-            (true, _) => usize::from(self.held() == 0),
+            (true, _) => usize::from(self.held() == 0 && self.share > 0),
             (false, true) => 0,
             (false, false) => self.target(),
         };
@@ -167,8 +164,8 @@ impl Lane {
 
     /// How many send slots it should draw: what is ready or falls due until `soon`, or as many as it used lately.
     #[must_use]
-    pub fn wants_slots(&mut self, now: Instant, soon: Instant) -> u32 {
-        if self.drawing || now < self.draw_again || self.is_held(now) || self.share == 0 {
+    pub fn wants_slots(&self, now: Instant, soon: Instant) -> u32 {
+        if self.drawing || self.next_draw > now || self.is_held(now) || self.share == 0 {
             return 0;
         }
         let most = self.target().max(1);
@@ -176,18 +173,20 @@ impl Lane {
         if need == 0 || self.slots.left(now) >= need {
             return 0;
         }
-        self.wanted = need.max(self.sent_since_draw);
-        self.wanted
+        need.max(self.sent_since_draw)
     }
 
-    /// Takes over slots that were drawn.
-    pub fn add_slots(&mut self, base: Instant, ahead: f64, gap: f64, count: u32) {
+    /// When it will draw for what is ready now.
+    #[must_use]
+    pub fn awaits_draw(&self) -> Option<Instant> {
+        let waits = !self.drawing && !self.ready.is_empty() && self.share > 0 && self.slots.is_empty();
+        waits.then(|| self.held_until.max(self.told_until).map_or(self.next_draw, |until| until.max(self.next_draw)))
+    }
+
+    /// Takes over slots that were drawn at `base`, or up to `slack` before.
+    pub fn add_slots(&mut self, base: Instant, slack: Duration, ahead: f64, gap: f64, count: u32) {
         self.sent_since_draw = 0;
-        if count < self.wanted {
-            // All slots up to `AHEAD` are given away: asking at once would bring none, again and again.
-            self.draw_again = base + AHEAD / 3;
-        }
-        self.slots.add(Grant { base, ahead, gap, used: 0, count });
+        self.slots.add(Grant { base, slack, ahead, gap, used: 0, count });
     }
 
     /// How far requests may run ahead of the pace in the shared budget, and the pace's gap.
@@ -206,7 +205,7 @@ impl Lane {
         if self.in_flight >= self.share {
             return Err(None);
         }
-        self.slots.ready(now).map_err(|at| at.or(Some(self.draw_again).filter(|at| *at > now)))?;
+        self.slots.ready(now).map_err(|at| at.or(Some(self.next_draw).filter(|at| *at > now)))?;
         self.pace.check(now).map_err(Some)?;
         self.slots.take();
         self.sent_since_draw += 1;
@@ -216,6 +215,12 @@ impl Lane {
     /// Nobody knows any more of when the slots are.
     pub fn void_slots(&mut self) {
         self.slots.clear();
+    }
+
+    /// Whether there is a transaction, a slot and a place for a request now: all but the right to send it.
+    #[must_use]
+    pub fn could_start(&mut self, now: Instant) -> bool {
+        !self.is_held(now) && self.in_flight < self.share && self.slots.ready(now).is_ok() && self.startable().is_some()
     }
 
     /// The provider asked for a pause.
@@ -257,6 +262,8 @@ struct Slots {
 
 struct Grant {
     base: Instant,
+    /// How much later than at its true moment a slot may be thought to be.
+    slack: Duration,
     ahead: f64,
     gap: f64,
     used: u32,
@@ -283,6 +290,10 @@ impl Slots {
         if grant.count > 0 {
             self.grants.push_back(grant);
         }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.grants.is_empty()
     }
 
     fn clear(&mut self) {
@@ -322,7 +333,7 @@ impl Grant {
 
     /// The first slot, used ones left out, that is not void.
     fn first_valid(&self, now: Instant, grace: Duration) -> u32 {
-        let late = now.saturating_duration_since(self.base).as_secs_f64() - grace.as_secs_f64();
+        let late = (now + self.slack).saturating_duration_since(self.base).as_secs_f64() - grace.as_secs_f64();
         if late <= 0.0 {
             return self.used;
         }
@@ -371,6 +382,8 @@ struct Open {
     probe: Probe,
     /// The transaction that was last asked about since it opened.
     probing: Option<Uuid>,
+    /// When the database was asked for the probe.
+    asked_at: Instant,
     /// The database knows it too.
     confirmed: bool,
 }
@@ -443,7 +456,7 @@ impl Circuit {
 
     /// Nothing is sent but probes, from `probe_at` on. `confirmed`: the database says so.
     pub fn set_open(&mut self, probe_at: Instant, confirmed: bool) {
-        let open = self.open.get_or_insert(Open { probe_at, probe: Probe::Idle, probing: None, confirmed });
+        let open = self.open.get_or_insert(Open { probe_at, probe: Probe::Idle, probing: None, asked_at: probe_at, confirmed });
         open.confirmed |= confirmed;
         if open.probe == Probe::Idle {
             open.probe_at = probe_at;
@@ -474,9 +487,23 @@ impl Circuit {
         match &mut self.open {
             Some(open) if open.probe == Probe::Idle && open.probe_at <= now => {
                 open.probe = Probe::Asked;
+                open.asked_at = now;
                 true
             }
             _ => false,
+        }
+    }
+
+    /// Whether the time for a probe has come, and nobody was asked for it yet.
+    #[must_use]
+    pub fn is_due(&self, now: Instant) -> bool {
+        self.open.is_some_and(|open| open.probe == Probe::Idle && open.probe_at <= now)
+    }
+
+    /// Asks again at `next`.
+    pub fn set_idle(&mut self, next: Instant) {
+        if let Some(open) = &mut self.open {
+            (open.probe, open.probe_at) = (Probe::Idle, next);
         }
     }
 
@@ -484,6 +511,12 @@ impl Circuit {
     #[must_use]
     pub fn probe_at(&self) -> Option<Instant> {
         self.open.filter(|open| open.probe == Probe::Idle).map(|open| open.probe_at)
+    }
+
+    /// Since when the database is asked for a probe that it has not granted yet.
+    #[must_use]
+    pub fn asked_at(&self) -> Option<Instant> {
+        self.open.filter(|open| open.probe == Probe::Asked).map(|open| open.asked_at)
     }
 
     /// The database's answer; `next` is when to ask again. A circuit that the database does not know, although there was time to tell
@@ -517,85 +550,6 @@ mod tests {
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
-
-    fn lane(rate: Rate, now: Instant) -> Lane {
-        let simulator =
-            crate::simulator::account("khalti").iter().map(|(key, value)| ((*key).to_owned(), (*value).into())).collect();
-        let settings = crate::providers::Settings {
-            base_url: "http://127.0.0.1:1".into(),
-            options: [("lookup".to_owned(), "json".to_owned())].into(),
-            account: simulator,
-        };
-        let descriptor = crate::providers::find("khalti").expect("known");
-        let rules = Rules {
-            plan: crate::config::default_plan("khalti").expect("known"),
-            retry: crate::domain::Backoff::new(SECOND, SECOND, 1.0),
-            not_found: crate::domain::NotFoundRule { limit: 5, min_age: SECOND },
-            floors: descriptor.floors,
-        };
-        let spec = LaneSpec {
-            provider: "khalti",
-            account: "default".into(),
-            asks: (descriptor.open)(&settings).expect("complete settings").into(),
-            rules,
-            timeout: SECOND,
-            max_in_flight: 64,
-            rate,
-            circuit: CircuitRule { failures: 20, probe_after: SECOND },
-        };
-        Lane::new(Arc::new(spec), now)
-    }
-
-    fn held(now: DateTime<Utc>) -> Box<Held> {
-        let transaction = crate::domain::Transaction {
-            id: Uuid::from_u128(1),
-            provider: "khalti",
-            account: "default".into(),
-            reference: "R1".into(),
-            params: serde_json::json!({}),
-            amount: None,
-            currency: None,
-            initiated_at: now,
-            reopened_at: None,
-            action_at: None,
-            state: crate::domain::State::Pending,
-            provider_state: None,
-            attempts: 0,
-            failures: 0,
-            not_found: 0,
-            last_polled_at: None,
-            progress: crate::domain::Progress::default(),
-        };
-        let claimed = crate::store::Claimed { lane: 0, transaction, fence: 1, due: now, flaw: None };
-        Held::new(claimed, 0, 1)
-    }
-
-    #[test]
-    fn a_budget_that_is_used_up_is_not_asked_again_at_once() {
-        let now = Instant::now();
-        let mut lane = lane(Rate { per_second: 10.0, burst: 10 }, now);
-        lane.share = 64;
-        for number in 0..20 {
-            lane.ready.insert((Urgency::Open, now, number), held(DateTime::UNIX_EPOCH));
-        }
-        assert_eq!(lane.wants_slots(now, now), 20);
-        // Three slots: those of the next 300 ms.
-        lane.add_slots(now, 0.1, 0.1, 3);
-        assert_eq!(lane.wants_slots(now, now), 0, "the next ones are not to be had yet");
-        let later = now + AHEAD / 3;
-        assert!(lane.wants_slots(later, later) > 0);
-    }
-
-    #[test]
-    fn whoever_waits_for_slots_is_woken_when_the_budget_may_be_asked_again() {
-        let now = Instant::now();
-        let mut lane = lane(Rate { per_second: 10.0, burst: 10 }, now);
-        lane.share = 64;
-        lane.ready.insert((Urgency::Open, now, 0), held(DateTime::UNIX_EPOCH));
-        assert_eq!(lane.wants_slots(now, now), 1);
-        lane.add_slots(now, 0.5, 0.1, 0);
-        assert_eq!(lane.try_start(now), Err(Some(now + AHEAD / 3)));
-    }
 
     #[test]
     fn an_answer_to_what_was_sent_before_a_circuit_opened_does_not_close_it() {

@@ -108,7 +108,8 @@ pub struct Recorded {
 const LEASE: &str = "
     select pg_current_xact_id()::text as xid, (select id from paypoll.replicas where id = $1 for key share) is not null as held";
 
-/// First half: the rows that still carry the fence of their claim. Second half: one transition for each change of state.
+/// First half: the rows that still carry the fence of their claim; a poll of an earlier owner that was counted since the claim may be
+/// younger than what the claimant knows. Second half: one transition for each change of state.
 const ENTRIES: &str = "
     with x as (
         select * from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::bool[], $8::text[], $9::text[],
@@ -125,7 +126,7 @@ const ENTRIES: &str = "
                action = coalesce(x.action::jsonb, t.action),
                details = coalesce(x.details::jsonb, t.details),
                attempts = t.attempts + x.polls, failures = x.failures, not_found = x.not_found,
-               last_polled_at = x.polled_at, next_poll_at = x.next, action_at = x.action_at,
+               last_polled_at = greatest(t.last_polled_at, x.polled_at), next_poll_at = x.next, action_at = x.action_at,
                opened_at = x.opened_at, phase = x.phase, phase_since = x.phase_since, gaps = x.gaps,
                updated_at = now()
           from x

@@ -33,11 +33,14 @@ struct Life {
     /// When it came into being at the provider.
     initiated: Micros,
     requests: Vec<Request>,
-    journaled: Vec<DateTime<Utc>>,
+    /// When the polls of the journal were sent, and whether they were recorded under a lease.
+    journaled: Vec<(DateTime<Utc>, bool)>,
     /// When it was last put beyond polling.
     settled: Option<Micros>,
     /// When this window was opened, by the database's clock: at the initiation or by an operator.
     anchor: DateTime<Utc>,
+    /// Its first poll, as far as it was recorded in time.
+    opened: Option<DateTime<Utc>>,
 }
 
 /// Checks.
@@ -88,7 +91,7 @@ impl Checker {
     }
 
     pub(crate) fn born(&mut self, id: Uuid, account: usize, initiated: Micros, anchor: DateTime<Utc>) {
-        let life = Life { account, initiated, requests: Vec::new(), journaled: Vec::new(), settled: None, anchor };
+        let life = Life { account, initiated, requests: Vec::new(), journaled: Vec::new(), settled: None, anchor, opened: None };
         self.lives.insert(id, life);
         self.state.insert(id, State::Pending);
     }
@@ -249,17 +252,21 @@ impl Checker {
                 let life = self.lives.get_mut(&id).expect("born");
                 life.settled = (!to.is_polled()).then_some(now);
                 if to.is_polled() {
-                    life.anchor = at;
+                    (life.anchor, life.opened) = (at, None);
                 }
                 Ok(())
             }
-            Fact::Journaled { id, sent_at } => self.check_journal(id, sent_at),
+            Fact::Journaled { id, sent_at, in_time } => self.check_journal(id, sent_at, in_time),
         }
     }
 
-    fn check_journal(&mut self, id: Uuid, sent_at: DateTime<Utc>) -> Result<(), String> {
+    fn check_journal(&mut self, id: Uuid, sent_at: DateTime<Utc>, in_time: bool) -> Result<(), String> {
         let life = self.lives.get_mut(&id).expect("born");
-        life.journaled.push(sent_at);
+        life.journaled.push((sent_at, in_time));
+        if in_time && sent_at >= life.anchor {
+            // What was recorded late opens no window: whoever holds the transaction then does not know of it.
+            life.opened = Some(life.opened.map_or(sent_at, |opened| opened.min(sent_at)));
+        }
         if life.journaled.len() > life.requests.len() {
             return Err(format!("journal: {} has more polls in the journal than were sent", name(id)));
         }
@@ -267,16 +274,14 @@ impl Checker {
             return Ok(());
         }
         let plan = &self.rules[life.account].plan;
-        let mut polls: Vec<DateTime<Utc>> = life.journaled.iter().copied().filter(|at| *at >= life.anchor).collect();
-        polls.sort_unstable();
-        let Some(opened) = polls.first() else { return Ok(()) };
+        let Some(opened) = life.opened else { return Ok(()) };
         let end = match (self.rules[life.account].floors.window, plan.give_up_after) {
-            (Some(window), _) => *opened + window,
+            (Some(window), _) => opened + window,
             (None, Some(age)) => life.anchor + age,
             (None, None) => return Ok(()),
         };
-        // A first poll that was recorded late may be unknown to whoever reckons the window.
-        let beyond = polls.iter().filter(|at| **at > end + LEASE + TIMEOUT).count();
+        // Nor does it close one.
+        let beyond = life.journaled.iter().filter(|(at, in_time)| *in_time && *at > end && *at >= life.anchor).count();
         if beyond > 1 {
             return Err(format!("window: {} was polled {beyond} times after its window", name(id)));
         }

@@ -60,7 +60,7 @@ pub(crate) enum Fact {
     /// Somebody else wrote it.
     Overruled { id: Uuid, to: State, at: DateTime<Utc> },
     /// A poll was journaled.
-    Journaled { id: Uuid, sent_at: DateTime<Utc> },
+    Journaled { id: Uuid, sent_at: DateTime<Utc>, in_time: bool },
 }
 
 /// The database.
@@ -283,7 +283,7 @@ impl Database {
         for poll in &batch.polls {
             let sent_at = stored(poll.sent_at);
             self.polls.entry(poll.transaction_id).or_default().push(Poll { sent_at, ..poll.clone() });
-            self.facts.push(Fact::Journaled { id: poll.transaction_id, sent_at });
+            self.facts.push(Fact::Journaled { id: poll.transaction_id, sent_at, in_time: registered });
         }
         let mut recorded = Recorded { lease_lost: !registered && !self.has(Bug::LeaseIgnored), ..Recorded::default() };
         if !recorded.lease_lost {
@@ -343,7 +343,7 @@ impl Database {
         transaction.attempts += entry.polls;
         transaction.failures = entry.failures;
         transaction.not_found = entry.not_found;
-        transaction.last_polled_at = entry.last_polled_at.map(stored);
+        transaction.last_polled_at = transaction.last_polled_at.max(entry.last_polled_at.map(stored));
         transaction.action_at = entry.action_at.map(stored);
         transaction.progress = kept(entry.progress);
         if let Some(transition) = entry.transition.as_ref().filter(|_| bug != Some(Bug::TransitionNotWritten)) {

@@ -229,7 +229,7 @@ impl World {
         for host in 0..HOSTS {
             self.hosts[host].cut_off_until = 0;
         }
-        self.checker.fine_since = self.checker.fine_since.max(self.now);
+        self.trouble_until(self.now);
         self.say(|| "--- from here on nothing goes wrong".into());
     }
 
@@ -237,6 +237,11 @@ impl World {
         if self.telling {
             println!("{:>11.6} {}", self.now as f64 / 1e6, what());
         }
+    }
+
+    /// Until then not everybody may have heard everything.
+    fn trouble_until(&mut self, at: Micros) {
+        self.checker.fine_since = self.checker.fine_since.max(at);
     }
 
     fn has(&self, bug: Bug) -> bool {
@@ -459,7 +464,7 @@ impl World {
     /// How long a message to or from the database takes.
     fn leg(&mut self) -> Micros {
         if self.now < self.slow_until {
-            self.checker.fine_since = self.now + 3 * SECOND;
+            self.trouble_until(self.now + 3 * SECOND);
             self.random.random_range(50_000..2_500_000)
         } else {
             self.random.random_range(200..4_000)
@@ -481,9 +486,9 @@ impl World {
         }
         let lossy = self.now < self.lossy_until;
         if self.now < self.down_until || self.now < self.hosts[host].cut_off_until || (lossy && self.random.random_bool(0.1)) {
-            self.checker.fine_since = self.now;
             // Refused at once, or waited for until somebody gives up.
             let wait = if self.random.random_bool(0.8) { 5_000 } else { self.random.random_range(SECOND..8 * SECOND) };
+            self.trouble_until(self.now + wait);
             self.answer(host, life, wait, lost(command, asked));
             return Ok(());
         }
@@ -502,8 +507,8 @@ impl World {
         }
         let event = self.executed(host, command, asked);
         if lossy && self.random.random_bool(0.1) {
-            self.checker.fine_since = self.now;
             let wait = if self.random.random_bool(0.8) { 5_000 } else { self.random.random_range(SECOND..8 * SECOND) };
+            self.trouble_until(self.now + wait);
             let lost = event.and_then(unanswered);
             if let Some(Event::Recorded(recording, _)) = &lost
                 && self.random.random_bool(0.3)
@@ -563,6 +568,9 @@ impl World {
             }
             Command::Draw { draws, lanes } => {
                 let mut drawn = database.draw(&draws);
+                for (drawn, lane) in drawn.iter().zip(&lanes) {
+                    self.say(|| format!("host {host} draws {} for account {lane} from {:.3} s", drawn.slots, drawn.ahead));
+                }
                 if let Some(clock) = self.local_clock(host) {
                     drawn.iter_mut().for_each(|drawn| drawn.clock = clock);
                 }
@@ -588,6 +596,9 @@ impl World {
             }
             Command::Watch { after } => {
                 let watch = Watch { verdicts: database.verdicts(after), accounts: database.account_states() };
+                for (_, id, fence) in &watch.verdicts {
+                    self.say(|| format!("host {host} hears that {} has fence {fence}", name(*id)));
+                }
                 Some(Event::Watched(Ok(watch)))
             }
             Command::SlowDown { lane, wait } => {
@@ -598,6 +609,9 @@ impl World {
                 None
             }
             Command::Circuit { lane, change } => {
+                if self.telling {
+                    println!("{:>11.6} host {host} says about account {lane}: {change:?}", self.now as f64 / 1e6);
+                }
                 match change {
                     CircuitChange::Open(_) => database.open_circuit(specs[lane], accounts::PROBE_AFTER),
                     CircuitChange::Close => database.close_circuit(specs[lane]),
@@ -606,6 +620,7 @@ impl World {
             }
             Command::Probe { lane } => {
                 let granted = database.take_probe(specs[lane], accounts::PROBE_AFTER);
+                self.say(|| format!("host {host} may probe account {lane}: {granted}"));
                 Some(Event::Probe { lane, granted: Ok(granted) })
             }
             Command::Ask { .. } | Command::Finish { .. } => None,
@@ -705,13 +720,13 @@ impl World {
         let (life, alive) = (self.hosts[host].life, self.hosts[host].engine.is_some());
         let busy = self.hosts[host].paused_until > self.now || !alive;
         if kind < 48 {
-            self.checker.fine_since = self.checker.fine_since.max(self.now);
+            self.trouble_until(self.now);
         }
         match kind {
             0..6 => {
                 self.say(|| format!("the database is gone for {long} us"));
                 self.down_until = self.now + long;
-                self.checker.fine_since = self.now + long;
+                self.trouble_until(self.now + long);
             }
             6..11 => {
                 self.say(|| format!("the database is slow for {long} us"));
@@ -724,7 +739,7 @@ impl World {
             17..20 => {
                 self.say(|| format!("host {host} does not reach the database for {long} us"));
                 self.hosts[host].cut_off_until = self.now + long;
-                self.checker.fine_since = self.now + long;
+                self.trouble_until(self.now + long);
             }
             20..27 if !busy => {
                 self.say(|| format!("host {host} is killed"));
@@ -735,7 +750,7 @@ impl World {
                 let long = long * 2;
                 self.say(|| format!("host {host} stands still for {long} us"));
                 self.hosts[host].paused_until = self.now + long;
-                self.checker.fine_since = self.now + long + SECOND;
+                self.trouble_until(self.now + long + SECOND);
                 self.at(self.now + long, Action::Resume { host, life, woken: false });
             }
             33..37 if !busy && self.hosts[host].sending == 0 => {
@@ -743,7 +758,7 @@ impl World {
                 self.say(|| format!("the machine of host {host} sleeps for {long} us"));
                 self.hosts[host].paused_until = self.now + long;
                 self.hosts[host].slept += long;
-                self.checker.fine_since = self.now + long + SECOND;
+                self.trouble_until(self.now + long + SECOND);
                 self.at(self.now + long, Action::Resume { host, life, woken: true });
             }
             37..42 if !busy => {

@@ -216,7 +216,7 @@ async fn retry_opens_a_new_window_with_one_transition_and_keeps_what_was_sent() 
     .unwrap();
     assert_eq!(row.get::<String, _>("state"), "pending");
     assert_eq!(row.get::<i64, _>("fence"), fence + 1, "once, although asked for twice, and not by the dry run");
-    assert_eq!(row.get::<Option<i64>, _>("owner"), Some(0), "still taken from its owner: the journal is looked into");
+    assert_eq!(row.get::<Option<i64>, _>("owner"), Some(3), "its owner's until that one lets go, or is found dead");
     assert_eq!((row.get::<i32, _>("attempts"), row.get::<i32, _>("counts")), (4, 0));
     assert!(row.get("clean") && row.get("opened") && row.get("counted"));
     let transitions: Vec<(String, String, String)> =

@@ -3,16 +3,17 @@
 use super::text::{Paint, Table, Tone, cut, moment, plain, roughly};
 use crate::cli;
 use crate::config::{self, Config, Rate, duration};
-use crate::domain::audit::{Finding, Kind, Law, RateMeter, Tally};
+use crate::domain::audit::{self, Finding, Kind, Law, RateMeter, Tally};
 use crate::domain::{Floors, Plan};
 use crate::providers::{self, Descriptor};
-use crate::store::{JournalReader, Minute, PolledTransaction};
+use crate::store::{BusySecond, JournalReader, PolledTransaction};
 use anyhow::bail;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::time::Duration;
+use uuid::Uuid;
 
 /// So many findings of each kind are named for each provider; all are counted.
 const NAMED: u64 = 5;
@@ -35,15 +36,31 @@ pub async fn run(config: &Config, asked: &cli::Audit, out: &mut impl Write) -> a
     out.flush()?;
     match audit.breaches() {
         0 => Ok(()),
-        1 => bail!("1 breach of the providers' rules"),
-        breaches => bail!("{breaches} breaches of the providers' rules"),
+        breaches => bail!("{} of the providers' rules", counted(breaches)),
     }
 }
 
+fn counted(breaches: u64) -> String {
+    if breaches == 1 { "1 breach".into() } else { format!("{breaches} breaches") }
+}
+
 async fn read(journal: &mut JournalReader, audit: &mut Audit) -> anyhow::Result<()> {
-    journal.minutes(&mut |minute| audit.minute(&minute)).await?;
-    journal.polled(&mut |transaction| audit.transaction(&transaction)).await?;
-    journal.never_polled(&mut |transaction| audit.transaction(&transaction)).await?;
+    let budgets = audit.budgets();
+    journal.busy_seconds(&budgets, &mut |second| audit.second(second)).await?;
+    journal.open_polled().await?;
+    loop {
+        let mut batch = journal.next_polled().await?;
+        if batch.is_empty() {
+            break;
+        }
+        let suspects: Vec<Uuid> = batch.iter().filter(|one| audit.misses_polls(one)).map(|one| one.id).collect();
+        if !suspects.is_empty() {
+            let failed = journal.failed(&suspects).await?;
+            batch.iter_mut().for_each(|one| one.history.failed = failed.contains(&one.id));
+        }
+        batch.iter().for_each(|one| audit.transaction(one));
+    }
+    journal.never_polled(&mut |one| audit.transaction(one)).await?;
     Ok(())
 }
 
@@ -67,6 +84,7 @@ struct Line<'a> {
 
 /// One provider's rules, and what was found.
 struct Book {
+    enabled: bool,
     law: Law,
     rate: Rate,
     polls: u64,
@@ -82,7 +100,7 @@ struct Named {
 
 struct Audit {
     books: BTreeMap<String, Book>,
-    /// The account whose minutes are being read, and its meter.
+    /// The account whose seconds are being read, and its meter.
     metered: Option<(String, String, RateMeter)>,
     since: Option<DateTime<Utc>>,
     complete_since: DateTime<Utc>,
@@ -96,7 +114,7 @@ impl Audit {
             let floors = provider.rules.floors;
             let floors = Floors { every: if floors.every.is_zero() { shortest_gap(&plan) } else { floors.every }, ..floors };
             let law = Law { floors, plan: Some((plan, provider.rules.retry.wait(u32::MAX, 0.0))) };
-            (provider.descriptor.name.to_owned(), Book::new(law, provider.rate))
+            (provider.descriptor.name.to_owned(), Book::new(true, law, provider.rate))
         });
         Self {
             books: books.collect(),
@@ -113,28 +131,47 @@ impl Audit {
         self.books.entry(provider.to_owned()).or_insert_with(|| unconfigured(provider, providers::find(provider), speed))
     }
 
-    fn minute(&mut self, minute: &Minute) {
-        let rate = self.book(&minute.provider).rate;
+    /// How many polls any second of an account may have, for every provider there is.
+    fn budgets(&mut self) -> Vec<(&'static str, usize)> {
+        let known = providers::REGISTRY.iter().map(|descriptor| descriptor.name);
+        known
+            .map(|name| {
+                let rate = self.book(name).rate;
+                (name, audit::most_per_second(rate.per_second, rate.burst))
+            })
+            .collect()
+    }
+
+    fn second(&mut self, second: &BusySecond) {
+        let rate = self.book(&second.provider).rate;
         let same =
-            |(provider, account, _): &(String, String, RateMeter)| *provider == minute.provider && *account == minute.account;
+            |(provider, account, _): &(String, String, RateMeter)| *provider == second.provider && *account == second.account;
         let (.., mut meter) = self
             .metered
             .take()
             .filter(same)
             .unwrap_or_else(|| (String::new(), String::new(), RateMeter::new(rate.per_second, rate.burst)));
-        let book = self.book(&minute.provider);
-        book.polls += minute.sent.len() as u64;
-        for at in &minute.sent {
+        let book = self.book(&second.provider);
+        for at in &second.sent {
             if let Some(finding) = meter.poll(*at) {
-                book.note(finding, || format!("account {}", cut(&minute.account, LONGEST_REFERENCE)));
+                book.note(finding, || format!("account {}", cut(&second.account, LONGEST_REFERENCE)));
             }
         }
-        self.metered = Some((minute.provider.clone(), minute.account.clone(), meter));
+        self.metered = Some((second.provider.clone(), second.account.clone(), meter));
+    }
+
+    /// Whether polls seem to be missing, as long as none of them is known to have failed.
+    fn misses_polls(&mut self, one: &PolledTransaction) -> bool {
+        let complete_since = self.complete_since;
+        let found = self.book(&one.provider).law.judge(&one.history, complete_since);
+        found.iter().any(|finding| finding.kind == Kind::WindowMissed)
     }
 
     fn transaction(&mut self, transaction: &PolledTransaction) {
         let (since, complete_since) = (self.since, self.complete_since);
         let book = self.book(&transaction.provider);
+        let sent = transaction.history.sent.as_slice();
+        book.polls += (sent.len() - since.map_or(0, |since| sent.partition_point(|sent| *sent < since))) as u64;
         for finding in book.law.judge(&transaction.history, complete_since) {
             if since.is_none_or(|since| finding.at >= since) {
                 book.note(finding, || {
@@ -151,7 +188,8 @@ impl Audit {
     }
 
     fn report(&self) -> Report<'_> {
-        let lines = self.books.iter().map(|(provider, book)| Line {
+        let told = self.books.iter().filter(|(_, book)| book.is_told());
+        let lines = told.map(|(provider, book)| Line {
             provider,
             polls: book.polls,
             early: book.tally.of(Kind::Early),
@@ -188,7 +226,7 @@ impl Audit {
         }
         let polls: u64 = self.books.values().map(|book| book.polls).sum();
         let from = self.since.unwrap_or(self.complete_since);
-        writeln!(out, "{} breaches in {polls} polls since {} UTC", report.breaches, moment(from))
+        writeln!(out, "{} in {polls} polls since {} UTC", counted(report.breaches), moment(from))
     }
 }
 
@@ -197,7 +235,7 @@ fn unconfigured(provider: &str, descriptor: Option<&Descriptor>, speed: f64) -> 
     let defaults = config::defaults_of(provider);
     let rate = defaults.as_ref().map_or(Rate { per_second: f64::MAX, burst: u32::MAX }, |defaults| defaults.rate);
     let plan = defaults.map(|defaults| (defaults.plan.divided(speed), defaults.longest_retry.div_f64(speed)));
-    Book::new(Law { floors, plan }, rate)
+    Book::new(false, Law { floors, plan }, rate)
 }
 
 /// The shortest gap that a plan may ever leave.
@@ -207,8 +245,13 @@ fn shortest_gap(plan: &Plan) -> Duration {
 }
 
 impl Book {
-    fn new(law: Law, rate: Rate) -> Self {
-        Self { law, rate, polls: 0, tally: Tally::default(), named: Vec::new() }
+    fn new(enabled: bool, law: Law, rate: Rate) -> Self {
+        Self { enabled, law, rate, polls: 0, tally: Tally::default(), named: Vec::new() }
+    }
+
+    /// Whether there is anything to tell of the provider.
+    fn is_told(&self) -> bool {
+        self.enabled || self.polls > 0 || self.tally != Tally::default()
     }
 
     fn note(&mut self, finding: Finding, whom: impl FnOnce() -> String) {

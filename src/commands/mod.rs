@@ -1,8 +1,8 @@
 //! The commands, one file each.
 
 use crate::config::{Config, ConfigError};
-use crate::store::{SchemaError, Store, StoreError};
-use anyhow::Context as _;
+use crate::store::{SchemaError, Store};
+use anyhow::anyhow;
 use std::io::{self, Write};
 
 pub mod audit;
@@ -23,7 +23,11 @@ async fn open_store(config: &Config) -> anyhow::Result<Store> {
     let store = Store::open(&config.database)?;
     match store.check_schema().await {
         Ok(()) => Ok(store),
-        Err(SchemaError::Store(StoreError::Database(error))) => Err(error).context("the database cannot be reached"),
+        Err(SchemaError::Store(error)) => {
+            // A pool that waited in vain does not say what for; one more attempt does.
+            let cause = store.reach().await.err().unwrap_or(error);
+            Err(anyhow!("the database cannot be reached: {cause}"))
+        }
         Err(other) => Err(other.into()),
     }
 }

@@ -64,7 +64,7 @@ fn write_life(out: &mut impl Write, life: &Life, paint: Paint) -> io::Result<()>
     let row = &life.transaction;
     let name = format!("{}/{}  {}", row.provider, row.account, row.reference);
     writeln!(out, "{}", paint.strong(&plain(&name)))?;
-    write_head(out, row, paint)?;
+    write_head(out, life, paint)?;
     writeln!(out, "\n  {:<23}  {:>12}  {:>11}  event", "time (UTC)", "age", "gap")?;
     write_line(out, row.initiated_at, "", "", "initiated")?;
     let mut last = None;
@@ -77,14 +77,15 @@ fn write_life(out: &mut impl Write, life: &Life, paint: Paint) -> io::Result<()>
             Event::Transition(change) => write_transition(out, row, change, paint)?,
         }
     }
-    let unknown = usize::try_from(row.attempts).unwrap_or(0).saturating_sub(life.polls.len());
+    let unknown = pruned(life);
     if unknown > 0 {
         writeln!(out, "  {unknown} earlier polls are no longer in the journal")?;
     }
     writeln!(out, "\n  next   {}", next(row, &life.surroundings))
 }
 
-fn write_head(out: &mut impl Write, row: &LifeRow, paint: Paint) -> io::Result<()> {
+fn write_head(out: &mut impl Write, life: &Life, paint: Paint) -> io::Result<()> {
+    let row = &life.transaction;
     let mut field = |name: &str, value: &str| writeln!(out, "  {name:<10} {}", cut(value, LONGEST_TEXT));
     field("id", &row.id.to_string())?;
     let state = row.reason.as_ref().map_or_else(|| row.state.clone(), |reason| format!("{}: {reason}", row.state));
@@ -103,13 +104,18 @@ fn write_head(out: &mut impl Write, row: &LifeRow, paint: Paint) -> io::Result<(
         field("action", &action.to_string())?;
     }
     let failures = if row.failures > 0 { format!(", the last {} without a usable answer", row.failures) } else { String::new() };
-    let polls = format!("  {:<10} {} sent{failures}", "polls", row.attempts);
+    let polls = format!("  {:<10} {} sent{failures}", "polls", pruned(life) + life.polls.len());
     writeln!(out, "{}", if row.failures > 0 { paint.warning(&polls) } else { polls })
 }
 
 /// A JSON string without its quotes, anything else as it is.
 fn json_text(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+/// How many polls the row counts and the journal no longer has. While a daemon holds the transaction, the row counts too few.
+fn pruned(life: &Life) -> usize {
+    usize::try_from(life.transaction.attempts).unwrap_or(0).saturating_sub(life.polls.len())
 }
 
 enum Event<'a> {
@@ -119,7 +125,7 @@ enum Event<'a> {
 
 /// Polls and transitions in the order of time; what follows from a poll comes after it.
 fn timeline(life: &Life) -> Vec<Event<'_>> {
-    let first = usize::try_from(life.transaction.attempts).unwrap_or(0).saturating_sub(life.polls.len());
+    let first = pruned(life);
     let polls = life.polls.iter().enumerate().map(|(n, poll)| (poll.sent_at, Event::Poll(first + n + 1, poll)));
     let transitions = life.transitions.iter().map(|change| (change.at, Event::Transition(change)));
     let mut events: Vec<_> = polls.chain(transitions).collect();

@@ -199,6 +199,12 @@ fn between(from: DateTime<Utc>, to: DateTime<Utc>) -> Duration {
     super::since(from, to)
 }
 
+/// The most polls that a budget of `per_second` polls a second and `burst` of them at once allows in any second.
+#[must_use]
+pub fn most_per_second(per_second: f64, burst: u32) -> usize {
+    per_second.floor().min(1e9) as usize + usize::try_from(burst).unwrap_or(usize::MAX)
+}
+
 /// One account's polls against its budget.
 #[derive(Clone, Debug)]
 pub struct RateMeter {
@@ -207,11 +213,10 @@ pub struct RateMeter {
 }
 
 impl RateMeter {
-    /// A budget of `per_second` polls a second and `burst` of them at once: no second sees more than both together.
+    /// A meter for a budget: see [`most_per_second`].
     #[must_use]
     pub fn new(per_second: f64, burst: u32) -> Self {
-        let most = per_second.floor().min(1e9) as usize + usize::try_from(burst).unwrap_or(usize::MAX);
-        Self { most, recent: VecDeque::new() }
+        Self { most: most_per_second(per_second, burst), recent: VecDeque::new() }
     }
 
     /// Takes in the next poll; they come in the order of time. A finding when it is one too many within a second. Counting then

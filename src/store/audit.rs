@@ -5,13 +5,14 @@ use crate::domain::audit::{History, HistoryRow};
 use chrono::{DateTime, SecondsFormat, Utc};
 use sqlx::postgres::{PgRow, Postgres};
 use sqlx::{AssertSqlSafe, Row, Transaction};
+use std::collections::HashSet;
 use std::time::Duration;
 use uuid::Uuid;
 
 /// Transactions that are in memory at once.
 const TRANSACTIONS: usize = 100;
-/// Minutes of an account that are in memory at once.
-const MINUTES: usize = 20;
+/// Busy seconds of accounts that are in memory at once.
+const SECONDS: usize = 1000;
 
 /// A transaction and its polls.
 #[derive(Clone, Debug)]
@@ -22,13 +23,13 @@ pub struct PolledTransaction {
     pub provider: String,
     /// The key that the provider looks up; `None` when the row was deleted.
     pub reference: Option<String>,
-    /// What the audit judges.
+    /// What the audit judges; whether polls failed is not known yet: see [`JournalReader::failed`].
     pub history: History,
 }
 
-/// The polls of one account within one minute, in the order of time.
+/// The polls of one account within one second, in the order of time.
 #[derive(Clone, Debug)]
-pub struct Minute {
+pub struct BusySecond {
     /// The provider.
     pub provider: String,
     /// The account.
@@ -48,12 +49,11 @@ pub struct JournalReader {
     pub since: Option<DateTime<Utc>>,
 }
 
-/// The view and the clock. A reading takes as long as it takes. Grouping sorts, because a sort goes to disk where a hash would
-/// grow; `cursor_tuple_fraction` says that a cursor's rows are wanted to the last one.
-const BEGIN: [&str; 6] = [
+/// The view and the clock. A reading takes as long as it takes; `cursor_tuple_fraction` says that a cursor's rows are wanted to the
+/// last one.
+const BEGIN: [&str; 5] = [
     "set transaction isolation level repeatable read read only",
     "set local statement_timeout = 0",
-    "set local enable_hashagg = off",
     "set local jit = off",
     "set local work_mem = '64MB'",
     "set local cursor_tuple_fraction = 1.0",
@@ -76,8 +76,33 @@ const REOPENED: &str = "
       left join (select transaction_id, array_agg(at order by at) as reopened from paypoll.transitions
                   where source = 'operator' and to_state = 'pending' group by transaction_id) r";
 
-/// An answer in one of these outcomes was usable: no back-off follows it.
-const USABLE: &str = "'{pending,action_required,succeeded,failed,cancelled,refunded,too_early}'";
+/// An answer with another outcome was not usable: a back-off follows it.
+const FAILED: &str = "
+    select distinct transaction_id from paypoll.polls
+     where transaction_id = any ($1)
+       and outcome <> all ('{pending,action_required,succeeded,failed,cancelled,refunded,too_early}')";
+
+/// First half: how many polls each account sent in each second. Second half: the polls of those seconds that, with the one before or
+/// the one after, have more than the budget allows in any second. So only what may be too much is sorted and looked at.
+const BUSY: &str = r#"
+    with seconds as materialized (
+        select provider, account, date_trunc('second', sent_at) as second, count(*) as polls
+          from paypoll.polls {range} group by 1, 2, 3
+    ), paired as (
+        select *, case when lag(second) over w = second - interval '1 second' then lag(polls) over w else 0 end as before,
+                  case when lead(second) over w = second + interval '1 second' then lead(polls) over w else 0 end as after
+          from seconds window w as (partition by provider, account order by second)
+    ), busy as (
+        select p.provider, p.account, p.second
+          from paired p join (values {budgets}) as budget (provider, most) on budget.provider = p.provider
+         where p.polls + greatest(p.before, p.after) > budget.most
+    )
+    select p.provider, p.account, array_agg(p.sent_at) as sent
+      from paypoll.polls p
+      join busy b on b.provider = p.provider and b.account = p.account and b.second = date_trunc('second', p.sent_at)
+     {range}
+     group by p.provider, p.account, b.second
+     order by p.provider, p.account, b.second"#;
 
 impl Store {
     /// Begins to read the journal; with `since`, only what was sent within this time.
@@ -96,83 +121,94 @@ impl Store {
 }
 
 impl JournalReader {
-    /// Every transaction that was polled, with all its polls, also those before `since`: the rules look back.
-    pub async fn polled(&mut self, visit: &mut impl FnMut(PolledTransaction)) -> Result<(), StoreError> {
+    /// Begins to read every transaction that was polled, with all its polls, also those before `since`: the rules look back.
+    ///
+    /// Of the journal only the index is read, as far as the database has vacuumed it.
+    pub async fn open_polled(&mut self) -> Result<(), StoreError> {
         let touched = self.since.map_or_else(String::new, |since| {
+            // Whatever was polled in this time, or was to be.
             format!(
-                "where transaction_id in (select distinct transaction_id from paypoll.polls where sent_at >= {})",
+                "where transaction_id in (
+                        select transaction_id from paypoll.polls where sent_at >= {0}
+                        union select id from paypoll.transactions where next_poll_at is not null
+                        union select id from paypoll.transactions where state in ('unresolved', 'invalid') and updated_at >= {0})",
                 literal(since)
             )
         });
+        // Grouping by sorting, which the index gives for nothing, where a hash would hold the whole journal.
+        sqlx::query("set local enable_hashagg = off").execute(&mut *self.tx).await?;
         let sql = format!(
-            "select g.transaction_id as id, {FACTS}, g.sent, g.failed,
+            "select g.transaction_id as id, {FACTS}, g.sent,
                     coalesce(t.provider, (select p.provider from paypoll.polls p where p.transaction_id = g.transaction_id limit 1)) as provider
-               from (select transaction_id, array_agg(sent_at) as sent, bool_or(outcome <> all ({USABLE})) as failed
-                       from paypoll.polls {touched} group by transaction_id) g
+               from (select transaction_id, array_agg(sent_at) as sent from paypoll.polls {touched} group by transaction_id) g
                left join paypoll.transactions t on t.id = g.transaction_id
               {REOPENED} on r.transaction_id = g.transaction_id"
         );
-        self.read("polled", &sql, TRANSACTIONS, &mut |row| {
-            visit(polled(row)?);
-            Ok(())
-        })
-        .await
+        self.declare("polled", &sql).await
+    }
+
+    /// The next of the transactions that were polled; none when all have been read.
+    pub async fn next_polled(&mut self) -> Result<Vec<PolledTransaction>, StoreError> {
+        self.fetch("polled", TRANSACTIONS).await?.iter().map(polled).collect()
+    }
+
+    /// Which of these transactions had a poll without a usable answer.
+    pub async fn failed(&mut self, ids: &[Uuid]) -> Result<HashSet<Uuid>, StoreError> {
+        let failed: Vec<Uuid> = sqlx::query_scalar(FAILED).bind(ids).fetch_all(&mut *self.tx).await?;
+        Ok(failed.into_iter().collect())
     }
 
     /// Every transaction that ought to have been polled and of which the journal has no poll.
-    pub async fn never_polled(&mut self, visit: &mut impl FnMut(PolledTransaction)) -> Result<(), StoreError> {
+    pub async fn never_polled(&mut self, visit: &mut impl FnMut(&PolledTransaction)) -> Result<(), StoreError> {
         let sql = format!(
-            "select t.id, t.provider, {FACTS}, '{{}}'::timestamptz[] as sent, false as failed
+            "select t.id, t.provider, {FACTS}, '{{}}'::timestamptz[] as sent
                from paypoll.transactions t {REOPENED} on r.transaction_id = t.id
               where (t.next_poll_at is not null or t.state = 'unresolved') and t.created_at >= {}
                 and not exists (select from paypoll.polls p where p.transaction_id = t.id)",
             literal(self.complete_since)
         );
-        self.read("never_polled", &sql, TRANSACTIONS, &mut |row| {
-            visit(polled(row)?);
-            Ok(())
-        })
-        .await
-    }
-
-    /// The polls account by account in the order of time.
-    pub async fn minutes(&mut self, visit: &mut impl FnMut(Minute)) -> Result<(), StoreError> {
-        let range = self.since.map_or_else(String::new, |since| format!("where sent_at >= {}", literal(since)));
-        // In plain byte order: nobody reads the order, and comparing words of a language takes its time.
-        let sql = format!(
-            r#"select provider, account, array_agg(sent_at) as sent from paypoll.polls {range}
-                group by provider, account, date_trunc('minute', sent_at)
-                order by provider collate "C", account collate "C", date_trunc('minute', sent_at)"#
-        );
-        self.read("minutes", &sql, MINUTES, &mut |row| {
-            visit(Minute { provider: row.try_get("provider")?, account: row.try_get("account")?, sent: sent(row)? });
-            Ok(())
-        })
-        .await
-    }
-
-    /// Reads a query's rows, `at_once` of them at a time. Each query needs a name of its own: a connection remembers the columns of
-    /// the statement that fetches from it.
-    async fn read(
-        &mut self,
-        name: &str,
-        sql: &str,
-        at_once: usize,
-        visit: &mut impl FnMut(&PgRow) -> Result<(), StoreError>,
-    ) -> Result<(), StoreError> {
-        sqlx::query(AssertSqlSafe(format!("declare {name} no scroll cursor for {sql}"))).execute(&mut *self.tx).await?;
-        let fetch = format!("fetch {at_once} from {name}");
+        self.declare("never_polled", &sql).await?;
         loop {
-            let rows = sqlx::query(AssertSqlSafe(fetch.clone())).fetch_all(&mut *self.tx).await?;
+            let rows = self.fetch("never_polled", TRANSACTIONS).await?;
             for row in &rows {
-                visit(row)?;
+                visit(&polled(row)?);
             }
-            if rows.len() < at_once {
-                break;
+            if rows.is_empty() {
+                return Ok(());
             }
         }
-        sqlx::query(AssertSqlSafe(format!("close {name}"))).execute(&mut *self.tx).await?;
+    }
+
+    /// The seconds in which an account may have sent more polls than its budget, account by account in the order of time. `budgets`:
+    /// for each provider, how many polls any second may have.
+    pub async fn busy_seconds(&mut self, budgets: &[(&str, usize)], visit: &mut impl FnMut(&BusySecond)) -> Result<(), StoreError> {
+        if budgets.is_empty() {
+            return Ok(());
+        }
+        let range = self.since.map_or_else(String::new, |since| format!("where sent_at >= {}", literal(since)));
+        // The names are those of the registry: nothing to quote.
+        let budgets: Vec<String> = budgets.iter().map(|(provider, most)| format!("('{provider}', {most}::bigint)")).collect();
+        let sql = BUSY.replace("{range}", &range).replace("{budgets}", &budgets.join(", "));
+        self.declare("busy", &sql).await?;
+        loop {
+            let rows = self.fetch("busy", SECONDS).await?;
+            for row in &rows {
+                visit(&BusySecond { provider: row.try_get("provider")?, account: row.try_get("account")?, sent: sent(row)? });
+            }
+            if rows.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Each query needs a name of its own: a connection remembers the columns of the statement that fetches from it.
+    async fn declare(&mut self, name: &str, sql: &str) -> Result<(), StoreError> {
+        sqlx::query(AssertSqlSafe(format!("declare {name} no scroll cursor for {sql}"))).execute(&mut *self.tx).await?;
         Ok(())
+    }
+
+    async fn fetch(&mut self, name: &str, at_once: usize) -> Result<Vec<PgRow>, StoreError> {
+        Ok(sqlx::query(AssertSqlSafe(format!("fetch {at_once} from {name}"))).fetch_all(&mut *self.tx).await?)
     }
 }
 
@@ -200,6 +236,6 @@ fn polled(row: &PgRow) -> Result<PolledTransaction, StoreError> {
         id: row.try_get("id")?,
         provider: row.try_get("provider")?,
         reference: row.try_get("reference")?,
-        history: History { row: facts, reopened: reopened.unwrap_or_default(), sent: sent(row)?, failed: row.try_get("failed")? },
+        history: History { row: facts, reopened: reopened.unwrap_or_default(), sent: sent(row)?, failed: false },
     })
 }

@@ -19,7 +19,7 @@ mod reopen;
 mod replicas;
 
 pub use accounts::{AHEAD, AccountState, Draw, Drawn};
-pub use audit::{JournalReader, Minute, PolledTransaction};
+pub use audit::{BusySecond, JournalReader, PolledTransaction};
 pub use claim::{Candidate, Claim, Claimed, LaneRoom, Placement};
 pub use life::{Life, LifePoll, LifeRow, LifeTransition, Surroundings};
 pub use migrate::{SchemaError, Server, migrate};
@@ -30,7 +30,8 @@ pub use replicas::{Beat, Membership, ReplicaId};
 
 use crate::config::Database;
 use secrecy::ExposeSecret;
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::Connection as _;
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -80,6 +81,14 @@ impl Store {
             .test_before_acquire(false)
             .connect_lazy_with(options);
         Ok(Self { pool })
+    }
+
+    /// Errors, and says why, unless a new connection can be made at once.
+    pub async fn reach(&self) -> Result<(), StoreError> {
+        let options = self.pool.connect_options();
+        let attempt = tokio::time::timeout(ACQUIRE_TIMEOUT, PgConnection::connect_with(&options));
+        let connection = attempt.await.unwrap_or(Err(sqlx::Error::PoolTimedOut))?;
+        Ok(connection.close().await?)
     }
 
     /// Errors unless the schema is exactly this binary's version.

@@ -49,6 +49,9 @@ pub struct AccountOverview {
 /// No count goes beyond this: no answer about the whole table may cost as much as the table is long.
 pub const MOST: i64 = 1_000_000;
 
+/// Of the transactions that fell due within a lease so many are looked at: their rows must be read for it.
+const RECENT: i64 = 100_000;
+
 /// The accounts that have transactions: one step through each index per account, whatever lies between.
 const ACCOUNTS: &str = "
     with recursive polled as (
@@ -91,15 +94,26 @@ impl Store {
     }
 
     /// Every account that has a polled or parked transaction or is served by somebody.
+    ///
+    /// What is due is counted in two halves. `d`: in the order in which they fall due, all polled transactions, from the index alone;
+    /// those further back than the longest lease are due, whoever holds them. `r`: the few that fell due since, each with its owner.
     pub async fn overview(&self) -> Result<Vec<AccountOverview>, StoreError> {
         let sql = format!(
             "{ACCOUNTS}, known as (
                 select provider, account from polled union select provider, account from parked union
                 select provider, account from paypoll.accounts
+            ), living as (
+                select id, lease from paypoll.replicas where heartbeat_at > clock_timestamp() - lease
+            ), border as materialized (
+                select now() - coalesce(max(lease), interval '0') as at from living
             )
-            select k.provider, k.account, w.action_required, u.unresolved, u.invalid, d.due, d.overdue, d.oldest, p.pending,
+            select k.provider, k.account, w.action_required, u.unresolved, u.invalid,
+                   least(d.due + r.due, {MOST}) as due, least(d.overdue + r.overdue, {MOST}) as overdue,
+                   extract(epoch from now() - least(d.oldest, r.oldest))::float8 as oldest,
+                   greatest(d.polled - w.action_required, 0) as pending,
                    case when a.circuit_since is null then 'closed' else 'open' end as circuit, a.circuit_reason
               from known k
+             cross join border b
               left join paypoll.accounts a on a.provider = k.provider and a.account = k.account
              cross join lateral (select count(*) as action_required
                    from (select from paypoll.transactions t
@@ -107,16 +121,19 @@ impl Store {
              cross join lateral (select count(*) filter (where state = 'unresolved') as unresolved, count(*) filter (where state = 'invalid') as invalid
                    from (select state from paypoll.transactions t
                           where t.state in ('unresolved', 'invalid') and t.provider = k.provider and t.account = k.account limit {MOST}) c) u
-             cross join lateral (select count(*) as due, count(*) filter (where next_poll_at < now() - interval '1 minute') as overdue,
-                          extract(epoch from now() - min(next_poll_at))::float8 as oldest
+             cross join lateral (select count(*) as polled, count(*) filter (where next_poll_at <= b.at) as due,
+                          count(*) filter (where next_poll_at <= b.at and next_poll_at < now() - interval '1 minute') as overdue,
+                          min(next_poll_at) filter (where next_poll_at <= b.at) as oldest
                    from (select next_poll_at from paypoll.transactions t
-                           left join paypoll.replicas r on r.id = t.owner and r.heartbeat_at > clock_timestamp() - r.lease
-                          where t.provider = k.provider and t.account = k.account
-                            and t.next_poll_at <= now() and t.next_poll_at <= now() - coalesce(r.lease, interval '0')
+                          where t.provider = k.provider and t.account = k.account and t.next_poll_at is not null
                           order by t.next_poll_at limit {MOST}) c) d
-             cross join lateral (select greatest(count(*) - w.action_required, 0) as pending
-                   from (select from paypoll.transactions t
-                          where t.provider = k.provider and t.account = k.account and t.next_poll_at is not null limit {MOST}) c) p
+             cross join lateral (select count(*) as due, count(*) filter (where next_poll_at < now() - interval '1 minute') as overdue,
+                          min(next_poll_at) as oldest
+                   from (select t.next_poll_at from paypoll.transactions t
+                           left join living l on l.id = t.owner
+                          where t.provider = k.provider and t.account = k.account and t.next_poll_at > b.at and t.next_poll_at <= now()
+                            and t.next_poll_at <= now() - coalesce(l.lease, interval '0')
+                          limit {RECENT}) c) r
              order by k.provider, k.account"
         );
         let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).fetch_all(&self.pool).await?;

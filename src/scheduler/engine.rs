@@ -707,10 +707,6 @@ impl Engine {
         let lane = &mut self.lanes[number];
         let interval = lane.spec.circuit.probe_after;
         match granted {
-            // The right was granted long ago: the next one's turn may be near.
-            Ok(true) if lane.circuit.asked_at().is_some_and(|asked| now.saturating_duration_since(asked) > interval / 2) => {
-                lane.circuit.set_idle(now + interval);
-            }
             Ok(granted) => lane.circuit.on_probe_asked(granted, if granted { now + interval } else { now + WATCH_EVERY }),
             Err(failed) => {
                 lane.circuit.set_idle(now + RETRY);
@@ -1055,6 +1051,7 @@ impl Engine {
     fn ask_for_probes(&mut self, now: Instant, lanes: &[usize], out: &mut Vec<Command>) {
         for number in lanes {
             let lane = &mut self.lanes[*number];
+            lane.circuit.expire(now, lane.spec.circuit.probe_after);
             if lane.circuit.is_due(now) && !lane.could_start(now) {
                 // A slot is on its way; the right to probe would only grow old.
                 continue;

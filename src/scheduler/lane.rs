@@ -496,6 +496,16 @@ impl Circuit {
         self.open.is_some_and(|open| open.probe == Probe::Idle && open.probe_at <= now)
     }
 
+    /// A probe that was granted and could not be sent is given up after half an interval: the next one's turn may be near.
+    pub fn expire(&mut self, now: Instant, interval: Duration) {
+        if let Some(open) = &mut self.open
+            && open.probe == Probe::Granted
+            && now.saturating_duration_since(open.asked_at) > interval / 2
+        {
+            open.probe = Probe::Idle;
+        }
+    }
+
     /// Asks again at `next`.
     pub fn set_idle(&mut self, next: Instant) {
         if let Some(open) = &mut self.open {
@@ -507,12 +517,6 @@ impl Circuit {
     #[must_use]
     pub fn probe_at(&self) -> Option<Instant> {
         self.open.filter(|open| open.probe == Probe::Idle).map(|open| open.probe_at)
-    }
-
-    /// Since when the database is asked for a probe that it has not granted yet.
-    #[must_use]
-    pub fn asked_at(&self) -> Option<Instant> {
-        self.open.filter(|open| open.probe == Probe::Asked).map(|open| open.asked_at)
     }
 
     /// The database's answer; `next` is when to ask again. A circuit that the database does not know, although there was time to tell

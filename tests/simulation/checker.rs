@@ -66,6 +66,8 @@ pub(crate) struct Checker {
 
 /// How long a verdict or a pause may take to reach every process while nothing is wrong.
 const NEWS: Micros = 1_500_000;
+/// A process may send for so long after it last asked the database for the time.
+const UNNOTICED: Micros = 3_000_000;
 /// So many requests of an account are remembered: more than fit into the seconds that are looked at.
 const REMEMBERED: usize = 200;
 
@@ -111,9 +113,9 @@ impl Checker {
     }
 
     /// By how much the database's clock, which decides what is due, was set forward since then. A wait that it was set over is so
-    /// much shorter, and nobody could know.
+    /// much shorter, and nobody could know. Whoever sends has asked for the time not long ago, but may not know of a leap yet.
     fn leapt(&self, since: Micros) -> Micros {
-        self.leaps.iter().filter(|(at, _)| *at >= since).map(|(_, by)| by).sum()
+        self.leaps.iter().filter(|(at, _)| *at >= since - UNNOTICED).map(|(_, by)| by).sum()
     }
 
     /// A request reaches a provider.

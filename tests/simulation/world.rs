@@ -553,7 +553,11 @@ impl World {
                 Some(Event::Registered(Ok((replica, beat, verdict)), asked))
             }
             Command::Beat { replica, complied, judge } => {
+                let before = database.replicas.len();
                 let mut beat = database.beat(replica, complied, judge);
+                if self.telling && database.replicas.len() < before {
+                    println!("{:>11.6} host {host} finds the dead as of {judge:?}: {:?}", self.now as f64 / 1e6, beat.members);
+                }
                 beat.clock = self.local_clock(host).unwrap_or(beat.clock);
                 Some(Event::Beaten(replica, Ok(beat), asked))
             }

@@ -1023,14 +1023,18 @@ impl Engine {
                 open.swap_remove(at);
                 continue;
             };
-            if let Err(when) = lane.try_start(now) {
-                self.next_start = match (self.next_start, when) {
-                    (Some(next), Some(when)) => Some(next.min(when)),
-                    (next, when) => next.or(when),
-                };
-                open.swap_remove(at);
-                continue;
-            }
+            // A slot is not kept for a request that has to wait for its token: when that comes, all of them would start at once.
+            let before = match lane.try_start(now) {
+                Ok(void_at) => before.min(void_at),
+                Err(when) => {
+                    self.next_start = match (self.next_start, when) {
+                        (Some(next), Some(when)) => Some(next.min(when)),
+                        (next, when) => next.or(when),
+                    };
+                    open.swap_remove(at);
+                    continue;
+                }
+            };
             let Some(held) = lane.ready.remove(&key) else { break };
             lane.circuit.on_sent();
             if let Some(key) = lane.spec.asks.exclusive_key(ask(&held)) {

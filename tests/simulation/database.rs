@@ -161,11 +161,6 @@ impl Database {
             newest: self.replicas.keys().copied().max().unwrap_or(0),
             complied: others.min().unwrap_or(i64::MAX),
         };
-        let members = if self.has(Bug::InFlightPerProcess) {
-            Membership { complied: i64::MAX, living: vec![replica.0], ..members }
-        } else {
-            members
-        };
         Beat { alive, members, clock }
     }
 

@@ -522,6 +522,9 @@ impl Engine {
             Ok(claim) => claim,
             Err(failed) => return self.lose_database(now, failed),
         };
+        if let Some(clock) = claim.clock {
+            self.read_clock(self.claim_asked, now, clock);
+        }
         if look.sweep {
             let took = now.saturating_duration_since(self.claim_asked);
             self.next_sweep = now + (took * SWEEP_SHARE).clamp(Duration::from_secs(1), RAREST_SWEEP);

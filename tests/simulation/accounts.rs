@@ -57,8 +57,8 @@ pub(crate) fn rules(account: usize) -> Rules {
         // Rare polls that are refused when they come early, until an age.
         1 => (
             (3_000, 3_000),
-            Floors { first: ms(3_000), margin: ms(250), every: ms(6_000), window: None },
-            vec![phase((6_000, 6_000), Until::Open)],
+            Floors { first: ms(3_000), margin: ms(250), every: ms(8_000), window: None },
+            vec![phase((8_000, 8_000), Until::Open)],
             Some(ms(40_000)),
         ),
         // Phases by count, then an open end.

@@ -355,7 +355,7 @@ impl Checker {
 }
 
 /// In a quiet time a transaction is asked about at least this often.
-const SILENCE: Micros = 14_000_000;
+const SILENCE: Micros = 18_000_000;
 
 /// A short name for a transaction.
 pub(crate) fn name(id: Uuid) -> String {

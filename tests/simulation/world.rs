@@ -567,7 +567,8 @@ impl World {
             }
             Command::Claim { replica, members, rooms, horizon, mut placer, mut look } => {
                 let mut place = |candidate: &mut Candidate| placer.place(candidate);
-                let claim = database.claim(replica, &members, &rooms, horizon, &mut place, &mut look.unsure);
+                let mut claim = database.claim(replica, &members, &rooms, horizon, &mut place, &mut look.unsure);
+                claim.clock = self.local_clock(host).or(claim.clock);
                 look.unsure = claim.held.iter().map(|held| held.transaction.id).collect();
                 for held in &claim.held {
                     self.say(|| format!("host {host} claims {} due {}", name(held.transaction.id), held.due));
@@ -789,7 +790,7 @@ impl World {
             }
             48..56 => {
                 self.say(|| format!("account {account} is down for {long} us"));
-                self.provider.down_until.insert(account, self.now + long);
+                self.provider.down_until.insert(account, self.now + 2 * long);
             }
             56..68 => {
                 let states = [State::Succeeded, State::Failed, State::Cancelled, State::Refunded, State::Unresolved];

@@ -523,6 +523,9 @@ impl Engine {
             Ok(claim) => claim,
             Err(failed) => return self.lose_database(now, failed),
         };
+        if let Some(clock) = claim.clock {
+            self.read_clock(self.claim_asked, now, clock);
+        }
         if look.sweep {
             let took = now.saturating_duration_since(self.claim_asked);
             self.next_sweep = now + (took * SWEEP_SHARE).clamp(Duration::from_secs(1), RAREST_SWEEP);
@@ -705,10 +708,6 @@ impl Engine {
         let lane = &mut self.lanes[number];
         let interval = lane.spec.circuit.probe_after;
         match granted {
-            // The right was granted long ago: the next one's turn may be near.
-            Ok(true) if lane.circuit.asked_at().is_some_and(|asked| now.saturating_duration_since(asked) > interval / 2) => {
-                lane.circuit.set_idle(now + interval);
-            }
             Ok(granted) => lane.circuit.on_probe_asked(granted, if granted { now + interval } else { now + WATCH_EVERY }),
             Err(failed) => {
                 lane.circuit.set_idle(now + RETRY);
@@ -1026,14 +1025,18 @@ impl Engine {
                 open.swap_remove(at);
                 continue;
             };
-            if let Err(when) = lane.try_start(now) {
-                self.next_start = match (self.next_start, when) {
-                    (Some(next), Some(when)) => Some(next.min(when)),
-                    (next, when) => next.or(when),
-                };
-                open.swap_remove(at);
-                continue;
-            }
+            // A slot is not kept for a request that has to wait for its token: when that comes, all of them would start at once.
+            let before = match lane.try_start(now) {
+                Ok(void_at) => before.min(void_at),
+                Err(when) => {
+                    self.next_start = match (self.next_start, when) {
+                        (Some(next), Some(when)) => Some(next.min(when)),
+                        (next, when) => next.or(when),
+                    };
+                    open.swap_remove(at);
+                    continue;
+                }
+            };
             let Some(held) = lane.ready.remove(&key) else { break };
             lane.circuit.on_sent(held.transaction.id);
             if let Some(key) = lane.spec.asks.exclusive_key(ask(&held)) {
@@ -1053,6 +1056,7 @@ impl Engine {
     fn ask_for_probes(&mut self, now: Instant, lanes: &[usize], out: &mut Vec<Command>) {
         for number in lanes {
             let lane = &mut self.lanes[*number];
+            lane.circuit.expire(now, lane.spec.circuit.probe_after);
             if lane.circuit.is_due(now) && !lane.could_start(now) {
                 // A slot is on its way; the right to probe would only grow old.
                 continue;

@@ -197,19 +197,19 @@ impl Lane {
 
     /// Whether a request may be sent now; `Err` says when to ask again, where that is known.
     ///
-    /// Takes the slot when it may.
-    pub fn try_start(&mut self, now: Instant) -> Result<(), Option<Instant>> {
+    /// Takes the slot when it may, and says until when the request must be on its way.
+    pub fn try_start(&mut self, now: Instant) -> Result<Instant, Option<Instant>> {
         if let Some(until) = self.held_until.max(self.told_until).filter(|until| *until > now) {
             return Err(Some(until));
         }
         if self.in_flight >= self.share {
             return Err(None);
         }
-        self.slots.ready(now).map_err(|at| at.or(Some(self.next_draw).filter(|at| *at > now)))?;
+        let void_at = self.slots.ready(now).map_err(|at| at.or(Some(self.next_draw).filter(|at| *at > now)))?;
         self.pace.check(now).map_err(Some)?;
         self.slots.take();
         self.sent_since_draw += 1;
-        Ok(())
+        Ok(void_at.max(now + HASTE))
     }
 
     /// Nobody knows any more of when the slots are.
@@ -270,6 +270,8 @@ struct Grant {
     count: u32,
 }
 
+/// However old its slot is, a request has this long to get on its way.
+const HASTE: Duration = Duration::from_millis(20);
 /// The longest time by which a slot may be used late.
 const GRACE: Duration = Duration::from_millis(250);
 
@@ -305,8 +307,8 @@ impl Slots {
         self.grants.iter().map(|grant| grant.count - grant.first_valid(now, self.grace).min(grant.count)).sum()
     }
 
-    /// `Ok` when the next slot may be used; else when it may, or `None` when there is none.
-    fn ready(&mut self, now: Instant) -> Result<(), Option<Instant>> {
+    /// `Ok` when the next slot may be used, until then; else when it may, or `None` when there is none.
+    fn ready(&mut self, now: Instant) -> Result<Instant, Option<Instant>> {
         while let Some(grant) = self.grants.front_mut() {
             grant.used = grant.first_valid(now, self.grace);
             if grant.used >= grant.count {
@@ -314,7 +316,7 @@ impl Slots {
                 continue;
             }
             let at = grant.slot(grant.used);
-            return if at <= now { Ok(()) } else { Err(Some(at)) };
+            return if at <= now { Ok(at + self.grace) } else { Err(Some(at)) };
         }
         Err(None)
     }
@@ -500,6 +502,16 @@ impl Circuit {
         self.open.is_some_and(|open| open.probe == Probe::Idle && open.probe_at <= now)
     }
 
+    /// A probe that was granted and could not be sent is given up after half an interval: the next one's turn may be near.
+    pub fn expire(&mut self, now: Instant, interval: Duration) {
+        if let Some(open) = &mut self.open
+            && open.probe == Probe::Granted
+            && now.saturating_duration_since(open.asked_at) > interval / 2
+        {
+            open.probe = Probe::Idle;
+        }
+    }
+
     /// Asks again at `next`.
     pub fn set_idle(&mut self, next: Instant) {
         if let Some(open) = &mut self.open {
@@ -511,12 +523,6 @@ impl Circuit {
     #[must_use]
     pub fn probe_at(&self) -> Option<Instant> {
         self.open.filter(|open| open.probe == Probe::Idle).map(|open| open.probe_at)
-    }
-
-    /// Since when the database is asked for a probe that it has not granted yet.
-    #[must_use]
-    pub fn asked_at(&self) -> Option<Instant> {
-        self.open.filter(|open| open.probe == Probe::Asked).map(|open| open.asked_at)
     }
 
     /// The database's answer; `next` is when to ask again. A circuit that the database does not know, although there was time to tell

@@ -77,6 +77,8 @@ pub struct Claim {
     pub held: Vec<Claimed>,
     /// For each lane asked for: how many were found, and when the last of them was due.
     pub found: Vec<(usize, Option<DateTime<Utc>>)>,
+    /// The database's clock during the statement, if any were found.
+    pub clock: Option<DateTime<Utc>>,
 }
 
 /// First half: one account after the other, in the order in which transactions fall due, what nobody alive holds.
@@ -89,7 +91,7 @@ pub struct Claim {
 const SELECT: &str = "
     select lane.number, t.id, t.reference, t.params, t.amount::text as amount, t.currency, t.initiated_at, t.reopened_at, t.action_at,
            t.state, t.provider_state, t.attempts, t.failures, t.not_found, t.last_polled_at, t.next_poll_at,
-           t.opened_at, t.phase, t.phase_since, t.gaps, t.fence, t.owner
+           t.opened_at, t.phase, t.phase_since, t.gaps, t.fence, t.owner, clock_timestamp() as clock
       from unnest($1::text[], $2::text[], $3::timestamptz[], $4::bigint[]) with ordinality as lane (provider, account, since, room, number)
      cross join lateral (
            select * from paypoll.transactions t
@@ -141,7 +143,7 @@ impl Store {
         if !unsure.is_empty() {
             sqlx::query(RELEASE).bind(&*unsure).bind(replica.0).execute(&mut *tx).await?;
         }
-        let mut claim = Claim { held: Vec::new(), found: vec![(0, None); lanes.len()] };
+        let mut claim = Claim { held: Vec::new(), found: vec![(0, None); lanes.len()], clock: None };
         let mut candidates = select(&mut tx, members, lanes, horizon, &mut claim).await?;
         add_journal(&mut tx, &mut candidates).await?;
         if candidates.is_empty() {
@@ -199,6 +201,7 @@ async fn select(
         let (Some(lane), Some(found)) = (lanes.get(number), claim.found.get_mut(number)) else { continue };
         let candidate = candidate(row, lane, number)?;
         *found = (found.0 + 1, Some(candidate.due));
+        claim.clock = Some(row.try_get("clock")?);
         candidates.push(candidate);
     }
     Ok(candidates)

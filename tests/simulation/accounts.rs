@@ -57,8 +57,8 @@ pub(crate) fn rules(account: usize) -> Rules {
         // Rare polls that are refused when they come early, until an age.
         1 => (
             (3_000, 3_000),
-            Floors { first: ms(3_000), margin: ms(250), every: ms(4_000), window: None },
-            vec![phase((4_000, 4_000), Until::Open)],
+            Floors { first: ms(3_000), margin: ms(250), every: ms(8_000), window: None },
+            vec![phase((8_000, 8_000), Until::Open)],
             Some(ms(40_000)),
         ),
         // Phases by count, then an open end.
@@ -129,7 +129,7 @@ pub(crate) fn lanes(bug: Option<Bug>) -> Vec<Arc<LaneSpec>> {
             asks: Arc::new(Silent),
             rules: engine_rules(account, bug),
             timeout: TIMEOUT,
-            max_in_flight,
+            max_in_flight: if bug == Some(Bug::InFlightPerProcess) { 3 * max_in_flight } else { max_in_flight },
             rate,
             circuit: Circuit { failures: 6, probe_after: PROBE_AFTER },
         })

@@ -14,7 +14,7 @@ pub(crate) enum Bug {
     LostAnswerWrittenTwice,
     /// Every process has the account's whole rate for itself.
     LimiterPerProcess,
-    /// Every process believes that it is the only one when it shares out the requests in flight.
+    /// Every process has the account's requests in flight for itself.
     InFlightPerProcess,
     /// The host's wall clock stands in for the database's.
     LocalClock,

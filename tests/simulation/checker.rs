@@ -37,6 +37,8 @@ struct Life {
     journaled: Vec<(DateTime<Utc>, bool)>,
     /// When it was last put beyond polling.
     settled: Option<Micros>,
+    /// Somebody else did.
+    overruled: bool,
     /// When this window was opened, by the database's clock: at the initiation or by an operator.
     anchor: DateTime<Utc>,
     /// Its first poll, as far as it was recorded in time.
@@ -66,6 +68,8 @@ pub(crate) struct Checker {
 
 /// How long a verdict or a pause may take to reach every process while nothing is wrong.
 const NEWS: Micros = 1_500_000;
+/// A process may send for so long after it last asked the database for the time.
+const UNNOTICED: Micros = 3_000_000;
 /// So many requests of an account are remembered: more than fit into the seconds that are looked at.
 const REMEMBERED: usize = 200;
 
@@ -91,7 +95,8 @@ impl Checker {
     }
 
     pub(crate) fn born(&mut self, id: Uuid, account: usize, initiated: Micros, anchor: DateTime<Utc>) {
-        let life = Life { account, initiated, requests: Vec::new(), journaled: Vec::new(), settled: None, anchor, opened: None };
+        let life =
+            Life { account, initiated, requests: Vec::new(), journaled: Vec::new(), settled: None, overruled: false, anchor, opened: None };
         self.lives.insert(id, life);
         self.state.insert(id, State::Pending);
     }
@@ -110,9 +115,9 @@ impl Checker {
     }
 
     /// By how much the database's clock, which decides what is due, was set forward since then. A wait that it was set over is so
-    /// much shorter, and nobody could know.
+    /// much shorter, and nobody could know. Whoever sends has asked for the time not long ago, but may not know of a leap yet.
     fn leapt(&self, since: Micros) -> Micros {
-        self.leaps.iter().filter(|(at, _)| *at >= since).map(|(_, by)| by).sum()
+        self.leaps.iter().filter(|(at, _)| *at >= since - UNNOTICED).map(|(_, by)| by).sum()
     }
 
     /// A request reaches a provider.
@@ -251,6 +256,7 @@ impl Checker {
             Fact::Overruled { id, to, at } => {
                 let life = self.lives.get_mut(&id).expect("born");
                 life.settled = (!to.is_polled()).then_some(now);
+                life.overruled = true;
                 if to.is_polled() {
                     (life.anchor, life.opened) = (at, None);
                 }
@@ -337,8 +343,10 @@ impl Checker {
             if life.journaled.len() < survived {
                 return Err(format!("journal: {} polls of {} are missing", survived - life.journaled.len(), name(*id)));
             }
+            // An owner that dies between recording a poll and hearing of a verdict leaves it uncounted.
+            let lost = life.overruled && survived < life.requests.len();
             let attempts = row.transaction.attempts as usize;
-            if !row.transaction.state.is_polled() && attempts != life.journaled.len() && !self.went_back {
+            if !row.transaction.state.is_polled() && attempts != life.journaled.len() && !self.went_back && !lost {
                 return Err(format!("attempts: {} says {attempts}, the journal {}", name(*id), life.journaled.len()));
             }
         }
@@ -347,7 +355,7 @@ impl Checker {
 }
 
 /// In a quiet time a transaction is asked about at least this often.
-const SILENCE: Micros = 14_000_000;
+const SILENCE: Micros = 18_000_000;
 
 /// A short name for a transaction.
 pub(crate) fn name(id: Uuid) -> String {

@@ -162,11 +162,6 @@ impl Database {
             newest: self.replicas.keys().copied().max().unwrap_or(0),
             complied: others.min().unwrap_or(i64::MAX),
         };
-        let members = if self.has(Bug::InFlightPerProcess) {
-            Membership { complied: i64::MAX, living: vec![replica.0], ..members }
-        } else {
-            members
-        };
         Beat { alive, members, clock }
     }
 
@@ -190,7 +185,7 @@ impl Database {
                 row.fence += 1;
             }
         }
-        let mut claim = Claim { held: Vec::new(), found: vec![(0, None); rooms.len()] };
+        let mut claim = Claim { held: Vec::new(), found: vec![(0, None); rooms.len()], clock: Some(self.clock) };
         for (lane, room) in rooms.iter().enumerate() {
             let free = |row: &Row| match row.owner {
                 Some(owner) => self.has(Bug::ClaimFromTheLiving) || (owner <= members.newest && !members.living.contains(&owner)),
@@ -357,9 +352,6 @@ impl Database {
     }
 
     fn count_late(&mut self, replica: ReplicaId, id: Uuid, batch: &[Poll]) {
-        if self.has(Bug::LatePollNotCounted) {
-            return;
-        }
         let polls: Vec<DateTime<Utc>> = self.polls.get(&id).into_iter().flatten().map(|poll| poll.sent_at).collect();
         let Some(row) = self.rows.get_mut(&id) else { return };
         let lives = row.owner.is_some_and(|owner| self.replicas.contains_key(&owner));
@@ -373,7 +365,9 @@ impl Database {
         let mut counted: Vec<DateTime<Utc>> = mine.into_iter().filter(known).collect();
         let settled = row.next.is_none();
         counted.extend(unknown.into_iter().filter(|_| settled && !held));
-        transaction.attempts += counted.len() as u32;
+        if self.bug != Some(Bug::LatePollNotCounted) {
+            transaction.attempts += counted.len() as u32;
+        }
         transaction.last_polled_at = counted.into_iter().chain(since).max();
         if !held {
             let other = row.owner.filter(|owner| *owner != replica.0);

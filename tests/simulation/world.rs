@@ -44,6 +44,8 @@ struct Host {
     wall: Micros,
     /// Statements of this host do not get through until then.
     cut_off_until: Micros,
+    /// It fetches an access token until then.
+    fetching_until: Micros,
     /// Requests that are decided and not sent.
     sending: u32,
     stopping: bool,
@@ -144,6 +146,7 @@ impl World {
                 wakeup: None,
                 wall,
                 cut_off_until: 0,
+                fetching_until: 0,
                 sending: 0,
                 stopping: false,
             });
@@ -432,11 +435,12 @@ impl World {
         match command {
             Command::Ask { held, before } => {
                 let replica = self.hosts[host].engine.as_ref().and_then(Engine::replica).map_or(0, |replica| replica.0);
-                // Usually at once; sometimes a token is fetched first.
-                let wait = match self.random.random_range(0..20) {
-                    0 => self.random.random_range(0..if self.calm { 10_000 } else { 2 * SECOND }),
-                    _ => self.random.random_range(0..500),
-                };
+                // Usually at once; sometimes a token is fetched first, and all wait for it.
+                if self.random.random_bool(0.02) {
+                    let long = self.random.random_range(0..2 * SECOND);
+                    self.hosts[host].fetching_until = self.now + long;
+                }
+                let wait = (self.hosts[host].fetching_until - self.now).max(0) + self.random.random_range(0..500);
                 self.hosts[host].sending += 1;
                 self.at(self.now + wait, Action::Send { host, life, held, before, replica });
             }
@@ -553,13 +557,18 @@ impl World {
                 Some(Event::Registered(Ok((replica, beat, verdict)), asked))
             }
             Command::Beat { replica, complied, judge } => {
+                let before = database.replicas.len();
                 let mut beat = database.beat(replica, complied, judge);
+                if self.telling && database.replicas.len() < before {
+                    println!("{:>11.6} host {host} finds the dead as of {judge:?}: {:?}", self.now as f64 / 1e6, beat.members);
+                }
                 beat.clock = self.local_clock(host).unwrap_or(beat.clock);
                 Some(Event::Beaten(replica, Ok(beat), asked))
             }
             Command::Claim { replica, members, rooms, horizon, mut placer, mut look } => {
                 let mut place = |candidate: &mut Candidate| placer.place(candidate);
-                let claim = database.claim(replica, &members, &rooms, horizon, &mut place, &mut look.unsure);
+                let mut claim = database.claim(replica, &members, &rooms, horizon, &mut place, &mut look.unsure);
+                claim.clock = self.local_clock(host).or(claim.clock);
                 look.unsure = claim.held.iter().map(|held| held.transaction.id).collect();
                 for held in &claim.held {
                     self.say(|| format!("host {host} claims {} due {}", name(held.transaction.id), held.due));
@@ -781,7 +790,7 @@ impl World {
             }
             48..56 => {
                 self.say(|| format!("account {account} is down for {long} us"));
-                self.provider.down_until.insert(account, self.now + long);
+                self.provider.down_until.insert(account, self.now + 2 * long);
             }
             56..68 => {
                 let states = [State::Succeeded, State::Failed, State::Cancelled, State::Refunded, State::Unresolved];

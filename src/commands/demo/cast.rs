@@ -80,6 +80,9 @@ const SCRIPTS: [&str; 43] = [
 /// After each of the scripts one plays that the simulator has no word for.
 const ROLES: usize = SCRIPTS.len() + 2;
 
+/// Users from this number on have one transaction each.
+const LONERS: u64 = 1_000_000;
+
 /// The accounts by name: the first one, and the one that gets into trouble.
 pub(super) const ACCOUNTS: [&str; 2] = ["default", "second"];
 
@@ -125,10 +128,12 @@ impl Part {
         }
     }
 
-    /// What the lookup needs beside it. Every two Dapi transactions have one user: only one of them may be asked about at a time.
+    /// What the lookup needs beside it. Every two Dapi transactions have one user: only one of them may be asked about at a time. Not
+    /// so where the daemon stops waiting for an answer: the simulator may hear of that after the next request.
     pub(super) fn params(&self) -> Value {
         match (self.provider, self.role) {
             ("dropayment", Role::Broken) => json!({"endpointId": simulator::credentials::DROPAYMENT_ENDPOINT}),
+            ("dapi", Role::Script("slow-ok" | "dribble-ok")) => simulator::params(self.provider, LONERS + self.serial),
             ("dapi", _) => simulator::params(self.provider, self.serial / 2 / PROVIDERS.len() as u64),
             _ => simulator::params(self.provider, self.serial),
         }

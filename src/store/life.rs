@@ -22,7 +22,7 @@ pub struct Life {
     pub surroundings: Surroundings,
 }
 
-/// The public columns of a transaction's row, as they are: `params` still holds its secrets.
+/// The public columns of a transaction's row; `params` without the values of the known secrets.
 #[derive(Clone, Debug, Serialize)]
 #[expect(missing_docs, reason = "each is the column of that name, documented in the migration")]
 pub struct LifeRow {
@@ -109,9 +109,9 @@ const ROWS: &str = "
         union
         select id from paypoll.transactions where id = $1
     )
-    select t.id, t.provider, t.account, t.reference, t.params, to_jsonb(t.amount) as amount, t.currency, t.initiated_at, t.state,
-           t.provider_state, t.reason, t.action, t.details, t.attempts, t.failures, t.last_polled_at, t.next_poll_at, t.finalized_at,
-           t.created_at, t.updated_at,
+    select t.id, t.provider, t.account, t.reference, paypoll.shown_params(t.id) as params, to_jsonb(t.amount) as amount, t.currency,
+           t.initiated_at, t.state, t.provider_state, t.reason, t.action, t.details, t.attempts, t.failures, t.last_polled_at,
+           t.next_poll_at, t.finalized_at, t.created_at, t.updated_at,
            clock_timestamp() as now, a.probe_at, a.held_until,
            case when a.circuit_since is not null then coalesce(a.circuit_reason, '') end as circuit,
            exists (select from paypoll.replicas r where r.accounts @> jsonb_build_array(jsonb_build_array(t.provider, t.account))

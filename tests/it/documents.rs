@@ -1,10 +1,15 @@
-//! What is written for operators stays true: the log's page, the alerts, the dashboard and the runbook against the code.
+//! What is written stays true: the log's page, the alerts, the dashboard and the runbook against the code; the examples by running them.
 
+use crate::support::database;
 use paypoll::domain::{Outcome, State};
+use paypoll::providers::REGISTRY;
 use paypoll::telemetry::event;
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::Write;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 /// Of an event: its levels and its fields.
 type Shape = (BTreeSet<String>, BTreeSet<String>);
@@ -178,4 +183,80 @@ fn every_alert_has_its_section_in_the_runbook_and_every_link_leads_somewhere() {
 fn the_dashboard_is_json() {
     let dashboard: serde_json::Value = serde_json::from_str(&read("deploy/grafana.json")).unwrap();
     assert!(dashboard["panels"].as_array().is_some_and(|panels| panels.len() > 10));
+}
+
+/// The fenced blocks of a page in their order: what stands behind the fence, and what stands within.
+fn blocks(page: &str) -> Vec<(String, String)> {
+    let text = read(page);
+    let mut parts = text.split("\n```").skip(1);
+    let mut blocks = Vec::new();
+    while let Some(block) = parts.next() {
+        let (kind, body) = block.split_once('\n').unwrap();
+        blocks.push((kind.to_owned(), format!("{body}\n")));
+        parts.next();
+    }
+    blocks
+}
+
+/// What `paypoll plan` prints for a configuration.
+fn timetable(configuration: &str, arguments: &[&str]) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_paypoll"));
+    command.env_clear().args(["plan", "--config", "/dev/stdin"]).args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut paypoll = command.spawn().unwrap();
+    paypoll.stdin.take().unwrap().write_all(configuration.as_bytes()).unwrap();
+    String::from_utf8(paypoll.wait_with_output().unwrap().stdout).unwrap()
+}
+
+#[test]
+fn every_plan_on_its_page_has_the_timetable_that_stands_below_it() {
+    let blocks = blocks("docs/plans.md");
+    let mut examples = 0;
+    for pair in blocks.windows(2) {
+        let ((kind, configuration), (_, shown)) = (&pair[0], &pair[1]);
+        let Some(asked) = kind.strip_prefix("toml plan=") else { continue };
+        let arguments: Vec<&str> = match asked.split_once(" for=") {
+            Some((provider, horizon)) => vec![provider, "--for", horizon],
+            None => vec![asked],
+        };
+        assert_eq!(timetable(configuration, &arguments), *shown, "{configuration}");
+        examples += 1;
+    }
+    assert!(examples >= 10, "{examples}");
+}
+
+#[test]
+fn the_plans_page_ends_with_the_default_of_every_provider() {
+    let page = read("docs/plans.md");
+    let configured = read("config/default.toml");
+    let defaults = page.split("\n## The defaults\n").nth(1).unwrap();
+    for descriptor in &REGISTRY {
+        let section = |text: &str| text.split(&format!("\n[providers.{}]\n", descriptor.name)).nth(1).unwrap().to_owned();
+        let schedule = |text: &str| text.lines().find(|line| line.starts_with("schedule = ")).unwrap().to_owned();
+        assert_eq!(schedule(&section(defaults)), schedule(&section(&configured)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sql_of_the_integration_page_does_what_the_page_says() {
+    let database = database().await;
+    let mut connection = PgConnection::connect(&database.url).await.unwrap();
+    let mut run = async |statements: &str| {
+        let result = sqlx::raw_sql(AssertSqlSafe(statements.to_owned())).execute(&mut connection).await;
+        assert!(result.is_ok(), "{statements}\n{result:?}");
+    };
+    let blocks: Vec<String> =
+        blocks("docs/integrate.md").into_iter().filter(|(kind, _)| kind == "sql test").map(|(_, sql)| sql).collect();
+    for statements in &blocks {
+        run(statements).await;
+    }
+    let rows: i64 = sqlx::query_scalar("select count(*) from paypoll.transactions").fetch_one(&database.pool).await.unwrap();
+    assert_eq!(rows, 1003, "what was inserted twice is there once");
+    let feed = blocks.iter().find(|statements| statements.contains("transitions_since")).unwrap();
+    run("select paypoll.settle('dusupay', 'kenya', 'ORDER-1001', 'succeeded')").await;
+    run(feed).await;
+    let status: String = sqlx::query_scalar("select status from orders").fetch_one(&database.pool).await.unwrap();
+    assert_eq!(status, "succeeded");
+    let verdicts = "select array_agg(to_state order by id) from paypoll.transitions where source = 'external'";
+    let verdicts: Vec<String> = sqlx::query_scalar(verdicts).fetch_one(&database.pool).await.unwrap();
+    assert_eq!(verdicts, ["failed", "succeeded", "succeeded"], "a verdict that comes twice is written once");
 }

@@ -8,6 +8,7 @@ mod daemon;
 mod documents;
 mod ops;
 mod postgres;
+mod rights;
 mod store;
 mod support;
 mod tidy;

@@ -121,7 +121,7 @@ async fn refusal(connection: &mut PgConnection, role: &str, statements: &str) ->
     sqlx::raw_sql(AssertSqlSafe(format!("set local role {role}"))).execute(&mut *tx).await.unwrap();
     let result = sqlx::raw_sql(AssertSqlSafe(statements.to_owned())).execute(&mut *tx).await;
     tx.rollback().await.unwrap();
-    result.err().map(|error| error.as_database_error().and_then(|error| error.code()).unwrap_or_default().into_owned())
+    result.err().map(|error| error.as_database_error().and_then(sqlx::error::DatabaseError::code).unwrap_or_default().into_owned())
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -74,8 +74,7 @@ fn sql_stands_in_the_store_only() {
         ["sqlx::query", "select * from", "insert into paypoll", "update paypoll"].iter().any(|word| code.contains(word))
     };
     let mut elsewhere = sources(Path::new("src"));
-    elsewhere
-        .retain(|file| !SQL.iter().any(|place| file.starts_with(place)) && speaks(file));
+    elsewhere.retain(|file| !SQL.iter().any(|place| file.starts_with(place)) && speaks(file));
     assert!(elsewhere.is_empty(), "{elsewhere:?}");
 }
 

@@ -364,7 +364,8 @@ fn a_simulated_year_breaks_no_rule() {
     let weather = Weather::new(&mut SmallRng::seed_from_u64(transactions));
     let started = Instant::now();
     let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
-    let work = |core: u64| -> Result<u64, String> { (core..transactions).step_by(cores as usize).map(|n| one(n, &lanes, &weather)).sum() };
+    let work =
+        |core: u64| -> Result<u64, String> { (core..transactions).step_by(cores as usize).map(|n| one(n, &lanes, &weather)).sum() };
     let polls: Result<Vec<u64>, String> = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..cores).map(|core| scope.spawn(move || work(core))).collect();
         workers.into_iter().map(|worker| worker.join().expect("no panic")).collect()

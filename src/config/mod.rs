@@ -113,7 +113,7 @@ pub struct ProviderConfig {
     pub base_url: String,
     /// How long one request may take.
     pub timeout: Duration,
-    /// The most requests in flight for one account in this replica.
+    /// The most requests in flight for one account, over all replicas.
     pub max_in_flight: u32,
     /// The budget of one account over all replicas.
     pub rate: Rate,

@@ -322,7 +322,7 @@ mod tests {
 
     #[test]
     fn a_word_that_is_not_documented_is_unknown() {
-        for word in ["Pending", "success", "FAILED", "Refunded", ""] {
+        for word in ["Completed", "success", "FAILED", "Refunded", ""] {
             let body = with(SUCCESS, "\"state\": \"Success\"", &format!("\"state\": {word:?}"));
             assert_eq!(read(200, &body), Outcome::UnknownWord { word: word.into() });
         }

@@ -49,6 +49,9 @@ returns setof paypoll.transitions language plpgsql volatile as $$
 declare
     settled bigint;
 begin
+    if pg_is_in_recovery() then
+        raise exception 'paypoll.transitions_since needs the primary: a standby does not know which writers are under way';
+    end if;
     if current_setting('transaction_isolation') <> 'read committed' then
         raise exception 'paypoll.transitions_since needs isolation level read committed: with an older snapshot it could skip transitions';
     end if;

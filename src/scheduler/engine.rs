@@ -1156,7 +1156,8 @@ impl Engine {
     }
 
     fn finish(&mut self, out: &mut Vec<Command>) {
-        let idle = self.unsure.is_empty() && self.in_flight == 0 && self.recording == 0 && self.outbox.is_empty() && self.stuck.is_empty();
+        let idle =
+            self.unsure.is_empty() && self.in_flight == 0 && self.recording == 0 && self.outbox.is_empty() && self.stuck.is_empty();
         if self.stopping && idle && !self.claiming && !matches!(self.registration, Registration::Asked) {
             self.finished = true;
             out.push(Command::Finish { replica: self.replica() });

@@ -95,8 +95,16 @@ impl Checker {
     }
 
     pub(crate) fn born(&mut self, id: Uuid, account: usize, initiated: Micros, anchor: DateTime<Utc>) {
-        let life =
-            Life { account, initiated, requests: Vec::new(), journaled: Vec::new(), settled: None, overruled: false, anchor, opened: None };
+        let life = Life {
+            account,
+            initiated,
+            requests: Vec::new(),
+            journaled: Vec::new(),
+            settled: None,
+            overruled: false,
+            anchor,
+            opened: None,
+        };
         self.lives.insert(id, life);
         self.state.insert(id, State::Pending);
     }

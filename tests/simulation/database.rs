@@ -1,12 +1,12 @@
 //! The database in memory: what `src/store` and the migrations do, statement by statement, without SQL.
 
-use crate::bugs::Bug;
 use crate::Micros;
+use crate::bugs::Bug;
 use chrono::{DateTime, TimeDelta, Timelike, Utc};
 use paypoll::domain::{Progress, Source, State, Transaction, outcome};
 use paypoll::store::{
-    AHEAD, AccountState, Attempt, Batch, Beat, Candidate, Claim, Claimed, Commit, Draw, Drawn, Entry, LaneRoom, Membership, Placement,
-    Poll, Recorded, ReplicaId,
+    AHEAD, AccountState, Attempt, Batch, Beat, Candidate, Claim, Claimed, Commit, Draw, Drawn, Entry, LaneRoom, Membership,
+    Placement, Poll, Recorded, ReplicaId,
 };
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
@@ -152,7 +152,8 @@ impl Database {
         let clock = self.clock;
         if let Some(judge) = judge {
             let now = if self.has(Bug::JudgedByALeap) { clock } else { clock.min(judge) };
-            self.replicas.retain(|id, row| *id == replica.0 || row.heartbeat >= now - TimeDelta::from_std(row.lease).expect("short"));
+            self.replicas
+                .retain(|id, row| *id == replica.0 || row.heartbeat >= now - TimeDelta::from_std(row.lease).expect("short"));
         }
         let alive = self.replicas.get_mut(&replica.0).map(|row| (row.heartbeat, row.complied) = (clock, complied)).is_some();
         let others = self.replicas.iter().filter(|(id, _)| **id != replica.0).map(|(_, row)| row.complied);
@@ -187,14 +188,14 @@ impl Database {
         let mut claim = Claim { held: Vec::new(), found: vec![(0, None); rooms.len()], clock: Some(self.clock) };
         for (lane, room) in rooms.iter().enumerate() {
             let free = |row: &Row| match row.owner {
-                Some(owner) => {
-                    self.has(Bug::ClaimFromTheLiving) || (owner <= members.newest && !members.living.contains(&owner))
-                }
+                Some(owner) => self.has(Bug::ClaimFromTheLiving) || (owner <= members.newest && !members.living.contains(&owner)),
                 None => true,
             };
             let mut due: Vec<(DateTime<Utc>, Uuid)> = (self.rows.values())
                 .filter(|row| row.transaction.provider == room.provider && row.transaction.account == room.account)
-                .filter_map(|row| row.next.filter(|next| *next >= room.since && *next <= horizon && free(row)).map(|next| (next, row)))
+                .filter_map(|row| {
+                    row.next.filter(|next| *next >= room.since && *next <= horizon && free(row)).map(|next| (next, row))
+                })
                 .map(|(next, row)| (next, row.transaction.id))
                 .collect();
             due.sort_unstable();
@@ -252,7 +253,13 @@ impl Database {
         row.owner = owner;
         row.next = (!forgotten).then_some(stored(due));
         row.transaction = candidate.transaction.clone();
-        owner.map(|_| Claimed { lane: candidate.lane, transaction: candidate.transaction, fence: row.fence, due, flaw: candidate.flaw })
+        owner.map(|_| Claimed {
+            lane: candidate.lane,
+            transaction: candidate.transaction,
+            fence: row.fence,
+            due,
+            flaw: candidate.flaw,
+        })
     }
 
     /// `None`: an earlier attempt's fate is not known yet.
@@ -350,7 +357,8 @@ impl Database {
         let lives = row.owner.is_some_and(|owner| self.replicas.contains_key(&owner));
         let held = lives && row.owner != Some(replica.0);
         let transaction = &mut row.transaction;
-        let mine: Vec<DateTime<Utc>> = batch.iter().filter(|poll| poll.transaction_id == id).map(|poll| stored(poll.sent_at)).collect();
+        let mine: Vec<DateTime<Utc>> =
+            batch.iter().filter(|poll| poll.transaction_id == id).map(|poll| stored(poll.sent_at)).collect();
         let since = transaction.last_polled_at;
         let unknown: Vec<DateTime<Utc>> = polls.into_iter().filter(|at| since.is_none_or(|since| *at > since)).collect();
         let known = |at: &DateTime<Utc>| held || since.is_some_and(|since| *at <= since);

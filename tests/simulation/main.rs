@@ -7,7 +7,7 @@
 //! PAYPOLL_SEED=123 cargo test --test simulation one_seed -- --nocapture
 //! ```
 
-#![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a test tells what it found, and a helper that panics fails it")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a helper that panics fails its test; a trace is printed")]
 
 mod accounts;
 mod bugs;

@@ -298,6 +298,8 @@ struct Registered {
     members: Membership,
     /// The moment before the last heartbeat that succeeded.
     beaten: Instant,
+    /// The newest replica for which room was left so far. It stays while room is made for a newer one: the others' shares are safe.
+    complied: i64,
 }
 
 #[derive(Clone, Copy)]
@@ -465,7 +467,7 @@ impl Engine {
                 self.read_clock(asked, now, beat.clock);
                 self.last_verdict = self.last_verdict.max(last_verdict);
                 self.epoch += 1;
-                self.registration = Registration::Yes(Registered { replica, members: beat.members, beaten: asked });
+                self.registration = Registration::Yes(Registered { replica, members: beat.members, beaten: asked, complied: 0 });
                 self.share_out();
                 self.next_beat = now + BEAT_EVERY;
                 self.next_claim = now;
@@ -957,10 +959,12 @@ impl Engine {
     }
 
     fn beat(&mut self, now: Instant, out: &mut Vec<Command>) {
-        let Registration::Yes(registered) = &self.registration else { return };
+        let Registration::Yes(registered) = &mut self.registration else { return };
         self.beating = true;
-        let leaves_room = self.lanes.iter().all(|lane| lane.in_flight <= lane.share);
-        let complied = if leaves_room { registered.members.newest } else { 0 };
+        if self.lanes.iter().all(|lane| lane.in_flight <= lane.share) {
+            registered.complied = registered.members.newest;
+        }
+        let complied = registered.complied;
         let steady = self.steady_since.is_none_or(|since| now.saturating_duration_since(since) >= self.setup.lease);
         let judge = self.clock.filter(|_| steady).map(|clock| clock.at(now));
         out.push(Command::Beat { replica: registered.replica, complied, judge });

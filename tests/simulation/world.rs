@@ -759,6 +759,7 @@ impl World {
                 self.trouble_until(self.now + long + SECOND);
                 self.at(self.now + long, Action::Resume { host, life, woken: false });
             }
+            // Not while a request is decided and not sent: its process cannot know that it slept in between, whatever it does.
             33..37 if !busy && self.hosts[host].sending == 0 => {
                 let long = SECOND + long * 2;
                 self.say(|| format!("the machine of host {host} sleeps for {long} us"));

@@ -237,6 +237,8 @@ const LEASE_MARGIN: Duration = Duration::from_secs(1);
 const IN_VAIN: Duration = Duration::from_millis(20);
 /// However far ahead the budget is booked, a draw is tried this often: the database's clock may have been set.
 const FARTHEST_DRAW_S: f64 = 1.0;
+/// A replica that has just started judges nobody for so long.
+const NEWCOMER: Duration = Duration::from_secs(3);
 /// When the database's clock is found ahead by more than this, it was set.
 const LEAP: Duration = Duration::from_secs(1);
 /// How long after a database failure the next try comes; doubled each time up to a second.
@@ -280,7 +282,7 @@ pub struct Engine {
     /// Refused with nothing left to take out: tried again with every heartbeat, so that nothing is lost whatever the reason.
     #[expect(clippy::vec_box, reason = "they travel boxed")]
     refused: Vec<Box<Recording>>,
-    /// Since when the database has been there without a break; `None`: since the start.
+    /// Since when the database has been there without a break; `None`: there was no registration yet.
     steady_since: Option<Instant>,
     recording: usize,
     stopping: bool,
@@ -467,6 +469,8 @@ impl Engine {
                 self.read_clock(asked, now, beat.clock);
                 self.last_verdict = self.last_verdict.max(last_verdict);
                 self.epoch += 1;
+                // A newcomer cannot tell whether the database's clock was set a moment ago: all others show a sign of life first.
+                self.steady_since = self.steady_since.or(now.checked_sub(self.setup.lease).map(|since| since + NEWCOMER));
                 self.registration = Registration::Yes(Registered { replica, members: beat.members, beaten: asked, complied: 0 });
                 self.share_out();
                 self.next_beat = now + BEAT_EVERY;

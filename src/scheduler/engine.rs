@@ -237,6 +237,8 @@ const LEASE_MARGIN: Duration = Duration::from_secs(1);
 const IN_VAIN: Duration = Duration::from_millis(20);
 /// However far ahead the budget is booked, a draw is tried this often: the database's clock may have been set.
 const FARTHEST_DRAW_S: f64 = 1.0;
+/// A replica that has just started judges nobody for so long.
+const NEWCOMER: Duration = Duration::from_secs(3);
 /// When the database's clock is found ahead by more than this, it was set.
 const LEAP: Duration = Duration::from_secs(1);
 /// How long after a database failure the next try comes; doubled each time up to a second.
@@ -281,7 +283,7 @@ pub struct Engine {
     /// Refused with nothing left to take out: tried again with every heartbeat, so that nothing is lost whatever the reason.
     #[expect(clippy::vec_box, reason = "they travel boxed")]
     refused: Vec<Box<Recording>>,
-    /// Since when the database has been there without a break; `None`: since the start.
+    /// Since when the database has been there without a break; `None`: there was no registration yet.
     steady_since: Option<Instant>,
     recording: usize,
     stopping: bool,
@@ -299,6 +301,8 @@ struct Registered {
     members: Membership,
     /// The moment before the last heartbeat that succeeded.
     beaten: Instant,
+    /// The newest replica for which room was left so far. It stays while room is made for a newer one: the others' shares are safe.
+    complied: i64,
 }
 
 #[derive(Clone, Copy)]
@@ -466,7 +470,9 @@ impl Engine {
                 self.read_clock(asked, now, beat.clock);
                 self.last_verdict = self.last_verdict.max(last_verdict);
                 self.epoch += 1;
-                self.registration = Registration::Yes(Registered { replica, members: beat.members, beaten: asked });
+                // A newcomer cannot tell whether the database's clock was set a moment ago: all others show a sign of life first.
+                self.steady_since = self.steady_since.or(now.checked_sub(self.setup.lease).map(|since| since + NEWCOMER));
+                self.registration = Registration::Yes(Registered { replica, members: beat.members, beaten: asked, complied: 0 });
                 self.share_out();
                 self.next_beat = now + BEAT_EVERY;
                 self.next_claim = now;
@@ -956,10 +962,12 @@ impl Engine {
     }
 
     fn beat(&mut self, now: Instant, out: &mut Vec<Command>) {
-        let Registration::Yes(registered) = &self.registration else { return };
+        let Registration::Yes(registered) = &mut self.registration else { return };
         self.beating = true;
-        let leaves_room = self.lanes.iter().all(|lane| lane.in_flight <= lane.share);
-        let complied = if leaves_room { registered.members.newest } else { 0 };
+        if self.lanes.iter().all(|lane| lane.in_flight <= lane.share) {
+            registered.complied = registered.members.newest;
+        }
+        let complied = registered.complied;
         let steady = self.steady_since.is_none_or(|since| now.saturating_duration_since(since) >= self.setup.lease);
         let judge = self.clock.filter(|_| steady).map(|clock| clock.at(now));
         out.push(Command::Beat { replica: registered.replica, complied, judge });

@@ -160,6 +160,100 @@ async fn a_batch_whose_commit_was_answered_by_silence_is_not_written_twice() {
 }
 
 #[tokio::test]
+async fn a_batch_whose_commit_answer_got_lost_is_not_written_twice_without_a_lease_either() {
+    let database = database().await;
+    let store = open(&database);
+    let id = insert(&database, "R1").await;
+    let polls = vec![poll(id, now(&store).await)];
+    let batch = Batch { polls, ..Batch::default() };
+    let mut attempt = Attempt::default();
+    for _ in 0..2 {
+        assert!(store.record(ReplicaId(4711), &batch, &mut attempt).await.unwrap().lease_lost);
+    }
+    let polls: i64 = sqlx::query_scalar("select count(*) from paypoll.polls").fetch_one(&database.pool).await.unwrap();
+    assert_eq!(polls, 1);
+}
+
+/// A transaction's polls as its row counts them, and its owner.
+async fn counted(database: &TestDatabase, id: Uuid) -> (i32, Option<i64>) {
+    sqlx::query_as("select attempts, owner from paypoll.transactions where id = $1")
+        .bind(id)
+        .fetch_one(&database.pool)
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn a_claim_whose_answer_got_lost_is_released_by_the_next_one() {
+    let database = database().await;
+    let store = open(&database);
+    let id = insert(&database, "R1").await;
+    let (replica, members) = register(&store).await;
+    let lost = claim_as(&store, replica, &members, 10).await;
+    assert!(claim_as(&store, replica, &members, 10).await.held.is_empty(), "it has an owner");
+    let lanes = [LaneRoom { provider: "khalti", account: "default".into(), since: DateTime::UNIX_EPOCH, room: 10 }];
+    let mut hold = |candidate: &mut Candidate| Placement::Hold(candidate.due);
+    let mut unsure = vec![id];
+    let horizon = now(&store).await + Duration::from_secs(1);
+    let claim = store.claim(replica, &members, &lanes, horizon, &mut hold, &mut unsure).await.unwrap();
+    assert!(claim.held[0].fence > lost.held[0].fence && unsure.is_empty());
+    assert!(claim.clock.is_some_and(|clock| clock < horizon));
+}
+
+#[tokio::test]
+async fn a_corrected_transaction_stays_with_its_owner_until_he_lets_go_and_his_polls_are_counted() {
+    let database = database().await;
+    let store = open(&database);
+    let id = insert(&database, "R1").await;
+    let (replica, members) = register(&store).await;
+    let claimed = claim_as(&store, replica, &members, 10).await.held.remove(0);
+    sqlx::query("update paypoll.transactions set amount = 5 where id = $1").bind(id).execute(&database.pool).await.unwrap();
+    let (other, members) = register(&store).await;
+    assert!(claim_as(&store, other, &members, 10).await.held.is_empty(), "its owner may have a poll under way");
+    let recorded = store.record(replica, &success(&store, id, claimed.fence).await, &mut Attempt::default()).await.unwrap();
+    assert!(recorded.refused.contains(&id));
+    assert_eq!(counted(&database, id).await, (0, Some(0)), "the journal knows more");
+    let taken = claim_as(&store, other, &members, 10).await.held.remove(0);
+    assert_eq!(taken.transaction.attempts, 1);
+    assert_eq!(counted(&database, id).await, (1, Some(other.0)));
+}
+
+#[tokio::test]
+async fn polls_that_only_the_journal_knows_are_counted_when_somebody_else_settles_the_transaction() {
+    let database = database().await;
+    let store = open(&database);
+    let id = insert(&database, "R1").await;
+    let (replica, members) = register(&store).await;
+    claim_as(&store, replica, &members, 10).await;
+    let sent = now(&store).await;
+    let polls = vec![poll(id, sent), poll(id, sent + Duration::from_millis(1))];
+    store.record(replica, &Batch { polls, ..Batch::default() }, &mut Attempt::default()).await.unwrap();
+    sqlx::query("update paypoll.transactions set state = 'failed' where id = $1").bind(id).execute(&database.pool).await.unwrap();
+    assert_eq!(counted(&database, id).await, (2, Some(replica.0)));
+    // One that was under way, older than the last one that is counted.
+    let late = Batch { polls: vec![poll(id, sent + Duration::from_micros(10))], dropped: vec![id], ..Batch::default() };
+    store.record(replica, &late, &mut Attempt::default()).await.unwrap();
+    assert_eq!(counted(&database, id).await, (3, None));
+}
+
+#[tokio::test]
+async fn nobody_dies_because_the_databases_clock_was_set_forward() {
+    let database = database().await;
+    let store = open(&database);
+    let (judge, _) = register(&store).await;
+    let (other, _) = register(&store).await;
+    let before_the_step = now(&store).await;
+    sqlx::query("update paypoll.replicas set heartbeat_at = heartbeat_at - interval '300 seconds' where id = $1")
+        .bind(other.0)
+        .execute(&database.pool)
+        .await
+        .unwrap();
+    let step = Duration::from_secs(300);
+    assert_eq!(store.beat(judge, 0, Some(before_the_step - step)).await.unwrap().members.living, [judge.0, other.0]);
+    assert_eq!(store.beat(judge, 0, JUDGE).await.unwrap().members.living, [judge.0]);
+}
+
+#[tokio::test]
 async fn an_external_final_state_wins_over_a_poll_in_flight_and_the_poll_is_counted() {
     let database = database().await;
     let store = open(&database);

@@ -559,8 +559,8 @@ impl World {
             Command::Beat { replica, complied, judge } => {
                 let before = database.replicas.len();
                 let mut beat = database.beat(replica, complied, judge);
-                if self.telling && database.replicas.len() < before {
-                    println!("{:>11.6} host {host} finds the dead as of {judge:?}: {:?}", self.now as f64 / 1e6, beat.members);
+                if database.replicas.len() < before {
+                    self.say(|| format!("host {host} finds the dead as of {judge:?}: {:?}", beat.members));
                 }
                 beat.clock = self.local_clock(host).unwrap_or(beat.clock);
                 Some(Event::Beaten(replica, Ok(beat), asked))
@@ -618,9 +618,6 @@ impl World {
                 None
             }
             Command::Circuit { lane, change } => {
-                if self.telling {
-                    println!("{:>11.6} host {host} says about account {lane}: {change:?}", self.now as f64 / 1e6);
-                }
                 match change {
                     CircuitChange::Open(_) => database.open_circuit(specs[lane], accounts::PROBE_AFTER),
                     CircuitChange::Close => database.close_circuit(specs[lane]),
@@ -762,6 +759,7 @@ impl World {
                 self.trouble_until(self.now + long + SECOND);
                 self.at(self.now + long, Action::Resume { host, life, woken: false });
             }
+            // Not while a request is decided and not sent: its process cannot know that it slept in between, whatever it does.
             33..37 if !busy && self.hosts[host].sending == 0 => {
                 let long = SECOND + long * 2;
                 self.say(|| format!("the machine of host {host} sleeps for {long} us"));

@@ -11,7 +11,7 @@ use crate::provider::status;
 use crate::setting;
 use chrono::{DateTime, TimeDelta, Utc};
 use paypoll::config::Config;
-use paypoll::domain::{Decision, Due, NoAnswer, Outcome, Progress, State, Transaction, Whose};
+use paypoll::domain::{Decision, Due, Floors, NoAnswer, Outcome, Plan, Progress, State, Transaction, Until, Whose};
 use paypoll::scheduler::lane::LaneSpec;
 use paypoll::scheduler::placement::Placer;
 use paypoll::store::{Candidate, Placement};
@@ -357,9 +357,37 @@ fn one(number: u64, lanes: &[Arc<LaneSpec>], weather: &Weather) -> Result<u64, S
     Ok(life.polls)
 }
 
+/// The accounts, with a mistake in every plan.
+fn wrong_lanes(mistake: impl Fn(&mut Plan)) -> Vec<Arc<LaneSpec>> {
+    let wrong = |lane: Arc<LaneSpec>| {
+        let mut lane = Arc::into_inner(lane).expect("nobody else has it");
+        mistake(&mut lane.rules.plan);
+        lane.rules.floors = Floors::default();
+        Arc::new(lane)
+    };
+    lanes().into_iter().map(wrong).collect()
+}
+
+#[test]
+fn a_year_under_wrong_rules_is_noticed() {
+    let weather = Weather::new(&mut SmallRng::seed_from_u64(1));
+    let breach = |lanes: &[Arc<LaneSpec>]| (0..2_000).find_map(|number| one(number, lanes, &weather).err()).unwrap_or_default();
+    let hasty = wrong_lanes(|plan| plan.phases.iter_mut().for_each(|phase| phase.every.min = phase.every.min.mul_f64(0.9)));
+    assert!(breach(&hasty).starts_with("floor: "), "{}", breach(&hasty));
+    let early = wrong_lanes(|plan| (plan.first.min, plan.margin) = (plan.first.min.mul_f64(0.5), Duration::ZERO));
+    assert!(breach(&early).starts_with("first: "), "{}", breach(&early));
+    let endless = wrong_lanes(|plan| {
+        plan.give_up_after = plan.give_up_after.map(|age| age * 2);
+        plan.phases.iter_mut().for_each(|phase| phase.until = Until::Open);
+    });
+    assert!(breach(&endless).starts_with("window: "), "{}", breach(&endless));
+    let short = wrong_lanes(|plan| plan.give_up_after = Some(Duration::from_secs(60)));
+    assert!(breach(&short).starts_with("window: "), "{}", breach(&short));
+}
+
 #[test]
 fn a_simulated_year_breaks_no_rule() {
-    let transactions = setting("PAYPOLL_YEAR").unwrap_or(60_000);
+    let transactions = setting("PAYPOLL_YEAR").unwrap_or(100_000);
     let lanes = lanes();
     let weather = Weather::new(&mut SmallRng::seed_from_u64(transactions));
     let started = Instant::now();

@@ -10,6 +10,7 @@ use crate::wire::{Failure, REDACTED, Response};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use secrecy::{ExposeSecret, SecretString};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::Mutex;
@@ -92,7 +93,9 @@ impl Asker {
         match answer {
             Ok(response) => {
                 let response = without(response, token);
-                let outcome = self.spec.asks.read(ask, &response);
+                // A reader has no known way to panic; if it finds one, it must not take a transaction away.
+                let read = catch_unwind(AssertUnwindSafe(|| self.spec.asks.read(ask, &response)));
+                let outcome = read.unwrap_or_else(|_| Outcome::Unusable { why: "paypoll failed to read the answer".into() });
                 Asked::Sent { at, latency: Some(at.elapsed()), status: Some(response.status), body: response.body, outcome }
             }
             Err(outcome) => Asked::Sent { at, latency: None, status: None, body: Bytes::new(), outcome },

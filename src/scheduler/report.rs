@@ -202,7 +202,9 @@ impl Reporter {
     fn summary(&mut self, due: usize, engine: &Engine, now: Instant) {
         let seconds = now.saturating_duration_since(self.since).as_secs_f64().max(0.001);
         self.lateness.sort_unstable();
-        let at = |share: f64| self.lateness.get((self.lateness.len() as f64 * share) as usize).map(|late| (late.as_secs_f64() * 1e5).round() / 1e2);
+        let at = |share: f64| {
+            self.lateness.get((self.lateness.len() as f64 * share) as usize).map(|late| (late.as_secs_f64() * 1e5).round() / 1e2)
+        };
         let (p50, p99) = (at(0.5), at(0.99));
         let failures: Vec<String> = self.failures.iter().map(|(provider, count)| format!("{provider} {count}")).collect();
         let held: usize = engine.lanes.iter().map(super::lane::Lane::held).sum();

@@ -745,7 +745,10 @@ impl Engine {
             self.write(now, &mut held, false, None, Some(transition));
             return;
         };
-        let due = at + (next - sent).to_std().unwrap_or_default();
+        // Where the provider measures, the request arrived at some moment until now: the documented gap counts from now on.
+        let floor = self.lanes[held.lane].spec.rules.floors.every;
+        let due = (at + (next - sent).to_std().unwrap_or_default()).max(now + floor);
+        let next = crate::domain::after(sent, due.saturating_duration_since(at));
         held.due = next;
         let hold = !self.stopping && due.saturating_duration_since(now) <= self.hold_span();
         let transition = change.map(|change| {

@@ -379,6 +379,16 @@ impl World {
         }
     }
 
+    /// The process is stopped for a while, wherever it is.
+    fn stand_still(&mut self, host: usize) {
+        let long = self.random.random_range(SECOND / 5..12 * SECOND);
+        self.say(|| format!("host {host} stands still for {long} us"));
+        let life = self.hosts[host].life;
+        self.hosts[host].paused_until = self.now + long;
+        self.trouble_until(self.now + long + SECOND);
+        self.at(self.now + long, Action::Resume { host, life, woken: false });
+    }
+
     fn resume(&mut self, host: usize, woken: bool) -> Result<(), String> {
         self.say(|| format!("host {host} goes on"));
         if woken && !self.has(Bug::SleepUnnoticed) {
@@ -441,6 +451,9 @@ impl World {
                     self.hosts[host].fetching_until = self.now + long;
                 }
                 let wait = (self.hosts[host].fetching_until - self.now).max(0) + self.random.random_range(0..500);
+                if !self.calm && self.random.random_bool(0.005) {
+                    self.stand_still(host);
+                }
                 self.hosts[host].sending += 1;
                 self.at(self.now + wait, Action::Send { host, life, held, before, replica });
             }
@@ -753,11 +766,7 @@ impl World {
                 self.at(self.now + long, Action::Start { host });
             }
             27..33 if !busy => {
-                let long = long * 2;
-                self.say(|| format!("host {host} stands still for {long} us"));
-                self.hosts[host].paused_until = self.now + long;
-                self.trouble_until(self.now + long + SECOND);
-                self.at(self.now + long, Action::Resume { host, life, woken: false });
+                self.stand_still(host);
             }
             // Not while a request is decided and not sent: its process cannot know that it slept in between, whatever it does.
             33..37 if !busy && self.hosts[host].sending == 0 => {

@@ -167,7 +167,9 @@ impl<'a, W: Write> Screen<'a, W> {
         let mut shown = vec![paint.strong(&format!("paypoll status   {clock} UTC   Ctrl-C ends")), String::new()];
         shown.extend(lines(overview, paint));
         shown.extend(trouble.map(|trouble| paint.bad(&plain(trouble))));
-        let height = rustix::termios::tcgetwinsize(io::stdout()).map_or(24, |size| usize::from(size.ws_row).max(2));
+        // A terminal that does not know its height says 0.
+        let size = rustix::termios::tcgetwinsize(io::stdout()).ok().filter(|size| size.ws_row > 0);
+        let height = size.map_or(24, |size| usize::from(size.ws_row).max(2));
         // In one piece, so that nothing flickers on a slow line.
         self.out.write_all(frame(&shown, height).as_bytes())?;
         self.out.flush()

@@ -92,7 +92,7 @@ const BUSY: &str = r#"
         select *, case when lag(second) over w = second - interval '1 second' then lag(polls) over w else 0 end as before,
                   case when lead(second) over w = second + interval '1 second' then lead(polls) over w else 0 end as after
           from seconds window w as (partition by provider, account order by second)
-    ), busy as (
+    ), busy as materialized (
         select p.provider, p.account, p.second
           from paired p join (values {budgets}) as budget (provider, most) on budget.provider = p.provider
          where p.polls + greatest(p.before, p.after) > budget.most
@@ -188,17 +188,21 @@ impl JournalReader {
         let range = self.since.map_or_else(String::new, |since| format!("where sent_at >= {}", literal(since)));
         // The names are those of the registry: nothing to quote.
         let budgets: Vec<String> = budgets.iter().map(|(provider, most)| format!("('{provider}', {most}::bigint)")).collect();
+        // How few seconds are busy cannot be foreseen: not to sort the whole journal in order to join it with them.
+        sqlx::query("set local enable_mergejoin = off").execute(&mut *self.tx).await?;
         let sql = BUSY.replace("{range}", &range).replace("{budgets}", &budgets.join(", "));
         self.declare("busy", &sql).await?;
         loop {
             let rows = self.fetch("busy", SECONDS).await?;
+            if rows.is_empty() {
+                break;
+            }
             for row in &rows {
                 visit(&BusySecond { provider: row.try_get("provider")?, account: row.try_get("account")?, sent: sent(row)? });
             }
-            if rows.is_empty() {
-                return Ok(());
-            }
         }
+        sqlx::query("set local enable_mergejoin = on").execute(&mut *self.tx).await?;
+        Ok(())
     }
 
     /// Each query needs a name of its own: a connection remembers the columns of the statement that fetches from it.

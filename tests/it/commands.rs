@@ -368,7 +368,7 @@ async fn an_audit_of_polls_by_the_book_is_clean() {
 async fn a_journal_doctored_in_five_ways_is_found_out_in_each() {
     let nth = |provider: &str, n: u32| {
         format!(
-            "ctid = (select ctid from paypoll.polls where transaction_id = (select id from paypoll.transactions where reference = '{provider}1')
+            "(transaction_id, sent_at) = (select transaction_id, sent_at from paypoll.polls where transaction_id = (select id from paypoll.transactions where reference = '{provider}1')
                       order by sent_at offset {n} limit 1)"
         )
     };

@@ -78,7 +78,7 @@ fn one_seed() {
 }
 
 /// A planted bug is caught within so many seeds.
-const CAUGHT_WITHIN: u64 = 200;
+const CAUGHT_WITHIN: u64 = 1_000;
 
 #[test]
 fn every_planted_bug_is_caught() {

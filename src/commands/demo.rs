@@ -112,10 +112,10 @@ async fn play(asked: &cli::Demo, postgres: &PrivatePostgres, stage: &Stage, work
 /// What the scripts, the simulator and the journal say of it.
 async fn judge(summary: &Summary, stage: &Stage, config: &Config, took: Duration) -> anyhow::Result<()> {
     let mut out = io::stdout();
-    conclude(summary, &stage.simulator, took)?;
+    let concluded = conclude(summary, &stage.simulator, took);
     writeln!(out, "\npaypoll audit, from the journal of polls:")?;
-    let asked = cli::Audit { since: None, json: false, speed: cli::Speed { factor: config.speed } };
-    super::audit::run(config, &asked, &mut out).await?;
+    let audited = super::audit::run_hurried(config, &mut out).await;
+    concluded.and(audited)?;
     writeln!(
         out,
         "\nnext: `paypoll simulate` in one terminal and `paypoll run` in another: see README, \"Use it with your database\""

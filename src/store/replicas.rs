@@ -39,13 +39,17 @@ const REGISTER: &str = "
     insert into paypoll.replicas (lease, complied, accounts, host) values (make_interval(secs => $1), 0, $2, $3) returning id";
 
 /// Renews the lease; then, where this replica may judge, deletes those whose lease has run out, by the database's clock and by the
-/// judge's idea of it; then lists the living.
+/// judge's idea of it; then lists the living. Whoever is just recording holds his lease (`skip locked`): should he stand still in the
+/// middle of it, the server ends his session, and until then nobody else's heartbeat waits for him.
 const BEAT: &str = "
     with beat as (
         update paypoll.replicas set heartbeat_at = clock_timestamp(), complied = $2 where id = $1 returning id
     ), dead as (
         delete from paypoll.replicas
-         where $3::timestamptz is not null and id <> $1 and heartbeat_at < least(clock_timestamp(), $3) - lease returning id
+         where id in (select id from paypoll.replicas
+                       where $3::timestamptz is not null and id <> $1 and heartbeat_at < least(clock_timestamp(), $3) - lease
+                         for update skip locked)
+        returning id
     )
     select r.id, r.complied, clock_timestamp() as clock, exists (select from beat) as alive
       from paypoll.replicas r

@@ -300,6 +300,8 @@ struct Registered {
     replica: ReplicaId,
     members: Membership,
     /// The moment before the last heartbeat that succeeded.
+    heard: Instant,
+    /// The same, or earlier where the process stood still since: so long the lease is sure to hold.
     beaten: Instant,
     /// The newest replica for which room was left so far. It stays while room is made for a newer one: the others' shares are safe.
     complied: i64,
@@ -367,8 +369,6 @@ pub enum News {
     DatabaseLost(String),
     /// It is back.
     DatabaseBack,
-    /// The lease was lost: everything held was let go.
-    LeaseLost,
     /// The database refuses a poll's record, whatever is left out of it; it is tried again.
     Unrecorded(String),
 }
@@ -452,6 +452,7 @@ impl Engine {
             due(self.next_claim, self.claiming || self.stopping),
             outbox.and_then(|at| due(at, self.recording >= RECORDINGS)),
             self.next_start,
+            self.last_lease_end(),
         ];
         let waiting = self.lanes.iter().filter_map(|lane| lane.waiting.keys().next()).map(|(at, _)| *at);
         let draws = self.lanes.iter().filter_map(Lane::awaits_draw);
@@ -472,7 +473,7 @@ impl Engine {
                 self.epoch += 1;
                 // A newcomer cannot tell whether the database's clock was set a moment ago: all others show a sign of life first.
                 self.steady_since = self.steady_since.or(now.checked_sub(self.setup.lease).map(|since| since + NEWCOMER));
-                self.registration = Registration::Yes(Registered { replica, members: beat.members, beaten: asked, complied: 0 });
+                self.registration = Registration::Yes(Registered { replica, members: beat.members, heard: asked, beaten: asked, complied: 0 });
                 self.share_out();
                 self.next_beat = now + BEAT_EVERY;
                 self.next_claim = now;
@@ -489,13 +490,16 @@ impl Engine {
         match result {
             Err(failed) => self.lose_database(now, failed),
             Ok(beat) => {
-                if self.find_database() {
+                let doubtful = self.doubted.is_some_and(|doubted| asked <= doubted);
+                // Without a lease it is back when there is a new one.
+                let holds = beat.alive || self.replica() != Some(replica);
+                if holds && !doubtful && self.find_database() {
                     self.steady_since = Some(now);
                 }
                 self.read_clock(asked, now, beat.clock);
                 self.next_beat = now + BEAT_EVERY;
                 self.stuck.append(&mut self.refused);
-                if self.doubted.is_some_and(|doubted| asked <= doubted) {
+                if doubtful {
                     // It was answered before the process stood still, nobody knows how long: the next one tells.
                     self.next_beat = now;
                     return;
@@ -509,7 +513,7 @@ impl Engine {
                             self.next_sweep = now;
                         }
                         registered.members = beat.members;
-                        registered.beaten = asked;
+                        (registered.heard, registered.beaten) = (asked, asked);
                         self.share_out();
                     }
                     Registration::Yes(_) => self.lose_lease(now),
@@ -916,6 +920,9 @@ impl Engine {
         if self.finished {
             return;
         }
+        if self.last_lease_end().is_some_and(|end| end <= now) {
+            self.lose_database(now, Failed::Lost("no heartbeat was answered for as long as the lease".into()));
+        }
         if let Database::Lost { retry_at, .. } = self.database {
             if retry_at <= now {
                 self.ask_for_database(now, out);
@@ -1255,6 +1262,14 @@ impl Engine {
         }
     }
 
+    /// When the lease of the last heartbeat that succeeded ends; `None` while none is waited for.
+    fn last_lease_end(&self) -> Option<Instant> {
+        match &self.registration {
+            Registration::Yes(registered) if self.beating => Some(registered.heard + self.setup.lease),
+            _ => None,
+        }
+    }
+
     fn lose_database(&mut self, now: Instant, failed: Failed) {
         let (Failed::Lost(why) | Failed::Refused(why)) = failed;
         if let Database::There = self.database {
@@ -1286,12 +1301,15 @@ impl Engine {
         self.epoch += 1;
         self.unsure.clear();
         self.steady_since = Some(now);
+        self.lose_database(now, Failed::Lost("the lease ran out: what was held is left to others".into()));
+        if let Database::Lost { retry_at, .. } = &mut self.database {
+            *retry_at = now;
+        }
         for lane in &mut self.lanes {
             lane.waiting.clear();
             lane.ready.clear();
             lane.share = 0;
         }
-        self.news.push(News::LeaseLost);
     }
 
     /// The process stood still: nothing is sent until a heartbeat has shown that the lease still holds.

@@ -473,7 +473,8 @@ impl Engine {
                 self.epoch += 1;
                 // A newcomer cannot tell whether the database's clock was set a moment ago: all others show a sign of life first.
                 self.steady_since = self.steady_since.or(now.checked_sub(self.setup.lease).map(|since| since + NEWCOMER));
-                self.registration = Registration::Yes(Registered { replica, members: beat.members, heard: asked, beaten: asked, complied: 0 });
+                self.registration =
+                    Registration::Yes(Registered { replica, members: beat.members, heard: asked, beaten: asked, complied: 0 });
                 self.share_out();
                 self.next_beat = now + BEAT_EVERY;
                 self.next_claim = now;

@@ -33,7 +33,6 @@ use secrecy::ExposeSecret;
 use sqlx::Connection as _;
 use sqlx::pool::PoolConnectionMetadata;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
-use std::future::ready;
 use std::pin::pin;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
@@ -77,17 +76,23 @@ const STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a statement waits for a free connection before the database counts as lost.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// When the database was last silent. A network can lose a connection without a word, and the system would wait for a quarter of an
-/// hour before it calls it broken; so where one statement has waited too long, no connection of that time is used any more.
+/// A connection that is doubted must answer within this time.
+const PING_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// When the database was last silent. A network can lose a connection without a word, and the system waits for a quarter of an hour
+/// before it calls it broken; so where one statement has waited too long, every connection of that time is doubted.
 #[derive(Clone)]
 struct Silence(watch::Sender<Instant>);
 
 impl Silence {
-    /// Errors when the connection has lived through the last silence.
-    fn spared(&self, connection: &PoolConnectionMetadata) -> Result<bool, sqlx::Error> {
-        let age = self.0.borrow().elapsed();
-        // An error closes it at once, where `false` would say goodbye first.
-        if connection.age < age { Ok(true) } else { Err(sqlx::Error::Protocol("the database was silent".into())) }
+    /// Errors when the connection has lived through the last silence and does not answer now. An error closes it at once.
+    async fn check(self, connection: &mut PgConnection, metadata: PoolConnectionMetadata) -> Result<bool, sqlx::Error> {
+        let spared = metadata.age < self.0.borrow().elapsed();
+        if !spared {
+            let answer = tokio::time::timeout(PING_TIMEOUT, connection.ping());
+            answer.await.unwrap_or(Err(sqlx::Error::PoolTimedOut))?;
+        }
+        Ok(true)
     }
 }
 
@@ -103,17 +108,17 @@ impl Store {
             .acquire_timeout(ACQUIRE_TIMEOUT)
             // A connection that broke while idle is found out by the statement that uses it, which is tried again anyway.
             .test_before_acquire(false)
-            .before_acquire(move |_, connection| Box::pin(ready(idle.spared(&connection))))
-            .after_release(move |_, connection| Box::pin(ready(released.spared(&connection))))
+            .before_acquire(move |connection, metadata| Box::pin(idle.clone().check(connection, metadata)))
+            .after_release(move |connection, metadata| Box::pin(released.clone().check(connection, metadata)))
             .connect_lazy_with(options);
         Ok(Self { pool, silence })
     }
 
     /// Does some work on the database, and gives it up when that takes longer than `limit`, or when other work was given up meanwhile:
-    /// then no connection of that time is trusted any more. What was given up may have been done all the same.
+    /// then no connection of that time is trusted without an answer. What was given up may have been done all the same.
     pub async fn within<T>(&self, limit: Duration, work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
         let mut silence = self.silence.0.subscribe();
-        // Kept until the silence is noted: what it drops is looked at when it comes back to the pool.
+        // Kept until the silence is noted: the connection that it drops is doubted when it comes back to the pool.
         let mut work = pin!(work);
         tokio::select! {
             result = &mut work => result,

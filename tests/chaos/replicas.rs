@@ -102,7 +102,10 @@ async fn three_replicas_stay_within_one_budget_while_one_is_killed_one_is_paused
     let report = stage.provider.simulator.report();
     let worst = report.providers.values().map(|provider| provider.worst_second).max().unwrap();
     let pace = in_span(&times, steady.1, steady.0) as f64 / steady.0 / 2.0;
-    println!("  worst sliding second {worst} (allowed 25), steady state {pace:.1}/s an account = {:.0} % of the budget", pace * 5.0);
+    println!(
+        "  worst sliding second {worst} (allowed 25), steady state {pace:.1}/s an account = {:.0} % of the budget",
+        pace * 5.0
+    );
     assert!(worst <= 25, "{worst} requests within a second");
     assert!(pace >= 0.7 * 20.0, "{pace} polls a second");
 }
@@ -119,7 +122,8 @@ async fn five_hundred_requests_in_flight_are_taken_over_within_the_lease_and_two
     stage.asked(500).await;
     let survivor = stage.replica();
     replicas(&stage, 2).await;
-    let in_flight = stage.count("select count(*) from paypoll.transactions where owner = (select min(id) from paypoll.replicas)").await;
+    let in_flight =
+        stage.count("select count(*) from paypoll.transactions where owner = (select min(id) from paypoll.replicas)").await;
     let mut trouble = Trouble::begins();
     killed.kill();
     trouble.is_over();

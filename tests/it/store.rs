@@ -360,13 +360,18 @@ async fn a_replica_in_the_middle_of_a_record_delays_no_heartbeat_of_others() {
     let (other, _) = register(&store).await;
     // It stopped between two statements, holding its lease; nobody heard of it since.
     let mut record = database.pool.begin().await.unwrap();
-    sqlx::query("select id from paypoll.replicas where id = $1 for key share").bind(stopped.0).fetch_one(&mut *record).await.unwrap();
+    sqlx::query("select id from paypoll.replicas where id = $1 for key share")
+        .bind(stopped.0)
+        .fetch_one(&mut *record)
+        .await
+        .unwrap();
     sqlx::query("update paypoll.replicas set heartbeat_at = heartbeat_at - interval '1 hour' where id = $1")
         .bind(stopped.0)
         .execute(&database.pool)
         .await
         .unwrap();
-    let beat = tokio::time::timeout(Duration::from_secs(5), store.beat(other, 0, JUDGE)).await.expect("it is not kept waiting").unwrap();
+    let beat =
+        tokio::time::timeout(Duration::from_secs(5), store.beat(other, 0, JUDGE)).await.expect("it is not kept waiting").unwrap();
     assert_eq!(beat.members.living, [stopped.0, other.0], "a record under way is under its lease");
     record.rollback().await.unwrap();
     assert_eq!(store.beat(other, 0, JUDGE).await.unwrap().members.living, [other.0]);

@@ -239,6 +239,8 @@ const IN_VAIN: Duration = Duration::from_millis(20);
 const FARTHEST_DRAW_S: f64 = 1.0;
 /// A replica that has just started judges nobody for so long.
 const NEWCOMER: Duration = Duration::from_secs(3);
+/// Of so many requests in flight one is kept for a newcomer; of fewer none can be spared.
+const RESERVED_FROM: u32 = 4;
 /// When the database's clock is found ahead by more than this, it was set.
 const LEAP: Duration = Duration::from_secs(1);
 /// How long after a database failure the next try comes; doubled each time up to a second.
@@ -1249,17 +1251,22 @@ impl Engine {
     }
 
     /// Each living replica has an equal share of an account's requests in flight, the first ones one more. A new replica has none until
-    /// all others have heard of it and leave it room.
+    /// all others have heard of it and leave it room. One that died cannot, until its lease is over; so that the work goes on at once
+    /// where a replica was killed and started again, one request is nobody's but the newcomer's, as long as he is the only one.
     fn share_out(&mut self) {
         let Registration::Yes(registered) = &self.registration else { return };
         let members = &registered.members;
         let count = u32::try_from(members.living.len().max(1)).unwrap_or(u32::MAX);
         let rank = members.living.iter().position(|id| *id == registered.replica.0).unwrap_or(0);
         let heard = members.complied >= registered.replica.0;
+        let only_newcomer = members.settled && members.newest == registered.replica.0;
         for lane in &mut self.lanes {
             let most = lane.spec.max_in_flight;
-            let share = most / count + u32::from((rank as u64) < u64::from(most % count));
-            lane.share = if heard { share } else { 0 };
+            let newcomers = u32::from(most >= RESERVED_FROM);
+            let shared = most - newcomers;
+            let share = shared / count + u32::from((rank as u64) < u64::from(shared % count));
+            let first = if only_newcomer && count <= shared { newcomers } else { 0 };
+            lane.share = if heard { share } else { first };
         }
     }
 

@@ -21,6 +21,23 @@ pub struct Membership {
     pub newest: i64,
     /// Every other living replica leaves room for all replicas up to this one.
     pub complied: i64,
+    /// For every other living replica all others leave room: none of them is a newcomer.
+    pub settled: bool,
+}
+
+impl Membership {
+    /// What the replica `own` concludes from the living, rising, each with the newest replica that it leaves room for.
+    #[must_use]
+    pub fn new(own: i64, living: &[(i64, i64)]) -> Self {
+        let others = || living.iter().filter(|(id, _)| *id != own);
+        let has_room = |of: i64| others().all(|(id, complied)| *id == of || *complied >= of);
+        Self {
+            living: living.iter().map(|(id, _)| *id).collect(),
+            newest: living.last().map_or(0, |(id, _)| *id),
+            complied: others().map(|(_, complied)| *complied).min().unwrap_or(i64::MAX),
+            settled: others().all(|(id, _)| has_room(*id)),
+        }
+    }
 }
 
 /// The answer to a heartbeat.
@@ -88,18 +105,13 @@ impl Store {
     pub async fn beat(&self, replica: ReplicaId, complied: i64, judge: Option<DateTime<Utc>>) -> Result<Beat, StoreError> {
         let rows = sqlx::query(BEAT).bind(replica.0).bind(complied).bind(judge).fetch_all(&self.pool).await?;
         let mut beat = Beat { alive: false, members: Membership::default(), clock: DateTime::<Utc>::UNIX_EPOCH };
-        let mut leaves_room = i64::MAX;
+        let mut living = Vec::with_capacity(rows.len());
         for row in &rows {
-            let id: i64 = row.try_get("id")?;
-            beat.members.living.push(id);
-            beat.members.newest = id;
+            living.push((row.try_get("id")?, row.try_get("complied")?));
             beat.alive = row.try_get("alive")?;
             beat.clock = row.try_get("clock")?;
-            if id != replica.0 {
-                leaves_room = leaves_room.min(row.try_get("complied")?);
-            }
         }
-        beat.members.complied = leaves_room;
+        beat.members = Membership::new(replica.0, &living);
         Ok(beat)
     }
 

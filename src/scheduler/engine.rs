@@ -1298,6 +1298,12 @@ impl Engine {
 
     /// Nothing that is held is ours any more. What is in flight is told when it comes back.
     fn lose_lease(&mut self, now: Instant) {
+        for lane in &mut self.lanes {
+            let held = std::mem::take(&mut lane.waiting).into_values().chain(std::mem::take(&mut lane.ready).into_values());
+            // Where somebody else has settled one meanwhile, nobody claims it any more: its polls are counted now.
+            self.outbox.batch.dropped.extend(held.filter(|held| held.unsaved.polls > 0).map(|held| held.transaction.id));
+            lane.share = 0;
+        }
         if !self.outbox.is_empty() {
             // Its rows were claimed under the lease that is lost: they must not be written under the next one.
             let mut recording = Box::new(std::mem::take(&mut self.outbox));
@@ -1312,11 +1318,6 @@ impl Engine {
         self.lose_database(now, Failed::Lost("the lease ran out: what was held is left to others".into()));
         if let Database::Lost { retry_at, .. } = &mut self.database {
             *retry_at = now;
-        }
-        for lane in &mut self.lanes {
-            lane.waiting.clear();
-            lane.ready.clear();
-            lane.share = 0;
         }
     }
 

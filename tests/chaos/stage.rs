@@ -137,7 +137,7 @@ impl Stage {
     /// `paypoll audit`, which must find no breach.
     pub(crate) async fn audit(&self) -> Output {
         let speed = SPEED.to_string();
-        let mut command = self.paypoll(&["audit", "--json", "--speed", &speed]);
+        let mut command = self.paypoll(&["audit", "--speed", &speed]);
         command.env("PAYPOLL__DATABASE__URL", &self.url);
         tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
     }

@@ -620,8 +620,10 @@ impl Engine {
             }
             Asked::Sent { at, latency, status, body, outcome } => {
                 let clock = self.clock.unwrap_or(DatabaseClock::new(now, now, DateTime::UNIX_EPOCH));
-                // Whoever waits from here, with whatever clock, waits long enough.
-                let sent = clock.latest(at);
+                // Whoever waits from here, with whatever clock, waits long enough. Should the clock be known better by now than when the
+                // poll fell due: it was not sent before that, and the journal does not say so either.
+                let early = crate::domain::since(clock.latest(at), held.due);
+                let sent = crate::domain::after(clock.latest(at), if early < LEAP { early } else { Duration::ZERO });
                 let redaction = self.redaction(&held);
                 let outcome = outcome.cleaned(|text| redaction.line(text));
                 let error = outcome.error();

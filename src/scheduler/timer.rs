@@ -27,9 +27,10 @@ mod exact {
 
     impl Timer {
         /// Errors when the process has no file descriptor left.
+        #[expect(deprecated, reason = "unsound for descriptors that somebody else may close; this one is owned")]
         pub(in super::super) fn new() -> io::Result<Self> {
             let descriptor = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
-            Ok(Self { descriptor: AsyncFd::register(descriptor)? })
+            Ok(Self { descriptor: AsyncFd::new(descriptor)? })
         }
 
         /// Waits until then.

@@ -15,6 +15,8 @@ use tracing::{debug, warn};
 const JOURNAL_EVERY: Duration = Duration::from_secs(3600);
 /// How soon after the start, and how often then, rows that nobody serves are looked for.
 const UNROUTABLE_EVERY: Duration = Duration::from_secs(10);
+/// What takes longer is left to the next time.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// The same finding is told again after this long.
 const TELL_AGAIN: Duration = Duration::from_secs(600);
 
@@ -35,11 +37,11 @@ pub async fn keep(store: Store, lanes: Vec<Arc<LaneSpec>>, metrics: Arc<Metrics>
 }
 
 async fn keep_journal(store: &Store, retention: Duration) {
-    let result = match store.make_journal(None).await {
-        Ok(()) => store.prune_journal(retention).await,
-        Err(error) => Err(error),
+    let kept = async {
+        store.make_journal(None).await?;
+        store.prune_journal(retention).await
     };
-    if let Err(error) = result {
+    if let Err(error) = store.within(PATIENCE, kept).await {
         debug!(%error, "the journal's partitions could not be kept");
     }
 }
@@ -51,7 +53,7 @@ async fn tell_unroutable(
     told: &mut BTreeMap<(String, String), Instant>,
 ) {
     let own: Vec<(String, String)> = lanes.iter().map(|spec| (spec.provider.to_owned(), spec.account.to_string())).collect();
-    let Ok(found) = store.unroutable(&own).await else { return };
+    let Ok(found) = store.within(PATIENCE, store.unroutable(&own)).await else { return };
     metrics.set_unroutable(found.clone());
     told.retain(|key, at| at.elapsed() < TELL_AGAIN && found.iter().any(|row| (&row.provider, &row.account) == (&key.0, &key.1)));
     for row in found {

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a helper that panics fails its test")]
 
 mod binary;
+mod canary;
 mod commands;
 mod daemon;
 mod documents;

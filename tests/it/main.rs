@@ -13,3 +13,4 @@ mod rights;
 mod store;
 mod support;
 mod tidy;
+mod tls;

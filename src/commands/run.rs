@@ -1,5 +1,6 @@
 //! `paypoll run`: the daemon.
 
+use super::text::roughly;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::notify::{self, ServiceManager};
@@ -71,17 +72,35 @@ async fn reach(store: &Store, patience: Duration) -> anyhow::Result<()> {
         };
         let left = patience.saturating_sub(begun.elapsed());
         if left.is_zero() || is_final(&error) {
-            return Err(anyhow!(error).context(format!("the database could not be reached within {} s", patience.as_secs())));
+            return Err(unreachable(store, error, begun.elapsed()).await);
         }
         tokio::time::sleep(waits.next_backoff().unwrap_or(patience).min(left)).await;
     }
 }
 
-/// Trying again would not help: the address, the password or the database's name is wrong.
+/// Why the database cannot be used: in its own words where it has answered.
+async fn unreachable(store: &Store, error: sqlx::Error, tried: Duration) -> anyhow::Error {
+    // A pool that waited in vain does not say what for; one more attempt does.
+    let cause = match error {
+        sqlx::Error::PoolTimedOut => store.reach().await.err().unwrap_or(error.into()),
+        told => told.into(),
+    };
+    let tried = roughly(tried);
+    match cause {
+        StoreError::Database(sqlx::Error::Database(_)) => anyhow!("{cause} (so the database answered; tried for {tried})"),
+        _ => anyhow!(cause).context(format!("the database could not be reached within {tried}")),
+    }
+}
+
+/// Trying again would not help: the address, the password, the database's name or what stands between is wrong.
 fn is_final(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Configuration(_) => true,
-        sqlx::Error::Database(error) => error.code().is_some_and(|code| matches!(&*code, "28P01" | "28000" | "3D000")),
+        sqlx::Error::Database(error) => {
+            error.code().is_some_and(|code| matches!(&*code, "28P01" | "28000" | "3D000"))
+                // A PgBouncer that has not been told to ignore our session settings; its code stands for anything.
+                || error.message().contains("startup parameter")
+        }
         _ => false,
     }
 }

@@ -2,9 +2,11 @@
 
 use crate::support;
 use rustix::process::{Pid, Signal, kill_process};
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::thread;
 
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config/simulator.toml");
 
@@ -50,7 +52,41 @@ async fn a_database_without_the_schema_is_answered_with_the_command_that_makes_i
 fn a_database_that_is_not_there_is_waited_for_and_then_named() {
     let environment = [ANY_DATABASE, ("PAYPOLL__DATABASE__CONNECT_TIMEOUT", "300ms"), ("PAYPOLL__OPS__LISTEN", "")];
     let (code, text) = refusal(&["run", "--config", EXAMPLE], &environment);
-    assert!(code == 1 && text.contains("could not be reached"), "{code}: {text}");
+    assert!(code == 1 && text.contains("could not be reached") && text.contains("refused"), "{code}: {text}");
+}
+
+/// Answers each connection as a server that refuses it.
+fn refusing_database(code: &'static str, message: &'static str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("postgres://nobody@{}/nothing?sslmode=disable", listener.local_addr().unwrap());
+    thread::spawn(move || {
+        for connection in listener.incoming() {
+            let mut connection = connection.unwrap();
+            let mut length = [0; 4];
+            connection.read_exact(&mut length).unwrap();
+            connection.read_exact(&mut vec![0; u32::from_be_bytes(length) as usize - 4]).unwrap();
+            let fields = format!("SFATAL\0VFATAL\0C{code}\0M{message}\0\0");
+            let mut answer = vec![b'E'];
+            answer.extend(u32::try_from(fields.len() + 4).unwrap().to_be_bytes());
+            answer.extend(fields.as_bytes());
+            connection.write_all(&answer).unwrap();
+        }
+    });
+    url
+}
+
+#[test]
+fn a_database_that_refuses_is_quoted_and_asked_again_only_where_that_may_help() {
+    let run = |url: &str, patience| {
+        let environment = [("DATABASE_URL", url), ("PAYPOLL__DATABASE__CONNECT_TIMEOUT", patience), ("PAYPOLL__OPS__LISTEN", "")];
+        refusal(&["run", "--config", EXAMPLE], &environment)
+    };
+    // A minute would be noticed.
+    let (code, text) = run(&refusing_database("08P01", "unsupported startup parameter: options"), "1h");
+    assert!(code == 1 && text.starts_with("unsupported startup parameter: options (so the database answered"), "{code}: {text}");
+    let (code, text) = run(&refusing_database("53300", "sorry, too many clients already"), "300ms");
+    assert!(code == 1 && text.starts_with("sorry, too many clients already (so the database answered"), "{code}: {text}");
+    assert_eq!(text.matches("too many clients").count(), 1, "{text}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::text::{Paint, Table, Tone, cut, now, plain, roughly};
 use crate::cli;
 use crate::config::Config;
-use crate::store::{AccountOverview, MOST, Store, StoreError, Unroutable};
+use crate::store::{AccountOverview, Store, StoreError, Unroutable, counted};
 use anyhow::Context as _;
 use serde::Serialize;
 use std::io::{self, IsTerminal as _, Write};
@@ -67,7 +67,7 @@ fn lines(overview: &Overview, paint: Paint) -> Vec<String> {
         lines.push(paint.bad(&format!("the circuit of {name} is open, only probes are sent: {reason}")));
     }
     for row in &overview.unroutable {
-        let (name, count) = (plain(&format!("{}/{}", row.provider, row.account)), count(row.count));
+        let (name, count) = (plain(&format!("{}/{}", row.provider, row.account)), counted(row.count));
         lines.push(paint.warning(&format!("{count} of {name} wait: no running daemon serves this account")));
     }
     lines
@@ -78,16 +78,16 @@ fn table(accounts: &[AccountOverview]) -> Table {
         ["PROVIDER", "ACCOUNT", "PENDING", "DUE", "OVERDUE", "OLDEST DUE", "ACTION", "UNRESOLVED", "INVALID", "CIRCUIT"];
     let mut table = Table::new(&HEAD, &[false, false, true, true, true, true, true, true, true, false]);
     for account in accounts {
-        let noted = |number: i64| (count(number), if number > 0 { Tone::Warning } else { Tone::Calm });
+        let noted = |number: i64| (counted(number), if number > 0 { Tone::Warning } else { Tone::Calm });
         let oldest = account.oldest_due_s.map(|seconds| roughly(Duration::try_from_secs_f64(seconds).unwrap_or_default()));
         table.row(vec![
             (plain(&account.provider), Tone::Calm),
             (cut(&account.account, LONGEST_ACCOUNT), Tone::Calm),
-            (count(account.pending), Tone::Calm),
-            (count(account.due), Tone::Calm),
-            (count(account.overdue), if account.overdue > 0 { Tone::Bad } else { Tone::Calm }),
+            (counted(account.pending), Tone::Calm),
+            (counted(account.due), Tone::Calm),
+            (counted(account.overdue), if account.overdue > 0 { Tone::Bad } else { Tone::Calm }),
             (oldest.unwrap_or_else(|| "–".into()), Tone::Calm),
-            (count(account.action_required), Tone::Calm),
+            (counted(account.action_required), Tone::Calm),
             noted(account.unresolved),
             noted(account.invalid),
             (account.circuit.clone(), if is_open(account) { Tone::Bad } else { Tone::Calm }),
@@ -98,11 +98,6 @@ fn table(accounts: &[AccountOverview]) -> Table {
 
 fn is_open(account: &AccountOverview) -> bool {
     account.circuit == "open"
-}
-
-/// A count, with a plus where counting has stopped.
-fn count(count: i64) -> String {
-    format!("{count}{}", if count >= MOST { "+" } else { "" })
 }
 
 /// Looks again and again. A database that goes away for a while does not end it.
@@ -198,6 +193,7 @@ fn frame(lines: &[String], height: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::MOST;
 
     fn account(name: &str) -> AccountOverview {
         AccountOverview {
@@ -232,7 +228,7 @@ mod tests {
                 "dusupay   default        12    3        0        4.2s       0           2        0  closed",
                 "dusupay   shop\u{fffd}[2J       12    3        0           –       0           2        0  open",
                 "the circuit of dusupay/shop\u{fffd}[2J is open, only probes are sent: 20 polls in a row failed",
-                "1000000+ of khalti/old wait: no running daemon serves this account",
+                "100000+ of khalti/old wait: no running daemon serves this account",
             ]
         );
     }

@@ -23,7 +23,7 @@ pub use audit::{BusySecond, JournalReader, PolledTransaction};
 pub use claim::{Candidate, Claim, Claimed, LaneRoom, Placement};
 pub use life::{Life, LifePoll, LifeRow, LifeTransition, Surroundings};
 pub use migrate::{SchemaError, Server, migrate};
-pub use overview::{AccountOverview, MOST, Unroutable};
+pub use overview::{AccountOverview, MOST, Unroutable, counted};
 pub use record::{Attempt, Batch, Commit, Entry, Poll, Recorded, Transition};
 pub use reopen::{Parked, Reopened};
 pub use replicas::{Beat, Membership, ReplicaId};

@@ -47,7 +47,13 @@ pub struct AccountOverview {
 }
 
 /// No count goes beyond this: no answer about the whole table may cost as much as the table is long.
-pub const MOST: i64 = 1_000_000;
+pub const MOST: i64 = 100_000;
+
+/// A count for people, with a plus where counting has stopped.
+#[must_use]
+pub fn counted(count: i64) -> String {
+    format!("{count}{}", if count >= MOST { "+" } else { "" })
+}
 
 /// Of the transactions that fell due within a lease so many are looked at: their rows must be read for it.
 const RECENT: i64 = 100_000;

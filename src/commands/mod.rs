@@ -7,7 +7,9 @@ use std::io::{self, Write};
 
 pub mod audit;
 pub mod check;
+pub mod completions;
 pub mod demo;
+pub mod man;
 pub mod migrate;
 pub mod plan;
 pub mod retry;

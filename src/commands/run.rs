@@ -8,6 +8,7 @@ use crate::ops;
 use crate::scheduler::{self, Daemon};
 use crate::store::{SchemaError, Store, StoreError};
 use crate::telemetry::event;
+use crate::upkeep::Upkeep;
 use anyhow::{Context as _, anyhow, bail};
 use backoff::backoff::Backoff as _;
 use backoff::{ExponentialBackoff, ExponentialBackoffBuilder};
@@ -36,8 +37,7 @@ pub async fn serve(config: &Config, stop: CancellationToken) -> anyhow::Result<(
     store.make_journal(None).await.context("the journal's partitions could not be made")?;
     let metrics = Arc::new(Metrics::new(lanes.iter().map(|spec| (spec.provider, &*spec.account))));
     let ops = ops::serve(config, store.clone(), metrics.clone(), stop.clone()).await?;
-    let upkeep =
-        tokio::spawn(crate::upkeep::keep(store.clone(), lanes.clone(), metrics.clone(), config.journal.retention, stop.clone()));
+    let upkeep = tokio::spawn(crate::upkeep::keep(Upkeep::new(config, store.clone(), metrics.clone()), stop.clone()));
     info!(
         event = event::DAEMON_STARTED,
         version = env!("CARGO_PKG_VERSION"),

@@ -1240,15 +1240,16 @@ impl Engine {
         }
     }
 
-    /// Each living replica has an equal share of an account's requests in flight, the first ones one more. A new replica has none until
-    /// all others have heard of it and leave it room.
+    /// Each living replica that serves an account has an equal share of its requests in flight, the first ones one more. A new replica
+    /// has none until all others have heard of it and leave it room.
     fn share_out(&mut self) {
         let Registration::Yes(registered) = &self.registration else { return };
         let members = &registered.members;
-        let count = u32::try_from(members.living.len().max(1)).unwrap_or(u32::MAX);
-        let rank = members.living.iter().position(|id| *id == registered.replica.0).unwrap_or(0);
         let heard = members.complied >= registered.replica.0;
         for lane in &mut self.lanes {
+            let serving: Vec<i64> = members.serving(lane.spec.provider, &lane.spec.account).collect();
+            let count = u32::try_from(serving.len().max(1)).unwrap_or(u32::MAX);
+            let rank = serving.iter().position(|id| *id == registered.replica.0).unwrap_or(0);
             let most = lane.spec.max_in_flight;
             let share = most / count + u32::from((rank as u64) < u64::from(most % count));
             lane.share = if heard { share } else { 0 };

@@ -3,7 +3,9 @@
 use super::{Store, StoreError};
 use chrono::{DateTime, Utc};
 use serde_json::json;
+use sqlx::types::Json;
 use sqlx::{Connection, Row};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use uuid::Uuid;
@@ -21,6 +23,17 @@ pub struct Membership {
     pub newest: i64,
     /// Every other living replica leaves room for all replicas up to this one.
     pub complied: i64,
+    /// The accounts of those that do not serve the same ones as we do.
+    pub others: Arc<BTreeMap<i64, BTreeSet<(String, String)>>>,
+}
+
+impl Membership {
+    /// The living replicas that serve an account of ours, rising.
+    pub fn serving(&self, provider: &str, account: &str) -> impl Iterator<Item = i64> {
+        let own = (provider.to_owned(), account.to_owned());
+        let serves = move |id: &i64| self.others.get(id).is_none_or(|accounts| accounts.contains(&own));
+        self.living.iter().copied().filter(serves)
+    }
 }
 
 /// The answer to a heartbeat.
@@ -39,7 +52,7 @@ const REGISTER: &str = "
     insert into paypoll.replicas (lease, complied, accounts, host) values (make_interval(secs => $1), 0, $2, $3) returning id";
 
 /// Renews the lease; then, where this replica may judge, deletes those whose lease has run out, by the database's clock and by the
-/// judge's idea of it; then lists the living.
+/// judge's idea of it; then lists the living. Only accounts that differ from our own are told: mostly none do.
 const BEAT: &str = "
     with beat as (
         update paypoll.replicas set heartbeat_at = clock_timestamp(), complied = $2 where id = $1 returning id
@@ -47,8 +60,10 @@ const BEAT: &str = "
         delete from paypoll.replicas
          where $3::timestamptz is not null and id <> $1 and heartbeat_at < least(clock_timestamp(), $3) - lease returning id
     )
-    select r.id, r.complied, clock_timestamp() as clock, exists (select from beat) as alive
+    select r.id, r.complied, clock_timestamp() as clock, exists (select from beat) as alive,
+           case when r.accounts <> own.accounts then r.accounts end as others
       from paypoll.replicas r
+      left join paypoll.replicas own on own.id = $1
      where r.id not in (select id from dead)
      order by r.id";
 
@@ -84,18 +99,22 @@ impl Store {
     pub async fn beat(&self, replica: ReplicaId, complied: i64, judge: Option<DateTime<Utc>>) -> Result<Beat, StoreError> {
         let rows = sqlx::query(BEAT).bind(replica.0).bind(complied).bind(judge).fetch_all(&self.pool).await?;
         let mut beat = Beat { alive: false, members: Membership::default(), clock: DateTime::<Utc>::UNIX_EPOCH };
-        let mut leaves_room = i64::MAX;
+        let (mut leaves_room, mut others) = (i64::MAX, BTreeMap::new());
         for row in &rows {
             let id: i64 = row.try_get("id")?;
             beat.members.living.push(id);
             beat.members.newest = id;
             beat.alive = row.try_get("alive")?;
             beat.clock = row.try_get("clock")?;
+            if let Some(Json(accounts)) = row.try_get("others")? {
+                others.insert(id, accounts);
+            }
             if id != replica.0 {
                 leaves_room = leaves_room.min(row.try_get("complied")?);
             }
         }
         beat.members.complied = leaves_room;
+        beat.members.others = Arc::new(others);
         Ok(beat)
     }
 

@@ -142,11 +142,57 @@ fn help_is_no_error_and_a_word_that_is_no_command_is_one() {
     let help = paypoll(&["--help"], &[]);
     let text = String::from_utf8(help.stdout).unwrap();
     assert!(help.status.success());
-    for command in ["run", "migrate", "check", "plan", "status", "show", "retry", "audit", "simulate", "demo"] {
-        assert!(text.contains(command), "{command} is not in: {text}");
-    }
+    let listed: Vec<&str> =
+        text.split("Commands:").nth(1).unwrap().lines().skip(1).map_while(|line| line.split_whitespace().next()).collect();
+    assert_eq!(listed, [&COMMANDS[..], &["help"]].concat());
     assert_eq!(refusal(&["walk"], &[]).0, 2);
     assert_eq!(refusal(&[], &[]).0, 2);
+}
+
+#[test]
+fn a_pattern_that_matches_no_account_is_refused_with_the_accounts_that_there_are() {
+    assert_misconfigured(
+        &["run", "--config", EXAMPLE, "--accounts", "khalti/*", "--accounts", "dusupay/keyna"],
+        &[ANY_DATABASE],
+        &["--accounts \"dusupay/keyna\"", "dusupay/default", "khalti/default"],
+    );
+}
+
+/// The contract's commands, in its order.
+const COMMANDS: [&str; 10] = ["run", "migrate", "check", "plan", "status", "show", "retry", "audit", "simulate", "demo"];
+
+#[test]
+fn every_shell_completes_every_command_and_its_options() {
+    for shell in ["bash", "zsh", "fish"] {
+        let output = paypoll(&["completions", shell], &[]);
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{shell}");
+        let options = ["accounts", "dry-run", "since", "watch", "config", "speed"];
+        for word in COMMANDS.iter().chain(&options) {
+            assert!(text.contains(word), "{word} is not in the script for {shell}");
+        }
+    }
+    let (code, text) = refusal(&["completions", "tcsh"], &[]);
+    assert!(code == 2 && text.contains("bash") && text.contains("zsh"), "{text}");
+}
+
+#[test]
+fn paypoll_and_each_of_its_commands_has_a_manual_page() {
+    let page = |arguments: &[&str]| {
+        let output = paypoll(arguments, &[]);
+        assert!(output.status.success() && output.stderr.is_empty(), "{arguments:?}");
+        // The formatter's escapes for a hyphen.
+        String::from_utf8(output.stdout).unwrap().replace("\\-", "-")
+    };
+    let whole = page(&["man"]);
+    for command in COMMANDS {
+        assert!(whole.contains(&format!("paypoll-{command}(1)")), "{command} is not in: {whole}");
+        assert!(page(&["man", command]).contains(&format!("paypoll-{command}")), "{command}");
+    }
+    assert!(whole.contains("Exit codes: 0 fine") && whole.contains("DATABASE_URL"), "{whole}");
+    assert!(page(&["man", "retry"]).contains("--dry-run"));
+    let (code, text) = refusal(&["man", "walk"], &[]);
+    assert!(code == 2 && text.contains("run, migrate, check"), "{text}");
 }
 
 #[test]

@@ -88,8 +88,12 @@ impl World {
 
     /// The daemon as users start it.
     fn process(&self) -> Process {
+        self.process_with(&[])
+    }
+
+    fn process_with(&self, arguments: &[&str]) -> Process {
         let mut command = Command::new(env!("CARGO_BIN_EXE_paypoll"));
-        command.args(["run", "--speed", &SPEED.to_string(), "--config"]).arg(example()).envs(&self.settings);
+        command.args(["run", "--speed", &SPEED.to_string(), "--config"]).arg(example()).args(arguments).envs(&self.settings);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Mutex::new(Vec::new()));
         let (lines, written) = (BufReader::new(child.stdout.take().unwrap()).lines(), log.clone());
@@ -639,5 +643,41 @@ async fn a_row_that_is_corrected_while_it_is_polled_is_asked_about_anew_and_not_
     let found = world.row(row.id).await;
     assert_eq!(found.state, "succeeded", "{:?}", found.reason);
     assert_eq!(i64::from(found.attempts), world.outcomes(row.id).await.len() as i64);
+    world.assert_rules_kept().await;
+}
+
+#[tokio::test]
+async fn two_daemons_serve_a_part_of_the_accounts_each_and_miss_none() {
+    let mut world = World::new().await;
+    // With one in flight for an account, whoever counted a replica that does not serve it would leave it to that one.
+    world.set("PROVIDERS__DAPI__MAX_IN_FLIGHT", "1");
+    world.set("PROVIDERS__KHALTI__MAX_IN_FLIGHT", "1");
+    let first = world.process_with(&["--accounts", "khalti/*", "--accounts", "dusupay/default"]);
+    first.tells("daemon_started").await;
+    let mut inserted = Vec::new();
+    for provider in ["dapi", "khalti"] {
+        for script in ["ok2", "fail", "500-ok"] {
+            inserted.push(world.insert(provider, script).await);
+        }
+    }
+    let lost = world.insert_row("khalti", "nobody", "lost", json!({})).await;
+    eventually("what the first one serves is settled", || async {
+        let left = "select count(*) from paypoll.transactions where provider = 'khalti' and account = 'default' and next_poll_at is not null";
+        (world.count(left).await == 0).then_some(())
+    })
+    .await;
+    let strangers = "select count(*) from paypoll.polls where provider <> 'khalti'";
+    assert_eq!(world.count(strangers).await, 0, "it serves no other");
+    let second = world.process_with(&["--accounts", "d*pay*/*", "--accounts", "dapi/default", "--accounts", "ayoconnect/*"]);
+    inserted.push(world.insert("khalti", "ok2").await);
+    world.settled_but(1).await;
+    second.tells("unroutable").await;
+    let told = |daemon: &Process| -> Vec<String> {
+        daemon.told("unroutable").iter().map(|line| format!("{}/{}", line["provider"], line["account"]).replace('"', "")).collect()
+    };
+    assert_eq!(told(&second), ["khalti/nobody"], "what the first one serves is not told");
+    assert!(first.terminate().await.success() && second.terminate().await.success());
+    world.assert_as_expected(&inserted).await;
+    assert_eq!(world.row(lost).await.attempts, 0);
     world.assert_rules_kept().await;
 }

@@ -161,6 +161,7 @@ impl Database {
             living: self.replicas.keys().copied().collect(),
             newest: self.replicas.keys().copied().max().unwrap_or(0),
             complied: others.min().unwrap_or(i64::MAX),
+            ..Membership::default()
         };
         Beat { alive, members, clock }
     }

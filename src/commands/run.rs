@@ -36,7 +36,9 @@ pub async fn serve(config: &Config, stop: CancellationToken) -> anyhow::Result<(
     reach(&store, config.database.connect_timeout).await?;
     store.make_journal(None).await.context("the journal's partitions could not be made")?;
     let metrics = Arc::new(Metrics::new(lanes.iter().map(|spec| (spec.provider, &*spec.account))));
-    let ops = ops::serve(config, store.clone(), metrics.clone(), stop.clone()).await?;
+    // The port stays open until the last answer is written down: whoever looks sees a daemon that stops, not one that is gone.
+    let drained = CancellationToken::new();
+    let ops = ops::serve(config, store.clone(), metrics.clone(), stop.clone(), drained.clone()).await?;
     let upkeep = tokio::spawn(crate::upkeep::keep(Upkeep::new(config, store.clone(), metrics.clone()), stop.clone()));
     info!(
         event = event::DAEMON_STARTED,
@@ -53,7 +55,8 @@ pub async fn serve(config: &Config, stop: CancellationToken) -> anyhow::Result<(
     let daemon = Daemon::new(config, store.clone(), lanes, metrics).map_err(|error| anyhow!(error))?;
     let result = daemon.run(stop.clone()).await;
     stop.cancel();
-    // Both end with `stop`; what they were doing is not needed any more.
+    drained.cancel();
+    // Both end now; what they were doing is not needed any more.
     drop(tokio::join!(upkeep, ops));
     store.close().await;
     info!(event = event::DAEMON_STOPPED, "stopped: everything that was held is given back");

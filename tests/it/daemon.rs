@@ -450,6 +450,27 @@ async fn a_clean_stop_gives_everything_back_and_another_daemon_goes_on_without_a
 }
 
 #[tokio::test]
+async fn the_ops_port_stays_open_while_answers_are_waited_for() {
+    let mut world = World::new().await;
+    world.set("PROVIDERS__DAPI__TIMEOUT", "1900ms");
+    let ops = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+    world.set("OPS__LISTEN", &ops.to_string());
+    let row = world.insert("dapi", "slow1").await;
+    let daemon = world.process();
+    eventually("a poll is in flight", || async { (world.requests().await.len() == 1).then_some(()) }).await;
+    kill_process(Pid::from_child(&daemon.child), Signal::TERM).unwrap();
+    daemon.tells("daemon_stopping").await;
+    let get = async |path: &str| reqwest::get(format!("http://{ops}{path}")).await.unwrap();
+    let ready = get("/readyz").await;
+    assert_eq!((ready.status().as_u16(), get("/healthz").await.status().as_u16()), (503, 200));
+    assert!(ready.text().await.unwrap().starts_with("not ready: stopping"));
+    assert!(daemon.told("daemon_stopped").is_empty(), "it was still waiting");
+    assert!(daemon.terminate().await.success());
+    assert!(reqwest::get(format!("http://{ops}/healthz")).await.is_err());
+    assert_eq!(world.outcomes(row.id).await, ["pending"], "the answer was waited for and written down");
+}
+
+#[tokio::test]
 async fn nothing_is_lost_asked_early_or_decided_twice_when_a_daemon_is_killed() {
     let world = World::new().await;
     let mut killed = world.process();

@@ -4,11 +4,11 @@ use crate::support::{Provider, database, eventually};
 use chrono::{DateTime, TimeDelta, Utc};
 use paypoll::commands;
 use paypoll::config::Config;
-use paypoll::postgres::PrivatePostgres;
-use paypoll::simulator::{self, PROVIDERS};
+use paypoll::postgres::{self, PrivatePostgres};
+use paypoll::simulator::{self, Budget, Options, PROVIDERS};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use sqlx::postgres::{PgPool, PgPoolOptions};
+use sqlx::postgres::{PgPool, PgPoolCopyExt as _, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Executor, Row};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -68,7 +68,10 @@ impl World {
     }
 
     fn over(pool: PgPool, url: &str) -> Self {
-        let provider = Provider::start(SPEED);
+        Self::asking(pool, url, Provider::start(SPEED))
+    }
+
+    fn asking(pool: PgPool, url: &str, provider: Provider) -> Self {
         Self { pool, settings: settings(url, provider.address), provider }
     }
 
@@ -701,4 +704,82 @@ async fn two_daemons_serve_a_part_of_the_accounts_each_and_miss_none() {
     world.assert_as_expected(&inserted).await;
     assert_eq!(world.row(lost).await.attempts, 0);
     world.assert_rules_kept().await;
+}
+
+/// How many rows are copied at once; more for a measurement:
+/// `PAYPOLL_COPY_ROWS=100000 cargo test --release --test it back_fill -- --nocapture`.
+fn rows_to_copy() -> i64 {
+    std::env::var("PAYPOLL_COPY_ROWS").map_or(2000, |rows| rows.parse().unwrap())
+}
+
+/// How late polls were at worst, but for one in a hundred, between two moments; and how many there were.
+async fn lateness_p99(pool: &PgPool, from: DateTime<Utc>, to: DateTime<Utc>) -> (f64, i64) {
+    sqlx::query_as(
+        "select coalesce(percentile_cont(0.99) within group (order by extract(epoch from sent_at - due_at)), 0)::float8 * 1000, count(*)
+           from paypoll.polls where provider = 'dapi' and sent_at between $1 and $2",
+    )
+    .bind(from)
+    .bind(to)
+    .fetch_one(pool)
+    .await
+    .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_back_fill_by_copy_is_taken_in_while_others_are_polled_on_time() {
+    // As a database is that must not lose what was committed.
+    let options = postgres::Options { durable: true, ..postgres::Options::default() };
+    let cluster = tokio::task::spawn_blocking(move || PrivatePostgres::start_with(&options)).await.unwrap().unwrap();
+    let url = cluster.admin_url();
+    paypoll::store::migrate(&url).await.unwrap();
+    let budgets = [Budget { per_second: 500, burst: 100 }; PROVIDERS.len()];
+    let provider = Provider::start_with((Ipv4Addr::LOCALHOST, 0).into(), Options { speed: SPEED, budgets, ..Options::default() });
+    let mut world = World::asking(PgPoolOptions::new().connect(&url).await.unwrap(), &url, provider);
+    // One poll a second of each of a hundred; the copied ones wait for three minutes.
+    world
+        .set("PROVIDERS__DAPI__SCHEDULE", "{ first = \"10s..70s\", phases = [{ every = \"50s..70s\" }], give_up_after = \"72h\" }");
+    world.set("PROVIDERS__DAPI__RATE_LIMIT", "{ per_second = 500, burst = 100 }");
+    world.set("PROVIDERS__KHALTI__SCHEDULE", "{ first = \"3h\", phases = [{ every = \"1h\" }], give_up_after = \"72h\" }");
+    for _ in 0..100 {
+        world.insert("dapi", "never").await;
+    }
+    let daemon = world.process();
+    let clock = async || sqlx::query_scalar::<_, DateTime<Utc>>("select clock_timestamp()").fetch_one(&world.pool).await.unwrap();
+    world.polled_times(200).await;
+    let begun = clock().await;
+    world.polled_times(500).await;
+    let rows = rows_to_copy();
+    let csv: String = (0..rows).map(|n| format!("khalti,default,BACKFILL-{n},10,NPR,{}\n", begun.to_rfc3339())).collect();
+    let before = clock().await;
+    let mut copy = world
+        .pool
+        .copy_in_raw(
+            "copy paypoll.transactions (provider, account, reference, amount, currency, initiated_at) from stdin (format csv)",
+        )
+        .await
+        .unwrap();
+    copy.send(csv.as_bytes()).await.unwrap();
+    assert_eq!(copy.finish().await.unwrap(), rows as u64);
+    let copied = clock().await;
+    eventually("every row has its place in the plan", || async {
+        let new = "select count(*) from paypoll.transactions where provider = 'khalti' and attempts = 0 and next_poll_at <= created_at + interval '1 second'";
+        (world.count(new).await == 0).then_some(())
+    })
+    .await;
+    let taken = clock().await;
+    let polls = world.count("select count(*) from paypoll.polls").await;
+    world.polled_times(polls + 200).await;
+    let after = clock().await;
+    let (p99_before, n_before) = lateness_p99(&world.pool, begun, before).await;
+    let (p99_during, n_during) = lateness_p99(&world.pool, before, after).await;
+    println!(
+        "{rows} rows copied in {:.2} s, all in the plan after {:.2} s; lateness p99 {p99_before:.1} ms of {n_before} polls before, {p99_during:.1} ms of {n_during} from then on",
+        (copied - before).as_seconds_f64(),
+        (taken - before).as_seconds_f64(),
+    );
+    assert!(p99_during < 1000.0, "the others are late");
+    assert!(daemon.terminate().await.success());
+    assert_eq!(world.count("select count(*) from paypoll.transactions where reference like 'BACKFILL-%'").await, rows);
+    world.assert_rules_kept().await;
+    world.pool.close().await;
 }

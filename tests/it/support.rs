@@ -102,10 +102,14 @@ impl Provider {
     }
 
     pub(crate) fn start_at(address: SocketAddr, speed: f64) -> Self {
+        Self::start_with(address, Options { speed, ..Options::default() })
+    }
+
+    pub(crate) fn start_with(address: SocketAddr, options: Options) -> Self {
         let listener = TcpListener::bind(address).unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
-        let simulator = Simulator::new(Options { speed, tolerance: TOLERANCE, ..Options::default() });
+        let simulator = Simulator::new(Options { tolerance: TOLERANCE, ..options });
         let stop = CancellationToken::new();
         let (served, stopped) = (simulator.clone(), stop.clone());
         thread::spawn(move || {

@@ -18,7 +18,7 @@ const EVERY: Duration = Duration::from_secs(1);
 /// A longer account name is cut in the table.
 const LONGEST_ACCOUNT: usize = 24;
 /// A longer explanation is cut below the table.
-const LONGEST_REASON: usize = 80;
+const LONGEST_REASON: usize = 200;
 /// So many lines tell why transactions are parked.
 const MOST_REASONS: usize = 10;
 /// The alternate screen without cursor and line wrap: what stood in the terminal before stays untouched.
@@ -85,7 +85,7 @@ fn lines(overview: &Overview, paint: Paint) -> Vec<String> {
         let reason = cut(row.reason.as_deref().unwrap_or("no reason is known"), LONGEST_REASON);
         let plus = if row.count >= PARKED { "+" } else { "" };
         let last = format!("the last one {} ago: {}", spell(row.latest_s), row.example);
-        lines.push(plain(&format!("{}{plus} of {}/{} are {}, {reason}; {last}", row.count, row.provider, row.account, row.state)));
+        lines.push(plain(&format!("{}{plus} of {}/{} {}: {reason}; {last}", row.count, row.provider, row.account, row.state)));
     }
     if overview.parked.len() > MOST_REASONS {
         lines.push(format!(
@@ -268,7 +268,7 @@ mod tests {
                 "dusupay   shop\u{fffd}[2J       12    3        0           –       0           2        0  open",
                 "the circuit of dusupay/shop\u{fffd}[2J has been open for 1m15s, only probes are sent: 20 polls in a row failed",
                 "100000+ of khalti/old wait: no running daemon serves this account",
-                "2 of dusupay/default are unresolved, gave_up; the last one 3.5s ago: 00000000-0000-0000-0000-000000000000",
+                "2 of dusupay/default unresolved: gave_up; the last one 3.5s ago: 00000000-0000-0000-0000-000000000000",
             ]
         );
     }

@@ -601,6 +601,8 @@ impl Engine {
             Asked::NotSent(why) => {
                 let mut due = now;
                 if let Some(outcome) = why {
+                    let redaction = self.redaction(&held);
+                    let outcome = outcome.cleaned(|text| redaction.line(text));
                     self.note_health(now, &held, &outcome, out);
                     due += self.lanes[number].spec.rules.retry.wait(1, self.random.random());
                 }
@@ -837,9 +839,15 @@ impl Engine {
             out.push(Command::SlowDown { lane: number, wait });
         }
         let lane = &mut self.lanes[number];
-        if let Some(change) = lane.circuit.on_outcome(held.transaction.id, outcome.health()) {
-            match &change {
-                CircuitChange::Open(_) => lane.circuit.set_open(now + lane.spec.circuit.probe_after, false),
+        if let Some(mut change) = lane.circuit.on_outcome(held.transaction.id, outcome.health()) {
+            match &mut change {
+                CircuitChange::Open(reason) => {
+                    // Whoever is called at night wants to know how, too.
+                    if let Some(last) = outcome.error() {
+                        *reason = format!("{reason}; the last one: {last}");
+                    }
+                    lane.circuit.set_open(now + lane.spec.circuit.probe_after, false);
+                }
                 CircuitChange::Close => lane.circuit.set_closed(),
             }
             out.push(Command::Circuit { lane: number, change });

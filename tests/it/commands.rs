@@ -100,7 +100,7 @@ async fn status_tells_people_what_is_wrong() {
     assert!(out.contains("the circuit of khalti/default has been open for "), "{out}");
     assert!(out.contains("s, only probes are sent: 20 polls in a row failed"), "{out}");
     assert!(out.contains("1 of dapi/old wait: no running daemon serves this account"), "{out}");
-    assert!(out.contains("2 of khalti/default are unresolved, gave_up; the last one "), "{out}");
+    assert!(out.contains("2 of khalti/default unresolved: gave_up; the last one "), "{out}");
     assert!(!out.contains('\x1b'), "no terminal, no colours: {out:?}");
 }
 

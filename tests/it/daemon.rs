@@ -531,6 +531,11 @@ async fn a_dead_provider_delays_no_other_and_its_circuit_opens_and_closes_once()
     .await
     .unwrap();
     assert!(open && sent <= 40, "only probes are sent, {sent}");
+    let reason: String = sqlx::query_scalar("select circuit_reason from paypoll.accounts where provider = 'khalti'")
+        .fetch_one(&world.pool)
+        .await
+        .unwrap();
+    assert!(reason.starts_with("8 polls in a row failed; the last one: ") && reason.contains("refused"), "{reason}");
     let revived = Provider::start_at(dead, SPEED);
     world.settled().await;
     assert_eq!((daemon.told("circuit_opened").len(), daemon.told("circuit_closed").len()), (1, 1));

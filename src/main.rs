@@ -25,7 +25,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Run(asked) => {
             let config = load(asked.speed.factor)?.serving(&asked.accounts)?;
             telemetry::init(&config.log).map_err(anyhow::Error::msg)?;
-            workers()?.block_on(commands::run::run(&config))
+            one_thread()?.block_on(commands::run::run(&config))
         }
         Command::Migrate => one_thread()?.block_on(commands::migrate::run(&load(1.0)?, &mut out)),
         Command::Check => one_thread()?.block_on(commands::check::run(&load(1.0)?, &mut out)),
@@ -41,10 +41,12 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     }
 }
 
+/// For what has several things to do at once that need not be on time.
 fn workers() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build()
 }
 
+/// Also for the daemon: a poll passes through many tasks, and waking another thread for each costs more than the poll itself.
 fn one_thread() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
 }

@@ -303,7 +303,7 @@ fn read_transaction(answer: Answer, details: Value) -> Result<Outcome, String> {
         reason: None,
         amount: amount.and_then(|money| money.value.as_ref()).map(value).transpose()?,
         currency: amount.and_then(|money| money.currency.clone()),
-        details,
+        details: details.into(),
     })))
 }
 

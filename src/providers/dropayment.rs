@@ -144,7 +144,7 @@ fn read_transfer(ask: Ask<'_>, answer: Answer, details: Value) -> Result<Outcome
         reason: reason(&answer),
         amount: major_units(answer.transaction.as_ref().and_then(|Object(transaction)| transaction.amount_centis.as_ref()))?,
         currency: None,
-        details,
+        details: details.into(),
     })))
 }
 

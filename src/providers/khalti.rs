@@ -153,7 +153,7 @@ fn read_transaction(ask: Ask<'_>, answer: Answer, details: Value) -> Result<Outc
         reason: answer.details.filter(|text| !text.is_empty()),
         amount: wire::amount(answer.amount.as_ref())?,
         currency: None,
-        details,
+        details: details.into(),
     })))
 }
 

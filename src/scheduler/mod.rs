@@ -10,6 +10,7 @@ pub mod held;
 pub mod lane;
 pub mod placement;
 mod report;
+mod timer;
 pub mod watch;
 
 use crate::config::Config;
@@ -23,6 +24,7 @@ use lane::{CircuitChange, LaneSpec};
 use report::Reporter;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
+use timer::Timer;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
@@ -96,6 +98,7 @@ impl Daemon {
         let mut reporter = Reporter::new(self.lanes.clone(), self.metrics.clone(), Instant::now());
         let mut commands = Vec::new();
         let mut watchdog = Sleepwatch::new();
+        let timer = Timer::new().map_err(|error| format!("no timer: {error}"))?;
         let mut deadline = None;
         let mut event = Event::Tick;
         loop {
@@ -120,7 +123,7 @@ impl Daemon {
             let wakeup = self.engine.next_wakeup().unwrap_or(now + SLEPT).min(reporter.next_look().max(now + SLEPT));
             event = tokio::select! {
                 event = self.inbox.recv() => event.unwrap_or(Event::Tick),
-                () = tokio::time::sleep_until(wakeup.into()) => Event::Tick,
+                () = timer.until(wakeup) => Event::Tick,
                 () = stop.cancelled(), if deadline.is_none() => {
                     deadline = Some(now + self.grace);
                     info!(event = event::DAEMON_STOPPING, in_flight = self.engine.in_flight(), "stopping: waiting for answers under way");

@@ -757,7 +757,9 @@ impl Engine {
             self.tell_transition(&held, from, change.reason);
             Transition { from, source: change.source, evidence }
         });
-        let stale = held.unsaved.since.is_some_and(|since| now.saturating_duration_since(since) >= self.setup.lease / 3);
+        // The row may lag behind the journal by a lease, and the next answer may take as long as its time-out.
+        let timeout = self.lanes[held.lane].spec.timeout;
+        let stale = held.unsaved.since.is_some_and(|since| due + timeout >= since + self.setup.lease);
         let written = transition.is_some() || !hold || stale;
         if written {
             self.write(now, &mut held, hold, Some(next), transition);

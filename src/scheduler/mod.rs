@@ -308,8 +308,10 @@ async fn until(deadline: Option<Instant>) {
     }
 }
 
+/// This machine's name; a service manager gives its services no HOSTNAME.
 fn host() -> String {
-    std::env::var("HOSTNAME").unwrap_or_default()
+    let kernels = || std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
+    std::env::var("HOSTNAME").ok().filter(|name| !name.is_empty()).unwrap_or_else(kernels)
 }
 
 /// Notices that the machine slept: the monotonic clock may stand still meanwhile, the wall clock does not.

@@ -16,6 +16,7 @@ mod exact {
     use std::os::fd::OwnedFd;
     use std::time::Duration;
     use tokio::io::unix::AsyncFd;
+    use tokio::task::coop::consume_budget;
 
     /// A timer of the kernel's.
     pub(in super::super) struct Timer {
@@ -47,6 +48,8 @@ mod exact {
             let once = Itimerspec { it_interval: Timespec::default(), it_value: value };
             timerfd_settime(&self.descriptor, TimerfdTimerFlags::empty(), &once)?;
             loop {
+                // The kernel's answer costs no budget of the runtime's: a loop that is always due would let no other task run.
+                consume_budget().await;
                 let mut ready = self.descriptor.readable().await?;
                 match read(self.descriptor.get_ref(), &mut [0; 8]) {
                     Ok(_) => return Ok(()),
@@ -84,6 +87,15 @@ mod plain {
 mod tests {
     use super::*;
     use std::time::Duration;
+
+    #[tokio::test]
+    async fn whoever_is_always_due_lets_others_run() {
+        let timer = Timer::new().expect("a descriptor");
+        let other = tokio::spawn(async {});
+        while !other.is_finished() {
+            timer.until(Instant::now()).await;
+        }
+    }
 
     #[tokio::test]
     async fn a_timer_is_never_early_and_can_be_set_again_before_it_expires() {

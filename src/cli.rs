@@ -3,6 +3,7 @@
 use crate::config::{HIGHEST_SPEED, duration};
 use crate::providers;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -17,6 +18,7 @@ use uuid::Uuid;
     about = "Polls payment providers for the fate of pending transactions and writes every change of state back to PostgreSQL",
     after_help = "Options may stand before or after the command. Every key of the configuration can be set in the environment as \
                   PAYPOLL__SECTION__KEY; DATABASE_URL names the database.\n\
+                  `paypoll completions SHELL` and `paypoll man [COMMAND]` print what a shell and man(1) want of it.\n\
                   Exit codes: 0 fine, 1 the work failed, 2 usage or configuration error."
 )]
 pub struct Cli {
@@ -32,6 +34,10 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the daemon until SIGTERM or SIGINT
+    #[command(
+        after_help = "A pattern is PROVIDER/ACCOUNT, in which * stands for any text. Accounts that no pattern matches are left to other \
+                      daemons on the same database."
+    )]
     Run(Run),
     /// Bring the database's schema up to date; safe from several replicas at once
     Migrate,
@@ -55,11 +61,28 @@ pub enum Command {
     Simulate(Simulate),
     /// Show everything at once, with nothing to set up: database, simulator, daemon, and a live view
     Demo(Demo),
+    /// Print what makes a shell complete paypoll's commands and options
+    #[command(hide = true)]
+    Completions {
+        /// The shell
+        #[arg(value_name = "SHELL")]
+        shell: Shell,
+    },
+    /// Print the manual page of paypoll or of one of its commands, for man(1)
+    #[command(hide = true)]
+    Man {
+        /// The command
+        #[arg(value_name = "COMMAND")]
+        command: Option<String>,
+    },
 }
 
 /// `paypoll run`.
 #[derive(Debug, Args)]
 pub struct Run {
+    /// Serve only accounts like this, such as "khalti/*"; may be given several times
+    #[arg(long, value_name = "PATTERN")]
+    pub accounts: Vec<String>,
     /// How many times as fast.
     #[command(flatten)]
     pub speed: Speed,

@@ -23,9 +23,9 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     let mut out = stdout();
     match &cli.command {
         Command::Run(asked) => {
-            let config = load(asked.speed.factor)?;
+            let config = load(asked.speed.factor)?.serving(&asked.accounts)?;
             telemetry::init(&config.log).map_err(anyhow::Error::msg)?;
-            workers()?.block_on(commands::run::run(&config))
+            one_thread()?.block_on(commands::run::run(&config))
         }
         Command::Migrate => one_thread()?.block_on(commands::migrate::run(&load(1.0)?, &mut out)),
         Command::Check => one_thread()?.block_on(commands::check::run(&load(1.0)?, &mut out)),
@@ -36,6 +36,8 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Audit(asked) => one_thread()?.block_on(commands::audit::run(&load(asked.speed.factor)?, asked, &mut out)),
         Command::Simulate(asked) => workers()?.block_on(commands::simulate::run(asked.listen, asked.speed.factor)),
         Command::Demo(asked) => commands::demo::run(asked),
+        Command::Completions { shell } => Ok(commands::completions::run(*shell, &mut out)?),
+        Command::Man { command } => commands::man::run(command.as_deref(), &mut out),
     }
 }
 

@@ -278,7 +278,7 @@ fn number<E: de::Error>(text: &str) -> Result<Number, E> {
     text.parse().map_err(|_| E::custom("number"))
 }
 
-/// What must not be kept of an answer: secrets by value, payer data by key.
+/// What must not be kept of an answer: secrets by value, also as JSON or a URL spells them, and payer data by key.
 pub struct Redaction<'a> {
     secrets: Vec<&'a str>,
     keys: &'static [&'static str],
@@ -315,8 +315,14 @@ impl<'a> Redaction<'a> {
     pub fn text(&self, text: &str) -> String {
         let mut clean = text.replace('\0', "\u{fffd}");
         for secret in &self.secrets {
-            if clean.contains(secret) {
-                clean = clean.replace(secret, REDACTED);
+            scrub(&mut clean, secret);
+            if clean.contains('\\') {
+                let escaped = secret.replace('\\', "\\\\").replace('"', "\\\"");
+                scrub(&mut clean, &escaped);
+                scrub(&mut clean, &escaped.replace('/', "\\/"));
+            }
+            if clean.contains('%') {
+                scrub(&mut clean, &encoded(secret));
             }
         }
         clean
@@ -341,21 +347,34 @@ impl<'a> Redaction<'a> {
         }
     }
 
-    /// An answer's body as it may be kept: as JSON where it is short JSON, else the beginning of its text.
+    /// An answer's body as it may be kept: as JSON where it is short JSON, else the beginning of its text. What is cut is scrubbed
+    /// before, so that no piece of a secret is left at the cut.
     ///
-    /// A long or broken body is cut before keys can be recognised, so payer data might survive in it: only its length is kept
-    /// when the provider's answers carry any.
+    /// In a broken body keys cannot be recognised, so payer data might survive in it: only its length is kept when the provider's
+    /// answers carry any.
     #[must_use]
     pub fn body(&self, body: &[u8]) -> Value {
         match json(body) {
             Ok(value) if body.len() <= MAX_EVIDENCE => self.json(value),
-            _ if !self.keys.is_empty() => Value::String(format!("[{} bytes that are no short JSON]", body.len())),
-            _ => {
-                let text = String::from_utf8_lossy(&body[..body.len().min(MAX_EVIDENCE)]);
-                Value::String(self.text(&text))
-            }
+            Ok(value) => Value::String(beginning(self.json(value).to_string())),
+            Err(_) if !self.keys.is_empty() => Value::String(format!("[{} bytes that are no JSON]", body.len())),
+            Err(_) => Value::String(beginning(self.text(&String::from_utf8_lossy(body)))),
         }
     }
+}
+
+/// Replaces a secret.
+fn scrub(text: &mut String, secret: &str) {
+    if text.contains(secret) {
+        *text = text.replace(secret, REDACTED);
+    }
+}
+
+/// As much of the text as is kept of an answer.
+fn beginning(mut text: String) -> String {
+    let end = (0..=MAX_EVIDENCE.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+    text.truncate(end.unwrap_or(0));
+    text
 }
 
 #[cfg(test)]
@@ -420,5 +439,37 @@ mod tests {
         let kept = redaction.body(br#"{"x":["a s3cret-token b\u0000"],"s3cret-token":1,"customer_name":"JOHN DOE"}"#);
         let text = kept.to_string();
         assert!(!text.contains("s3cret") && !text.contains("JOHN") && !text.contains("u0000"), "{text}");
+    }
+
+    #[test]
+    fn a_secret_is_found_as_json_and_urls_spell_it() {
+        let redaction = Redaction::new(vec!["a/b\"Q+\\d"], &[]);
+        for spelt in [r#"a/b"Q+\d"#, r#"{"x":"a/b\"Q+\\d"}"#, r#"{"x":"a\/b\"Q+\\d"}"#, "?x=a%2Fb%22Q%2B%5Cd"] {
+            let clean = redaction.text(spelt);
+            assert!(clean.contains(REDACTED) && !clean.contains('Q'), "{clean}");
+        }
+    }
+
+    #[test]
+    fn what_is_too_long_is_scrubbed_before_it_is_cut() {
+        let redaction = Redaction::new(vec!["s3cret-token"], &[]);
+        let after = "é".repeat(100);
+        for before in MAX_EVIDENCE - 30..MAX_EVIDENCE {
+            let (text, json) = ("x".repeat(before), "é".repeat(before / 2));
+            for body in [format!("{text}s3cret-token{after}"), format!("[\"{json}s3cret-token{after}\",1]")] {
+                let kept = redaction.body(body.as_bytes());
+                let kept = kept.as_str().expect("text");
+                assert!((MAX_EVIDENCE - 3..=MAX_EVIDENCE).contains(&kept.len()) && !kept.contains("s3c"), "{before}: {kept}");
+            }
+        }
+    }
+
+    #[test]
+    fn payer_data_is_dropped_by_key_however_long_the_answer() {
+        let redaction = Redaction::new(Vec::new(), &["customer_name"]);
+        let body = format!(r#"{{"customer_name":"JOHN DOE","z":"{}"}}"#, "x".repeat(MAX_EVIDENCE));
+        assert!(redaction.body(body.as_bytes()).as_str().is_some_and(|text| text.starts_with(r#"{"customer_name":"[redacted]""#)));
+        let broken = redaction.body(br#"{"customer_name":"JOHN DOE""#);
+        assert_eq!(broken, "[27 bytes that are no JSON]");
     }
 }

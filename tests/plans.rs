@@ -317,7 +317,7 @@ fn record(transaction: &mut Transaction, decision: &paypoll::domain::Decision, s
 
 fn status(reported: Reported, word: &str) -> Outcome {
     let (word, reason, amount, currency, details) = (word.to_owned(), None, None, None, Value::Null);
-    Outcome::Status(Box::new(Status { reported, word, reason, amount, currency, details }))
+    Outcome::Status(Box::new(Status { reported, word, reason, amount, currency, details: details.into() }))
 }
 
 fn pending(word: &str) -> Outcome {

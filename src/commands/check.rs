@@ -60,7 +60,7 @@ async fn write_database(out: &mut impl Write, config: &Config, problems: &mut Ve
     let store = match super::open_store(config).await {
         Ok(store) => store,
         Err(error) => {
-            let error = format!("{error:#}");
+            let error = super::told(&error);
             field(out, "database", &error)?;
             problems.push(error);
             return Ok(());

@@ -1,13 +1,15 @@
 //! The commands, one file each.
 
 use crate::config::{Config, ConfigError};
-use crate::store::{SchemaError, Store};
+use crate::store::{SchemaError, Store, StoreError};
 use anyhow::anyhow;
 use std::io::{self, Write};
 
 pub mod audit;
 pub mod check;
+pub mod completions;
 pub mod demo;
+pub mod man;
 pub mod migrate;
 pub mod plan;
 pub mod retry;
@@ -42,6 +44,60 @@ pub fn conclude(result: anyhow::Result<()>, stderr: &mut impl Write) -> u8 {
         return 0;
     }
     // Where nobody reads the errors either, the exit code still tells.
-    let _ = writeln!(stderr, "{error:#}");
-    if error.is::<ConfigError>() { 2 } else { 1 }
+    let _ = writeln!(stderr, "{}", told(&error));
+    let is_misconfigured = error.is::<ConfigError>() || matches!(error.downcast_ref(), Some(StoreError::Url(_)));
+    if is_misconfigured { 2 } else { 1 }
+}
+
+/// An error with its causes, each said once: libraries repeat their causes' words in their own.
+fn told(error: &anyhow::Error) -> String {
+    let mut causes = error.chain().map(ToString::to_string);
+    let mut last = causes.next().unwrap_or_default();
+    let mut text = last.clone();
+    for cause in causes {
+        if !text.contains(&cause) && !cause.contains(&last) {
+            text = format!("{text}: {cause}");
+            last = cause;
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fmt;
+
+    /// An error whose words already hold its cause's, as sqlx's do.
+    #[derive(Debug)]
+    struct Repeating(io::Error);
+
+    impl fmt::Display for Repeating {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "error returned from database: {}", self.0)
+        }
+    }
+
+    impl std::error::Error for Repeating {
+        fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+            Some(&self.0)
+        }
+    }
+
+    #[test]
+    fn a_cause_is_told_once_however_often_it_is_wrapped() {
+        let cause = || Repeating(io::Error::other("no such role"));
+        assert_eq!(told(&anyhow!(cause())), "error returned from database: no such role");
+        assert_eq!(told(&anyhow!(cause()).context("no such role")), "no such role");
+        let wrapped =
+            anyhow!(cause()).context("error returned from database: no such role").context("the schema is not to be read");
+        assert_eq!(told(&wrapped), "the schema is not to be read: error returned from database: no such role");
+        assert_eq!(told(&anyhow!("the end").context("the middle").context("the beginning")), "the beginning: the middle: the end");
+    }
+
+    #[test]
+    fn a_connection_string_that_cannot_be_used_is_a_configuration_error() {
+        let code = |error: StoreError| conclude(Err(error.into()), &mut Vec::new());
+        assert_eq!((code(StoreError::Url("x".into())), code(StoreError::Database(sqlx::Error::PoolTimedOut))), (2, 1));
+    }
 }

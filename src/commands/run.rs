@@ -1,5 +1,6 @@
 //! `paypoll run`: the daemon.
 
+use super::text::roughly;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::notify::{self, ServiceManager};
@@ -7,6 +8,7 @@ use crate::ops;
 use crate::scheduler::{self, Daemon};
 use crate::store::{SchemaError, Store, StoreError};
 use crate::telemetry::event;
+use crate::upkeep::Upkeep;
 use anyhow::{Context as _, anyhow, bail};
 use backoff::backoff::Backoff as _;
 use backoff::{ExponentialBackoff, ExponentialBackoffBuilder};
@@ -34,9 +36,10 @@ pub async fn serve(config: &Config, stop: CancellationToken) -> anyhow::Result<(
     reach(&store, config.database.connect_timeout).await?;
     store.make_journal(None).await.context("the journal's partitions could not be made")?;
     let metrics = Arc::new(Metrics::new(lanes.iter().map(|spec| (spec.provider, &*spec.account))));
-    let ops = ops::serve(config, store.clone(), metrics.clone(), stop.clone()).await?;
-    let upkeep =
-        tokio::spawn(crate::upkeep::keep(store.clone(), lanes.clone(), metrics.clone(), config.journal.retention, stop.clone()));
+    // The port stays open until the last answer is written down: whoever looks sees a daemon that stops, not one that is gone.
+    let drained = CancellationToken::new();
+    let ops = ops::serve(config, store.clone(), metrics.clone(), stop.clone(), drained.clone()).await?;
+    let upkeep = tokio::spawn(crate::upkeep::keep(Upkeep::new(config, store.clone(), metrics.clone()), stop.clone()));
     info!(
         event = event::DAEMON_STARTED,
         version = env!("CARGO_PKG_VERSION"),
@@ -52,7 +55,8 @@ pub async fn serve(config: &Config, stop: CancellationToken) -> anyhow::Result<(
     let daemon = Daemon::new(config, store.clone(), lanes, metrics).map_err(|error| anyhow!(error))?;
     let result = daemon.run(stop.clone()).await;
     stop.cancel();
-    // Both end with `stop`; what they were doing is not needed any more.
+    drained.cancel();
+    // Both end now; what they were doing is not needed any more.
     drop(tokio::join!(upkeep, ops));
     store.close().await;
     info!(event = event::DAEMON_STOPPED, "stopped: everything that was held is given back");
@@ -71,17 +75,35 @@ async fn reach(store: &Store, patience: Duration) -> anyhow::Result<()> {
         };
         let left = patience.saturating_sub(begun.elapsed());
         if left.is_zero() || is_final(&error) {
-            return Err(anyhow!(error).context(format!("the database could not be reached within {} s", patience.as_secs())));
+            return Err(unreachable(store, error, begun.elapsed()).await);
         }
         tokio::time::sleep(waits.next_backoff().unwrap_or(patience).min(left)).await;
     }
 }
 
-/// Trying again would not help: the address, the password or the database's name is wrong.
+/// Why the database cannot be used: in its own words where it has answered.
+async fn unreachable(store: &Store, error: sqlx::Error, tried: Duration) -> anyhow::Error {
+    // A pool that waited in vain does not say what for; one more attempt does.
+    let cause = match error {
+        sqlx::Error::PoolTimedOut => store.reach().await.err().unwrap_or(error.into()),
+        told => told.into(),
+    };
+    let tried = roughly(tried);
+    match cause {
+        StoreError::Database(sqlx::Error::Database(_)) => anyhow!("{cause} (so the database answered; tried for {tried})"),
+        _ => anyhow!(cause).context(format!("the database could not be reached within {tried}")),
+    }
+}
+
+/// Trying again would not help: the address, the password, the database's name or what stands between is wrong.
 fn is_final(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Configuration(_) => true,
-        sqlx::Error::Database(error) => error.code().is_some_and(|code| matches!(&*code, "28P01" | "28000" | "3D000")),
+        sqlx::Error::Database(error) => {
+            error.code().is_some_and(|code| matches!(&*code, "28P01" | "28000" | "3D000"))
+                // A PgBouncer that has not been told to ignore our session settings; its code stands for anything.
+                || error.message().contains("startup parameter")
+        }
         _ => false,
     }
 }

@@ -167,7 +167,7 @@ fn write_poll(
 fn write_transition(out: &mut impl Write, row: &LifeRow, change: &LifeTransition, paint: Paint) -> io::Result<()> {
     let event = paint.strong(&plain(&format!("{} → {}", change.from_state, change.to_state)));
     let why = change.reason.as_ref().map_or_else(String::new, |reason| format!(": {}", cut(reason, LONGEST_TEXT)));
-    let event = format!("{event} by {}{why}", by(&change.source));
+    let event = format!("{event} by {}{why}", by(change));
     write_line(out, change.at, &distance(row.initiated_at, change.at), "", &event)?;
     match change.evidence.as_ref().map(evidence) {
         Some(evidence) => write_more(out, &evidence),
@@ -175,8 +175,9 @@ fn write_transition(out: &mut impl Write, row: &LifeRow, change: &LifeTransition
     }
 }
 
-fn by(source: &str) -> &str {
-    match source {
+fn by(change: &LifeTransition) -> &str {
+    match &*change.source {
+        "poll" if change.to_state == State::Invalid.as_str() => "a look at the row, nobody was asked",
         "poll" => "the provider's answer",
         "deadline" => "the end of its plan",
         "external" => "another writer",
@@ -196,7 +197,8 @@ fn evidence(evidence: &Value) -> String {
 fn next(row: &LifeRow, around: &Surroundings) -> String {
     let Some(next) = row.next_poll_at else {
         return match State::from_name(&row.state) {
-            Some(State::Unresolved | State::Invalid) => format!("none while it is parked; `paypoll retry {}` reopens it", row.id),
+            Some(State::Unresolved) => format!("none while it is parked; `paypoll retry {}` reopens it", row.id),
+            Some(State::Invalid) => format!("none while it is parked: correct the row, then `paypoll retry {}`", row.id),
             _ => "none: the state is final".into(),
         };
     };

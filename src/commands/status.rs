@@ -3,9 +3,11 @@
 use super::text::{Paint, Table, Tone, cut, now, plain, roughly};
 use crate::cli;
 use crate::config::Config;
-use crate::store::{AccountOverview, MOST, Store, StoreError, Unroutable};
+use crate::store::page::{PARKED, Parked};
+use crate::store::{AccountOverview, Store, StoreError, Unroutable, counted};
 use anyhow::Context as _;
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::io::{self, IsTerminal as _, Write};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -16,7 +18,9 @@ const EVERY: Duration = Duration::from_secs(1);
 /// A longer account name is cut in the table.
 const LONGEST_ACCOUNT: usize = 24;
 /// A longer explanation is cut below the table.
-const LONGEST_REASON: usize = 80;
+const LONGEST_REASON: usize = 200;
+/// So many lines tell why transactions are parked.
+const MOST_REASONS: usize = 10;
 /// The alternate screen without cursor and line wrap: what stood in the terminal before stays untouched.
 const ENTER: &str = "\x1b[?1049h\x1b[?25l\x1b[?7l";
 /// Back to what stood there.
@@ -39,10 +43,16 @@ pub async fn run(config: &Config, asked: &cli::Status, out: &mut impl Write) -> 
 struct Overview {
     providers: Vec<AccountOverview>,
     unroutable: Vec<Unroutable>,
+    /// Parked transactions by reason, for people.
+    #[serde(skip)]
+    parked: Vec<Parked>,
 }
 
 async fn look(store: &Store) -> Result<Overview, StoreError> {
-    Ok(Overview { providers: store.overview().await?, unroutable: store.unroutable(&[]).await? })
+    let providers = store.overview().await?;
+    let names: BTreeSet<&str> = providers.iter().map(|account| &*account.provider).collect();
+    let parked = store.parked_by_reason(&Vec::from_iter(names)).await?;
+    Ok(Overview { unroutable: store.unroutable(&[]).await?, providers, parked })
 }
 
 fn print(overview: &Overview, json: bool, out: &mut impl Write) -> io::Result<()> {
@@ -64,13 +74,31 @@ fn lines(overview: &Overview, paint: Paint) -> Vec<String> {
     for account in overview.providers.iter().filter(|account| is_open(account)) {
         let reason = cut(account.circuit_reason.as_deref().unwrap_or("no reason is known"), LONGEST_REASON);
         let name = plain(&format!("{}/{}", account.provider, account.account));
-        lines.push(paint.bad(&format!("the circuit of {name} is open, only probes are sent: {reason}")));
+        let since = account.circuit_open_s.map_or_else(String::new, |seconds| format!(" for {}", spell(seconds)));
+        lines.push(paint.bad(&format!("the circuit of {name} has been open{since}, only probes are sent: {reason}")));
     }
     for row in &overview.unroutable {
-        let (name, count) = (plain(&format!("{}/{}", row.provider, row.account)), count(row.count));
+        let (name, count) = (plain(&format!("{}/{}", row.provider, row.account)), counted(row.count));
         lines.push(paint.warning(&format!("{count} of {name} wait: no running daemon serves this account")));
     }
+    for row in overview.parked.iter().take(MOST_REASONS) {
+        let reason = cut(row.reason.as_deref().unwrap_or("no reason is known"), LONGEST_REASON);
+        let plus = if row.count >= PARKED { "+" } else { "" };
+        let last = format!("the last one {} ago: {}", spell(row.latest_s), row.example);
+        lines.push(plain(&format!("{}{plus} of {}/{} {}: {reason}; {last}", row.count, row.provider, row.account, row.state)));
+    }
+    if overview.parked.len() > MOST_REASONS {
+        lines.push(format!(
+            "… {} more reasons: `paypoll retry --dry-run --provider NAME` lists all",
+            overview.parked.len() - MOST_REASONS
+        ));
+    }
     lines
+}
+
+/// Seconds from the database, for a glance.
+fn spell(seconds: f64) -> String {
+    roughly(Duration::try_from_secs_f64(seconds).unwrap_or_default())
 }
 
 fn table(accounts: &[AccountOverview]) -> Table {
@@ -78,16 +106,16 @@ fn table(accounts: &[AccountOverview]) -> Table {
         ["PROVIDER", "ACCOUNT", "PENDING", "DUE", "OVERDUE", "OLDEST DUE", "ACTION", "UNRESOLVED", "INVALID", "CIRCUIT"];
     let mut table = Table::new(&HEAD, &[false, false, true, true, true, true, true, true, true, false]);
     for account in accounts {
-        let noted = |number: i64| (count(number), if number > 0 { Tone::Warning } else { Tone::Calm });
-        let oldest = account.oldest_due_s.map(|seconds| roughly(Duration::try_from_secs_f64(seconds).unwrap_or_default()));
+        let noted = |number: i64| (counted(number), if number > 0 { Tone::Warning } else { Tone::Calm });
+        let oldest = account.oldest_due_s.map(spell);
         table.row(vec![
             (plain(&account.provider), Tone::Calm),
             (cut(&account.account, LONGEST_ACCOUNT), Tone::Calm),
-            (count(account.pending), Tone::Calm),
-            (count(account.due), Tone::Calm),
-            (count(account.overdue), if account.overdue > 0 { Tone::Bad } else { Tone::Calm }),
+            (counted(account.pending), Tone::Calm),
+            (counted(account.due), Tone::Calm),
+            (counted(account.overdue), if account.overdue > 0 { Tone::Bad } else { Tone::Calm }),
             (oldest.unwrap_or_else(|| "–".into()), Tone::Calm),
-            (count(account.action_required), Tone::Calm),
+            (counted(account.action_required), Tone::Calm),
             noted(account.unresolved),
             noted(account.invalid),
             (account.circuit.clone(), if is_open(account) { Tone::Bad } else { Tone::Calm }),
@@ -98,11 +126,6 @@ fn table(accounts: &[AccountOverview]) -> Table {
 
 fn is_open(account: &AccountOverview) -> bool {
     account.circuit == "open"
-}
-
-/// A count, with a plus where counting has stopped.
-fn count(count: i64) -> String {
-    format!("{count}{}", if count >= MOST { "+" } else { "" })
 }
 
 /// Looks again and again. A database that goes away for a while does not end it.
@@ -198,6 +221,7 @@ fn frame(lines: &[String], height: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::MOST;
 
     fn account(name: &str) -> AccountOverview {
         AccountOverview {
@@ -212,6 +236,7 @@ mod tests {
             invalid: 0,
             circuit: "closed".into(),
             circuit_reason: None,
+            circuit_open_s: None,
         }
     }
 
@@ -220,19 +245,30 @@ mod tests {
         let open = AccountOverview {
             circuit: "open".into(),
             circuit_reason: Some("20 polls in a row failed".into()),
+            circuit_open_s: Some(75.0),
             oldest_due_s: None,
             ..account("shop\x1b[2J")
         };
         let unroutable = Unroutable { provider: "khalti".into(), account: "old".into(), count: MOST };
-        let overview = Overview { providers: vec![account("default"), open], unroutable: vec![unroutable] };
+        let parked = Parked {
+            provider: "dusupay".into(),
+            account: "default".into(),
+            state: "unresolved".into(),
+            reason: Some("gave_up".into()),
+            count: 2,
+            latest_s: 3.5,
+            example: uuid::Uuid::nil(),
+        };
+        let overview = Overview { providers: vec![account("default"), open], unroutable: vec![unroutable], parked: vec![parked] };
         assert_eq!(
             lines(&overview, Paint::none()),
             [
                 "PROVIDER  ACCOUNT   PENDING  DUE  OVERDUE  OLDEST DUE  ACTION  UNRESOLVED  INVALID  CIRCUIT",
                 "dusupay   default        12    3        0        4.2s       0           2        0  closed",
                 "dusupay   shop\u{fffd}[2J       12    3        0           –       0           2        0  open",
-                "the circuit of dusupay/shop\u{fffd}[2J is open, only probes are sent: 20 polls in a row failed",
-                "1000000+ of khalti/old wait: no running daemon serves this account",
+                "the circuit of dusupay/shop\u{fffd}[2J has been open for 1m15s, only probes are sent: 20 polls in a row failed",
+                "100000+ of khalti/old wait: no running daemon serves this account",
+                "2 of dusupay/default unresolved: gave_up; the last one 3.5s ago: 00000000-0000-0000-0000-000000000000",
             ]
         );
     }

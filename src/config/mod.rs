@@ -43,6 +43,8 @@ pub struct Config {
     pub journal: Journal,
     /// The enabled providers.
     pub providers: Vec<ProviderConfig>,
+    /// Configured accounts that this daemon leaves to others: provider and account.
+    pub left: Vec<(&'static str, Arc<str>)>,
     /// By what the rules' durations have been divided; 1 outside of simulations.
     pub speed: f64,
 }
@@ -211,6 +213,44 @@ impl Config {
     }
 }
 
+impl Config {
+    /// With the accounts alone whose `provider/account` is like one of the patterns, in which `*` stands for any text; with all of them
+    /// where there is no pattern. Errors when a pattern is like none.
+    pub fn serving(mut self, patterns: &[String]) -> Result<Self, ConfigError> {
+        if patterns.is_empty() {
+            return Ok(self);
+        }
+        let mut unused: Vec<&String> = patterns.iter().collect();
+        let mut names = Vec::new();
+        for provider in &mut self.providers {
+            let of = provider.descriptor.name;
+            provider.accounts.retain(|account| {
+                let name = format!("{of}/{}", account.name);
+                unused.retain(|pattern| !is_like(&name, pattern));
+                let served = patterns.iter().any(|pattern| is_like(&name, pattern));
+                if !served {
+                    self.left.push((of, account.name.clone()));
+                }
+                names.push(name);
+                served
+            });
+        }
+        self.providers.retain(|provider| !provider.accounts.is_empty());
+        let known = if names.is_empty() { "none".into() } else { names.join(", ") };
+        let problem = |pattern| format!("--accounts {pattern:?} matches no account of an enabled provider: there are {known}");
+        let problems: Vec<String> = unused.into_iter().map(problem).collect();
+        if problems.is_empty() { Ok(self) } else { Err(ConfigError(problems)) }
+    }
+}
+
+/// Whether a text is like a pattern, in which `*` stands for any text.
+fn is_like(text: &str, pattern: &str) -> bool {
+    let Some((start, rest)) = pattern.split_once('*') else { return text == pattern };
+    let Some(text) = text.strip_prefix(start) else { return false };
+    let mut ends = text.char_indices().map(|(at, _)| at).chain([text.len()]);
+    ends.any(|at| is_like(&text[at..], rest))
+}
+
 /// The plan of `provider` as it is configured, divided by `speed`; `None` for a provider that nobody knows.
 ///
 /// Accounts and secrets are not needed for it.
@@ -367,6 +407,7 @@ impl Layout {
             worker: self.worker?,
             journal: self.journal?,
             providers,
+            left: Vec::new(),
             speed,
         })
     }

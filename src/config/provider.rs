@@ -45,7 +45,7 @@ pub(super) fn read(descriptor: &'static Descriptor, mut section: Section<'_>) ->
         descriptor,
         enabled: section.flag("enabled").unwrap_or_default(),
         path: section.path(""),
-        base_url: section.optional("base_url", |section, key| section.parsed(key, base_url)).flatten(),
+        base_url: section.optional("base_url", |section, key| section.parsed_hidden(key, may_hold_credentials, base_url)).flatten(),
         timeout: section.duration_from("timeout", MILLISECOND),
         max_in_flight: section.number("max_in_flight", 1..=100_000),
         rate: read_rate(section.section("rate_limit")),
@@ -107,6 +107,11 @@ fn read_accounts(descriptor: &Descriptor, mut section: Section<'_>) -> BTreeMap<
         accounts.insert(name, keys);
     }
     accounts
+}
+
+/// Whether an address has more than a scheme, a host and a path: then nobody quotes it.
+fn may_hold_credentials(text: &str) -> bool {
+    text.contains(['@', '?', '#'])
 }
 
 /// An address to which paths are appended; empty text is none.

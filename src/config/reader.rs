@@ -2,6 +2,7 @@
 
 use super::duration;
 use super::layers::{Kind, Table, Value, from_environment};
+use crate::wire::REDACTED;
 use secrecy::SecretString;
 use std::cell::RefCell;
 use std::fmt::Display;
@@ -140,8 +141,19 @@ impl<'a> Section<'a> {
 
     /// Text that `parse` understands.
     pub(super) fn parsed<T>(&mut self, key: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
+        self.parsed_hidden(key, |_| false, parse)
+    }
+
+    /// As [`Section::parsed`], but no error quotes a text that is `hidden`.
+    pub(super) fn parsed_hidden<T>(
+        &mut self,
+        key: &str,
+        hidden: impl FnOnce(&str) -> bool,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
         let text = self.text(key)?;
-        parse(&text).map_err(|mend| self.wrong(key, format_args!("{text:?}"), mend)).ok()
+        let shown = if hidden(&text) { REDACTED.to_owned() } else { format!("{text:?}") };
+        parse(&text).map_err(|mend| self.wrong(key, shown, mend)).ok()
     }
 
     /// A duration.

@@ -455,3 +455,40 @@ fn the_documented_defaults_have_every_provider_with_all_common_keys() {
         assert_eq!(section["enabled"].as_bool(), Some(false));
     }
 }
+
+#[test]
+fn patterns_choose_the_accounts_that_are_served() {
+    let settings = [
+        ("DUSUPAY__ENABLED", "true"),
+        ("DUSUPAY__BASE_URL", "https://dusupay.example"),
+        ("DUSUPAY__ACCOUNTS__KENYA__PUBLIC_KEY", "k"),
+        ("DUSUPAY__ACCOUNTS__UGANDA__PUBLIC_KEY", "k"),
+        ("KHALTI__ENABLED", "true"),
+        ("KHALTI__ACCOUNTS__DEFAULT__TOKEN", "t"),
+    ];
+    let config = || {
+        let environment = settings.map(|(key, value)| (format!("PAYPOLL__PROVIDERS__{key}"), value.to_owned()));
+        Config::load(&[], environment.into_iter(), 1.0).expect("valid")
+    };
+    let serving = |patterns: &[&str]| config().serving(&patterns.iter().map(|pattern| (*pattern).to_owned()).collect::<Vec<_>>());
+    let names = |config: Config| -> Vec<String> {
+        let accounts =
+            config.providers.iter().flat_map(|provider| provider.accounts.iter().map(move |account| (provider, account)));
+        accounts.map(|(provider, account)| format!("{}/{}", provider.descriptor.name, account.name)).collect()
+    };
+    let served = |patterns: &[&str]| names(serving(patterns).expect("they match"));
+    assert_eq!(served(&[]), ["dusupay/kenya", "dusupay/uganda", "khalti/default"]);
+    assert_eq!(served(&["*"]), served(&[]));
+    assert_eq!(served(&["dusupay/*"]), ["dusupay/kenya", "dusupay/uganda"]);
+    assert_eq!(served(&["*/*a"]), ["dusupay/kenya", "dusupay/uganda"]);
+    assert_eq!(served(&["*/de*lt", "*u*/u*a"]), ["dusupay/uganda", "khalti/default"]);
+    let left = serving(&["khalti/default"]).expect("it matches").left;
+    assert_eq!(left, [("dusupay", "kenya".into()), ("dusupay", "uganda".into())]);
+    let error = serving(&["khalti/*", "khalti", "dapi/*"]).expect_err("two match nothing").to_string();
+    assert_eq!(error.lines().count(), 2, "{error}");
+    assert!(
+        error.starts_with("--accounts \"khalti\" matches no account")
+            && error.contains("dusupay/kenya, dusupay/uganda, khalti/default"),
+        "{error}"
+    );
+}

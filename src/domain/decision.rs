@@ -7,6 +7,7 @@ use super::transaction::{State, Transaction};
 use super::{outcome, since};
 use chrono::{DateTime, Utc};
 use serde_json::Value;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// All rules under which one provider's transactions are polled.
@@ -80,7 +81,7 @@ pub struct Decision {
     /// What payer or merchant must do, while [`State::ActionRequired`].
     pub action: Option<Value>,
     /// The answer to keep in `details`, if it was meaningful.
-    pub details: Option<Value>,
+    pub details: Option<Arc<Value>>,
     /// Polls in a row without a usable answer, after this one.
     pub failures: u32,
     /// Answers in a row that said "not found", after this one.

@@ -2,6 +2,7 @@
 
 use rust_decimal::Decimal;
 use serde_json::Value;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The result of one poll. Every response has one: provider misbehaviour is data, not an error.
@@ -70,7 +71,7 @@ pub struct Status {
     /// The currency, where the answer has one.
     pub currency: Option<String>,
     /// The answer itself, to keep in `transactions.details`.
-    pub details: Value,
+    pub details: Arc<Value>,
 }
 
 impl Status {

@@ -55,6 +55,8 @@ struct Ops {
     /// Requests per second and requests in flight that each account may have, in the order of the lanes.
     budgets: Vec<(f64, u32)>,
     max_overdue: Duration,
+    /// Whether the daemon has been told to stop.
+    stopping: CancellationToken,
     /// The port is reachable from this machine only.
     local: bool,
     unheld: Cached<Option<Vec<Unheld>>>,
@@ -71,25 +73,27 @@ struct Counting {
     next: Option<Instant>,
 }
 
-/// Serves until `stop`. Nothing is served where the configuration names no address.
+/// Serves until `stop`, and is not ready from `stopping` on. Nothing is served where the configuration names no address.
 pub async fn serve(
     config: &Config,
     store: Store,
     metrics: Arc<Metrics>,
+    stopping: CancellationToken,
     stop: CancellationToken,
 ) -> anyhow::Result<JoinHandle<()>> {
     let Some(listen) = config.ops.listen else { return Ok(tokio::spawn(async {})) };
     let failed = || format!("ops.listen = {listen:?} cannot be listened on");
     let listener = TcpListener::bind(listen).await.with_context(failed)?;
-    serve_on(listener, config, store, metrics, stop).with_context(failed)
+    serve_on(listener, config, store, metrics, stopping, stop).with_context(failed)
 }
 
-/// Serves on a listener until `stop`. Errors when the listener has no address.
+/// Serves on a listener until `stop`, and is not ready from `stopping` on. Errors when the listener has no address.
 pub fn serve_on(
     listener: TcpListener,
     config: &Config,
     store: Store,
     metrics: Arc<Metrics>,
+    stopping: CancellationToken,
     stop: CancellationToken,
 ) -> anyhow::Result<JoinHandle<()>> {
     let address: SocketAddr = listener.local_addr()?;
@@ -98,6 +102,7 @@ pub fn serve_on(
         store,
         budgets: accounts.map(|provider| (provider.rate.per_second, provider.max_in_flight)).collect(),
         max_overdue: config.ops.max_overdue,
+        stopping,
         local: address.ip().is_loopback(),
         unheld: Cached::default(),
         stuck: Cached::default(),
@@ -154,6 +159,9 @@ impl Ops {
     /// for it, have their own metrics and alerts, and starting the daemon anew would mend nothing. Once they are asked again, what
     /// piled up counts until it is worked off.
     async fn readiness(&self) -> Result<(), String> {
+        if self.stopping.is_cancelled() {
+            return Err("stopping: what is under way is waited for".into());
+        }
         turns(self.metrics.since_turn(Instant::now()), HANGS)?;
         if !self.metrics.ready.load(Relaxed) {
             return Err("the database is not there, or this replica holds no lease yet".into());

@@ -6,6 +6,7 @@
 use super::html::{Html, element, literal, tag, text};
 use super::recent::Within;
 use super::{LATENESS_FOR, Ops, metrics, patiently};
+use crate::domain;
 use crate::store::Unroutable;
 use crate::store::page::{Counts, ENOUGH, EVENTS, Found, Life, LifeChange, LifePoll, Stuck, Unheld};
 use axum::Router;
@@ -507,14 +508,15 @@ fn show_change(change: &LifeChange) -> Html {
     badge(&change.from)
         .with(text(" → "))
         .with(element("strong", &[], badge(&change.to)))
-        .with(text(format_args!(", by {}", source(&change.source))))
+        .with(text(format_args!(", by {}", source(&change.source, &change.to))))
         .with(word.unwrap_or_default())
         .with(reason.unwrap_or_default())
         .with(evidence.unwrap_or_default())
 }
 
-fn source(source: &str) -> &str {
+fn source<'a>(source: &'a str, to: &str) -> &'a str {
     match source {
+        "poll" if to == domain::State::Invalid.as_str() => "a look at the row: nobody was asked",
         "poll" => "a poll's answer",
         "deadline" => "the end of its time",
         "external" => "somebody else: a callback handler, or a hand at the database",

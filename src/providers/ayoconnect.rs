@@ -164,7 +164,9 @@ impl Provider for Ayoconnect {
             Access::Fixed(token) => Some(token.expose_secret()),
             Access::B2b(_) => None,
         };
-        [Some(self.client_secret.expose_secret()), fixed, ask.token].into_iter().flatten().collect()
+        let credentials = [Some(self.client_secret.expose_secret()), fixed, ask.token, Some(&*self.client_id)];
+        let merchant = super::unlike_a_number(&self.merchant_id);
+        credentials.into_iter().chain([merchant]).flatten().collect()
     }
 
     fn private_keys(&self) -> &'static [&'static str] {
@@ -301,7 +303,7 @@ fn read_transaction(answer: Answer, details: Value) -> Result<Outcome, String> {
         reason: None,
         amount: amount.and_then(|money| money.value.as_ref()).map(value).transpose()?,
         currency: amount.and_then(|money| money.currency.clone()),
-        details,
+        details: details.into(),
     })))
 }
 
@@ -569,9 +571,10 @@ mod tests {
         let ask = Ask { token: Some("fetched-0001"), ..ask(REFERENCE, &Value::Null) };
         let request = provider.request(ask).expect("a request");
         assert_eq!(header(&request, "authorization"), Some("Bearer fetched-0001"));
-        assert_eq!(provider.secrets(ask), ["client-secret-0001", "fetched-0001"]);
+        assert_eq!(provider.secrets(ask)[..2], ["client-secret-0001", "fetched-0001"]);
         assert!(provider.request(Ask { token: None, ..ask }).is_err());
-        assert_eq!(ayoconnect().secrets(Ask { token: None, ..ask }), ["client-secret-0001", "token-0001"]);
+        let account = ["client-secret-0001", "token-0001", "0123456789abcdef0123456789ABCDEF", "AYOPOP"];
+        assert_eq!(ayoconnect().secrets(Ask { token: None, ..ask }), account);
     }
 
     #[test]

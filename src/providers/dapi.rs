@@ -162,7 +162,14 @@ fn read_operation(answer: Answer, details: Value) -> Result<Outcome, String> {
         return Err(format!("{word:?} in the answer to a request that failed"));
     }
     let reason = answer.message().map(str::to_owned);
-    Ok(Outcome::Status(Box::new(Status { reported, word: word.to_owned(), reason, amount: None, currency: None, details })))
+    Ok(Outcome::Status(Box::new(Status {
+        reported,
+        word: word.to_owned(),
+        reason,
+        amount: None,
+        currency: None,
+        details: details.into(),
+    })))
 }
 
 /// Both shapes in one: which of them it is, `opInfo` says.

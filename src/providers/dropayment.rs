@@ -95,7 +95,8 @@ impl Provider for Dropayment {
 
     fn secrets<'a>(&'a self, ask: Ask<'a>) -> Vec<&'a str> {
         let row = ["session.token", "session.accessToken"].into_iter();
-        row.filter_map(|key| wire::optional_param(ask.params, key).ok().flatten()).collect()
+        let row = row.filter_map(|key| wire::optional_param(ask.params, key).ok().flatten());
+        row.chain(self.endpoint_id.as_deref().and_then(super::unlike_a_number)).collect()
     }
 
     fn private_keys(&self) -> &'static [&'static str] {
@@ -143,7 +144,7 @@ fn read_transfer(ask: Ask<'_>, answer: Answer, details: Value) -> Result<Outcome
         reason: reason(&answer),
         amount: major_units(answer.transaction.as_ref().and_then(|Object(transaction)| transaction.amount_centis.as_ref()))?,
         currency: None,
-        details,
+        details: details.into(),
     })))
 }
 

@@ -112,7 +112,7 @@ fn read_transaction(ask: Ask<'_>, data: Value) -> Result<Outcome, String> {
         reason: status_message.filter(|text| !text.is_empty()),
         amount: wire::amount(request_amount.as_ref()).map_err(|_| "request_amount is no amount")?,
         currency: request_currency,
-        details: data,
+        details: data.into(),
     })))
 }
 

@@ -6,7 +6,7 @@ use super::lane::LaneSpec;
 use crate::domain::{NoAnswer, Outcome};
 use crate::providers::{Ask, TokenFlow};
 use crate::transport::Transport;
-use crate::wire::{Failure, REDACTED, Response};
+use crate::wire::{self, Failure, Redaction, Response};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use secrecy::{ExposeSecret, SecretString};
@@ -131,12 +131,38 @@ fn no_answer(failure: Failure) -> Outcome {
     }
 }
 
-/// The response without the access token, should the provider echo it.
+/// The response without the access token, should the provider echo it. A backslash may hide it in JSON.
 fn without(response: Response, token: Option<&SecretString>) -> Response {
     let (Some(token), Ok(text)) = (token, std::str::from_utf8(&response.body)) else { return response };
-    if !text.contains(token.expose_secret()) {
+    let token = token.expose_secret();
+    if !text.contains(token) && !text.contains('\\') {
         return response;
     }
-    let body = Bytes::from(text.replace(token.expose_secret(), REDACTED));
-    Response { body, ..response }
+    let redaction = Redaction::new(vec![token], &[]);
+    let clean = match wire::json(&response.body) {
+        Ok(value) => redaction.json(value).to_string(),
+        Err(_) => redaction.text(text),
+    };
+    Response { body: Bytes::from(clean), ..response }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::REDACTED;
+
+    #[test]
+    fn an_echoed_access_token_is_taken_out_however_json_spells_it() {
+        let token = SecretString::from("b2b/t\"oken+");
+        for body in [
+            r#"{"x":"b2b/t\"oken+","n":1.50}"#,
+            r#"{"x":"b2b\/t\"oken+","n":1.50}"#,
+            r#"{"x":"b2b\u002ft\"oken\u002b","n":1.50}"#,
+            r#"b2b/t"oken+ n:1.50"#,
+        ] {
+            let response = Response { status: 200, retry_after: None, body: Bytes::from_static(body.as_bytes()) };
+            let clean = String::from_utf8(without(response, Some(&token)).body.to_vec()).expect("UTF-8");
+            assert!(clean.contains(REDACTED) && !clean.contains("oken") && clean.contains("1.50"), "{clean}");
+        }
+    }
 }

@@ -38,6 +38,7 @@ pub struct Setup {
 }
 
 /// Something to be done by the driver. Each is answered by the event that it names.
+#[expect(clippy::large_enum_variant, reason = "carried out at once; few are ever under way")]
 pub enum Command {
     /// Register this replica, make the accounts' rows: [`Event::Registered`].
     Register,
@@ -608,6 +609,8 @@ impl Engine {
             Asked::NotSent(why) => {
                 let mut due = now;
                 if let Some(outcome) = why {
+                    let redaction = self.redaction(&held);
+                    let outcome = outcome.cleaned(|text| redaction.line(text));
                     self.note_health(now, &held, &outcome, out);
                     due += self.lanes[number].spec.rules.retry.wait(1, self.random.random());
                 }
@@ -764,7 +767,9 @@ impl Engine {
             self.tell_transition(&held, from, change.reason);
             Transition { from, source: change.source, evidence }
         });
-        let stale = held.unsaved.since.is_some_and(|since| now.saturating_duration_since(since) >= self.setup.lease / 3);
+        // The row may lag behind the journal by a lease, and the next answer may take as long as its time-out.
+        let timeout = self.lanes[held.lane].spec.timeout;
+        let stale = held.unsaved.since.is_some_and(|since| due + timeout >= since + self.setup.lease);
         let written = transition.is_some() || !hold || stale;
         if written {
             self.write(now, &mut held, hold, Some(next), transition);
@@ -846,9 +851,15 @@ impl Engine {
             out.push(Command::SlowDown { lane: number, wait });
         }
         let lane = &mut self.lanes[number];
-        if let Some(change) = lane.circuit.on_outcome(held.transaction.id, outcome.health()) {
-            match &change {
-                CircuitChange::Open(_) => lane.circuit.set_open(now + lane.spec.circuit.probe_after, false),
+        if let Some(mut change) = lane.circuit.on_outcome(held.transaction.id, outcome.health()) {
+            match &mut change {
+                CircuitChange::Open(reason) => {
+                    // Whoever is called at night wants to know how, too.
+                    if let Some(last) = outcome.error() {
+                        *reason = format!("{reason}; the last one: {last}");
+                    }
+                    lane.circuit.set_open(now + lane.spec.circuit.probe_after, false);
+                }
                 CircuitChange::Close => lane.circuit.set_closed(),
             }
             out.push(Command::Circuit { lane: number, change });
@@ -1252,17 +1263,19 @@ impl Engine {
         }
     }
 
-    /// Each living replica has an equal share of an account's requests in flight, the first ones one more. A new replica has none until
-    /// all others have heard of it and leave it room. One that died cannot, until its lease is over; so that the work goes on at once
-    /// where a replica was killed and started again, one request is nobody's but the newcomer's, as long as he is the only one.
+    /// Each living replica that serves an account has an equal share of its requests in flight, the first ones one more. A new replica
+    /// has none until all others have heard of it and leave it room. One that died cannot, until its lease is over; so that the work
+    /// goes on at once where a replica was killed and started again, one request is nobody's but the newcomer's, as long as he is the
+    /// only one.
     fn share_out(&mut self) {
         let Registration::Yes(registered) = &self.registration else { return };
         let members = &registered.members;
-        let count = u32::try_from(members.living.len().max(1)).unwrap_or(u32::MAX);
-        let rank = members.living.iter().position(|id| *id == registered.replica.0).unwrap_or(0);
         let heard = members.complied >= registered.replica.0;
         let only_newcomer = members.settled && members.newest == registered.replica.0;
         for lane in &mut self.lanes {
+            let serving: Vec<i64> = members.serving(lane.spec.provider, &lane.spec.account).collect();
+            let count = u32::try_from(serving.len().max(1)).unwrap_or(u32::MAX);
+            let rank = serving.iter().position(|id| *id == registered.replica.0).unwrap_or(0);
             let most = lane.spec.max_in_flight;
             let newcomers = u32::from(most >= RESERVED_FROM);
             let shared = most - newcomers;

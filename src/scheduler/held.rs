@@ -4,6 +4,7 @@ use crate::domain::{Decision, State, Transaction};
 use crate::store::{Claimed, Entry, Transition};
 use chrono::{DateTime, Utc};
 use serde_json::Value;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// A claimed transaction and what is not yet written of it. It is in one place at a time: waiting, ready, in flight, being recorded.
@@ -39,7 +40,7 @@ pub struct Unsaved {
     /// What payer or merchant must do.
     pub action: Option<Value>,
     /// The last meaningful answer.
-    pub details: Option<Value>,
+    pub details: Option<Arc<Value>>,
 }
 
 impl Held {
@@ -100,7 +101,7 @@ impl Held {
             word: unsaved.word,
             reason: unsaved.reason,
             action: unsaved.action,
-            details: unsaved.details,
+            details: unsaved.details.map(Arc::unwrap_or_clone),
             polls: unsaved.polls,
             failures: transaction.failures,
             not_found: transaction.not_found,

@@ -88,7 +88,9 @@ impl Reporter {
         let spec = &self.lanes[lane];
         self.metrics.accounts[lane].poll(outcome, lateness, latency);
         self.polls += 1;
-        if self.lateness.len() < MOST_SAMPLES {
+        // What is held back by an open circuit is late by its provider's fault, and its metrics tell it.
+        let asked = !self.metrics.accounts[lane].circuit_open.load(Relaxed);
+        if asked && self.lateness.len() < MOST_SAMPLES {
             self.lateness.push(lateness);
         }
         let latency_ms = latency.map(|latency| u64::try_from(latency.as_millis()).unwrap_or(u64::MAX));

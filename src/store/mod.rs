@@ -23,16 +23,18 @@ pub use audit::{BusySecond, JournalReader, PolledTransaction};
 pub use claim::{Candidate, Claim, Claimed, LaneRoom, Placement};
 pub use life::{Life, LifePoll, LifeRow, LifeTransition, Surroundings};
 pub use migrate::{SchemaError, Server, migrate};
-pub use overview::{AccountOverview, MOST, Unroutable};
+pub use overview::{AccountOverview, MOST, Unroutable, counted};
 pub use record::{Attempt, Batch, Commit, Entry, Poll, Recorded, Transition};
 pub use reopen::{Parked, Reopened};
 pub use replicas::{Beat, Membership, ReplicaId};
 
 use crate::config::Database;
+use percent_encoding::percent_decode_str;
 use secrecy::ExposeSecret;
 use sqlx::Connection as _;
 use sqlx::pool::PoolConnectionMetadata;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
+use std::fs::File;
 use std::pin::pin;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
@@ -42,7 +44,7 @@ use tokio::sync::watch;
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The database said no, or could not be reached.
-    #[error("{0}")]
+    #[error("{}", words(.0))]
     Database(#[from] sqlx::Error),
     /// A row holds what it cannot hold. Names table, column and row.
     #[error("paypoll.{table}.{column} of {row}: {problem}")]
@@ -158,11 +160,32 @@ impl Store {
 /// The connection string, with paypoll's own session settings.
 fn connect_options(url: &str) -> Result<PgConnectOptions, StoreError> {
     let options = PgConnectOptions::from_str(url).map_err(|error| StoreError::Url(without_url(&error)))?;
+    check_files(url)?;
     Ok(options.application_name("paypoll").options([
         ("statement_timeout", format!("{}ms", STATEMENT_TIMEOUT.as_millis())),
         ("idle_in_transaction_session_timeout", format!("{}ms", STATEMENT_TIMEOUT.as_millis())),
         ("timezone", "UTC".to_owned()),
     ]))
+}
+
+/// Errors and names the file when one that the connection string asks for cannot be read: what meets it later does not say which.
+fn check_files(url: &str) -> Result<(), StoreError> {
+    let query = url.split_once('?').map_or("", |(_, query)| query);
+    for (key, value) in query.split('&').filter_map(|option| option.split_once('=')) {
+        if ["sslrootcert", "sslcert", "sslkey"].contains(&key) {
+            let path = percent_decode_str(value).decode_utf8_lossy();
+            File::open(&*path).map_err(|error| StoreError::Url(format!("{key} = {path:?} cannot be read ({error})")))?;
+        }
+    }
+    Ok(())
+}
+
+/// What the database or the way to it says. Of the database's own errors only its sentence: sqlx adds a line of PostgreSQL's source.
+fn words(error: &sqlx::Error) -> String {
+    match error {
+        sqlx::Error::Database(error) => error.message().to_owned(),
+        other => other.to_string(),
+    }
 }
 
 /// The parser's complaint without the string itself: it holds a password.

@@ -44,10 +44,19 @@ pub struct AccountOverview {
     /// Why it is open.
     #[serde(skip)]
     pub circuit_reason: Option<String>,
+    /// For how long it has been open, in seconds.
+    #[serde(skip)]
+    pub circuit_open_s: Option<f64>,
 }
 
 /// No count goes beyond this: no answer about the whole table may cost as much as the table is long.
-pub const MOST: i64 = 1_000_000;
+pub const MOST: i64 = 100_000;
+
+/// A count for people, with a plus where counting has stopped.
+#[must_use]
+pub fn counted(count: i64) -> String {
+    format!("{count}{}", if count >= MOST { "+" } else { "" })
+}
 
 /// Of the transactions that fell due within a lease so many are looked at: their rows must be read for it.
 const RECENT: i64 = 100_000;
@@ -111,7 +120,8 @@ impl Store {
                    least(d.due + r.due, {MOST}) as due, least(d.overdue + r.overdue, {MOST}) as overdue,
                    extract(epoch from now() - least(d.oldest, r.oldest))::float8 as oldest,
                    greatest(d.polled - w.action_required, 0) as pending,
-                   case when a.circuit_since is null then 'closed' else 'open' end as circuit, a.circuit_reason
+                   case when a.circuit_since is null then 'closed' else 'open' end as circuit, a.circuit_reason,
+                   extract(epoch from clock_timestamp() - a.circuit_since)::float8 as circuit_open_s
               from known k
              cross join border b
               left join paypoll.accounts a on a.provider = k.provider and a.account = k.account
@@ -151,6 +161,7 @@ impl Store {
                     invalid: row.try_get("invalid")?,
                     circuit: row.try_get("circuit")?,
                     circuit_reason: row.try_get("circuit_reason")?,
+                    circuit_open_s: row.try_get("circuit_open_s")?,
                 })
             })
             .collect()

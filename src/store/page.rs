@@ -343,14 +343,20 @@ impl Store {
     pub async fn stuck(&self, providers: &[&str], overdue_s: f64) -> Result<Stuck, StoreError> {
         let silent = sqlx::query(SILENT).fetch_all(&self.pool).await?;
         let overdue = sqlx::query(OVERDUE).bind(overdue_s).fetch_all(&self.pool).await?;
-        let parked = sqlx::query(PARKED_ROWS).bind(providers).bind(PARKED).fetch_all(&self.pool).await?;
+        let parked = self.parked_by_reason(providers).await?;
         let replicas = sqlx::query(REPLICAS).fetch_all(&self.pool).await?;
         Ok(Stuck {
             silent: silent.iter().map(silent_account).collect::<Result<_, StoreError>>()?,
             overdue: overdue.iter().map(overdue_row).collect::<Result<_, StoreError>>()?,
-            parked: parked.iter().map(parked_rows).collect::<Result<_, StoreError>>()?,
+            parked,
             replicas: replicas.iter().map(replica).collect::<Result<_, StoreError>>()?,
         })
+    }
+
+    /// Parked transactions by reason, the most frequent first; at most 50 lines, of the first [`PARKED`] of each provider.
+    pub async fn parked_by_reason(&self, providers: &[&str]) -> Result<Vec<Parked>, StoreError> {
+        let rows = sqlx::query(PARKED_ROWS).bind(providers).bind(PARKED).fetch_all(&self.pool).await?;
+        rows.iter().map(parked_rows).collect()
     }
 
     /// The transactions with that reference, whatever their provider and account; at most 50.

@@ -3,7 +3,9 @@
 use super::{Store, StoreError};
 use chrono::{DateTime, Utc};
 use serde_json::json;
+use sqlx::types::Json;
 use sqlx::{Connection, Row};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use uuid::Uuid;
@@ -23,6 +25,8 @@ pub struct Membership {
     pub complied: i64,
     /// For every other living replica all before it leave room: none of them is a newcomer.
     pub settled: bool,
+    /// The accounts of those that do not serve the same ones as we do.
+    pub others: Arc<BTreeMap<i64, BTreeSet<(String, String)>>>,
 }
 
 impl Membership {
@@ -37,7 +41,15 @@ impl Membership {
             newest: living.last().map_or(0, |(id, _)| *id),
             complied: earlier(own).min().unwrap_or(i64::MAX),
             settled: living.iter().all(|(id, _)| *id == own || has_room(*id)),
+            others: Arc::default(),
         }
+    }
+
+    /// The living replicas that serve an account of ours, rising.
+    pub fn serving(&self, provider: &str, account: &str) -> impl Iterator<Item = i64> {
+        let own = (provider.to_owned(), account.to_owned());
+        let serves = move |id: &i64| self.others.get(id).is_none_or(|accounts| accounts.contains(&own));
+        self.living.iter().copied().filter(serves)
     }
 }
 
@@ -58,7 +70,8 @@ const REGISTER: &str = "
 
 /// Renews the lease; then, where this replica may judge, deletes those whose lease has run out, by the database's clock and by the
 /// judge's idea of it; then lists the living. Whoever is just recording holds his lease (`skip locked`): should he stand still in the
-/// middle of it, the server ends his session, and until then nobody else's heartbeat waits for him.
+/// middle of it, the server ends his session, and until then nobody else's heartbeat waits for him. Only accounts that differ from
+/// our own are told: mostly none do.
 const BEAT: &str = "
     with beat as (
         update paypoll.replicas set heartbeat_at = clock_timestamp(), complied = $2 where id = $1 returning id
@@ -69,8 +82,10 @@ const BEAT: &str = "
                          for update skip locked)
         returning id
     )
-    select r.id, r.complied, clock_timestamp() as clock, exists (select from beat) as alive
+    select r.id, r.complied, clock_timestamp() as clock, exists (select from beat) as alive,
+           case when r.accounts <> own.accounts then r.accounts end as others
       from paypoll.replicas r
+      left join paypoll.replicas own on own.id = $1
      where r.id not in (select id from dead)
      order by r.id";
 
@@ -106,13 +121,16 @@ impl Store {
     pub async fn beat(&self, replica: ReplicaId, complied: i64, judge: Option<DateTime<Utc>>) -> Result<Beat, StoreError> {
         let rows = sqlx::query(BEAT).bind(replica.0).bind(complied).bind(judge).fetch_all(&self.pool).await?;
         let mut beat = Beat { alive: false, members: Membership::default(), clock: DateTime::<Utc>::UNIX_EPOCH };
-        let mut living = Vec::with_capacity(rows.len());
+        let (mut living, mut others) = (Vec::with_capacity(rows.len()), BTreeMap::new());
         for row in &rows {
             living.push((row.try_get("id")?, row.try_get("complied")?));
             beat.alive = row.try_get("alive")?;
             beat.clock = row.try_get("clock")?;
+            if let Some(Json(accounts)) = row.try_get("others")? {
+                others.insert(row.try_get("id")?, accounts);
+            }
         }
-        beat.members = Membership::new(replica.0, &living);
+        beat.members = Membership { others: Arc::new(others), ..Membership::new(replica.0, &living) };
         Ok(beat)
     }
 

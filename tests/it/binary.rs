@@ -2,9 +2,11 @@
 
 use crate::support;
 use rustix::process::{Pid, Signal, kill_process};
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::thread;
 
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config/simulator.toml");
 
@@ -50,7 +52,41 @@ async fn a_database_without_the_schema_is_answered_with_the_command_that_makes_i
 fn a_database_that_is_not_there_is_waited_for_and_then_named() {
     let environment = [ANY_DATABASE, ("PAYPOLL__DATABASE__CONNECT_TIMEOUT", "300ms"), ("PAYPOLL__OPS__LISTEN", "")];
     let (code, text) = refusal(&["run", "--config", EXAMPLE], &environment);
-    assert!(code == 1 && text.contains("could not be reached"), "{code}: {text}");
+    assert!(code == 1 && text.contains("could not be reached") && text.contains("refused"), "{code}: {text}");
+}
+
+/// Answers each connection as a server that refuses it.
+fn refusing_database(code: &'static str, message: &'static str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("postgres://nobody@{}/nothing?sslmode=disable", listener.local_addr().unwrap());
+    thread::spawn(move || {
+        for connection in listener.incoming() {
+            let mut connection = connection.unwrap();
+            let mut length = [0; 4];
+            connection.read_exact(&mut length).unwrap();
+            connection.read_exact(&mut vec![0; u32::from_be_bytes(length) as usize - 4]).unwrap();
+            let fields = format!("SFATAL\0VFATAL\0C{code}\0M{message}\0\0");
+            let mut answer = vec![b'E'];
+            answer.extend(u32::try_from(fields.len() + 4).unwrap().to_be_bytes());
+            answer.extend(fields.as_bytes());
+            connection.write_all(&answer).unwrap();
+        }
+    });
+    url
+}
+
+#[test]
+fn a_database_that_refuses_is_quoted_and_asked_again_only_where_that_may_help() {
+    let run = |url: &str, patience| {
+        let environment = [("DATABASE_URL", url), ("PAYPOLL__DATABASE__CONNECT_TIMEOUT", patience), ("PAYPOLL__OPS__LISTEN", "")];
+        refusal(&["run", "--config", EXAMPLE], &environment)
+    };
+    // A minute would be noticed.
+    let (code, text) = run(&refusing_database("08P01", "unsupported startup parameter: options"), "1h");
+    assert!(code == 1 && text.starts_with("unsupported startup parameter: options (so the database answered"), "{code}: {text}");
+    let (code, text) = run(&refusing_database("53300", "sorry, too many clients already"), "300ms");
+    assert!(code == 1 && text.starts_with("sorry, too many clients already (so the database answered"), "{code}: {text}");
+    assert_eq!(text.matches("too many clients").count(), 1, "{text}");
 }
 
 #[test]
@@ -106,11 +142,57 @@ fn help_is_no_error_and_a_word_that_is_no_command_is_one() {
     let help = paypoll(&["--help"], &[]);
     let text = String::from_utf8(help.stdout).unwrap();
     assert!(help.status.success());
-    for command in ["run", "migrate", "check", "plan", "status", "show", "retry", "audit", "simulate", "demo"] {
-        assert!(text.contains(command), "{command} is not in: {text}");
-    }
+    let listed: Vec<&str> =
+        text.split("Commands:").nth(1).unwrap().lines().skip(1).map_while(|line| line.split_whitespace().next()).collect();
+    assert_eq!(listed, [&COMMANDS[..], &["help"]].concat());
     assert_eq!(refusal(&["walk"], &[]).0, 2);
     assert_eq!(refusal(&[], &[]).0, 2);
+}
+
+#[test]
+fn a_pattern_that_matches_no_account_is_refused_with_the_accounts_that_there_are() {
+    assert_misconfigured(
+        &["run", "--config", EXAMPLE, "--accounts", "khalti/*", "--accounts", "dusupay/keyna"],
+        &[ANY_DATABASE],
+        &["--accounts \"dusupay/keyna\"", "dusupay/default", "khalti/default"],
+    );
+}
+
+/// The contract's commands, in its order.
+const COMMANDS: [&str; 10] = ["run", "migrate", "check", "plan", "status", "show", "retry", "audit", "simulate", "demo"];
+
+#[test]
+fn every_shell_completes_every_command_and_its_options() {
+    for shell in ["bash", "zsh", "fish"] {
+        let output = paypoll(&["completions", shell], &[]);
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{shell}");
+        let options = ["accounts", "dry-run", "since", "watch", "config", "speed"];
+        for word in COMMANDS.iter().chain(&options) {
+            assert!(text.contains(word), "{word} is not in the script for {shell}");
+        }
+    }
+    let (code, text) = refusal(&["completions", "tcsh"], &[]);
+    assert!(code == 2 && text.contains("bash") && text.contains("zsh"), "{text}");
+}
+
+#[test]
+fn paypoll_and_each_of_its_commands_has_a_manual_page() {
+    let page = |arguments: &[&str]| {
+        let output = paypoll(arguments, &[]);
+        assert!(output.status.success() && output.stderr.is_empty(), "{arguments:?}");
+        // The formatter's escapes for a hyphen.
+        String::from_utf8(output.stdout).unwrap().replace("\\-", "-")
+    };
+    let whole = page(&["man"]);
+    for command in COMMANDS {
+        assert!(whole.contains(&format!("paypoll-{command}(1)")), "{command} is not in: {whole}");
+        assert!(page(&["man", command]).contains(&format!("paypoll-{command}")), "{command}");
+    }
+    assert!(whole.contains("Exit codes: 0 fine") && whole.contains("DATABASE_URL"), "{whole}");
+    assert!(page(&["man", "retry"]).contains("--dry-run"));
+    let (code, text) = refusal(&["man", "walk"], &[]);
+    assert!(code == 2 && text.contains("run, migrate, check"), "{text}");
 }
 
 #[test]

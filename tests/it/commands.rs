@@ -91,10 +91,16 @@ async fn status_tells_people_what_is_wrong() {
     )
     .await;
     insert(&database, "provider, account, reference", "'dapi', 'old', 'R1'").await;
+    for reference in ["R2", "R3"] {
+        insert(&database, "provider, reference", &format!("'khalti', '{reference}'")).await;
+    }
+    execute(&database, "update paypoll.transactions set state = 'unresolved', reason = 'gave_up' where provider = 'khalti'").await;
     let (code, out, _) = run(paypoll(&database, &["status"])).await;
     assert_eq!(code, 0);
-    assert!(out.contains("the circuit of khalti/default is open, only probes are sent: 20 polls in a row failed"), "{out}");
+    assert!(out.contains("the circuit of khalti/default has been open for "), "{out}");
+    assert!(out.contains("s, only probes are sent: 20 polls in a row failed"), "{out}");
     assert!(out.contains("1 of dapi/old wait: no running daemon serves this account"), "{out}");
+    assert!(out.contains("2 of khalti/default unresolved: gave_up; the last one "), "{out}");
     assert!(!out.contains('\x1b'), "no terminal, no colours: {out:?}");
 }
 

@@ -1,14 +1,14 @@
 //! The daemon end to end: the real loop, the real PostgreSQL, real HTTP to the simulator, at speed 60.
 
-use crate::support::{Provider, database, eventually};
+use crate::support::{Provider, TOLERANCE, database, eventually};
 use chrono::{DateTime, TimeDelta, Utc};
 use paypoll::commands;
 use paypoll::config::Config;
-use paypoll::postgres::PrivatePostgres;
-use paypoll::simulator::{self, PROVIDERS};
+use paypoll::postgres::{self, PrivatePostgres};
+use paypoll::simulator::{self, Budget, Options, PROVIDERS};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use sqlx::postgres::{PgPool, PgPoolOptions};
+use sqlx::postgres::{PgPool, PgPoolCopyExt as _, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Executor, Row};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -68,7 +68,10 @@ impl World {
     }
 
     fn over(pool: PgPool, url: &str) -> Self {
-        let provider = Provider::start(SPEED);
+        Self::asking(pool, url, Provider::start(SPEED))
+    }
+
+    fn asking(pool: PgPool, url: &str, provider: Provider) -> Self {
         Self { pool, settings: settings(url, provider.address), provider }
     }
 
@@ -88,8 +91,12 @@ impl World {
 
     /// The daemon as users start it.
     fn process(&self) -> Process {
+        self.process_with(&[])
+    }
+
+    fn process_with(&self, arguments: &[&str]) -> Process {
         let mut command = Command::new(env!("CARGO_BIN_EXE_paypoll"));
-        command.args(["run", "--speed", &SPEED.to_string(), "--config"]).arg(example()).envs(&self.settings);
+        command.args(["run", "--speed", &SPEED.to_string(), "--config"]).arg(example()).args(arguments).envs(&self.settings);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Mutex::new(Vec::new()));
         let (lines, written) = (BufReader::new(child.stdout.take().unwrap()).lines(), log.clone());
@@ -446,6 +453,27 @@ async fn a_clean_stop_gives_everything_back_and_another_daemon_goes_on_without_a
 }
 
 #[tokio::test]
+async fn the_ops_port_stays_open_while_answers_are_waited_for() {
+    let mut world = World::new().await;
+    world.set("PROVIDERS__DAPI__TIMEOUT", "1900ms");
+    let ops = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+    world.set("OPS__LISTEN", &ops.to_string());
+    let row = world.insert("dapi", "slow1").await;
+    let daemon = world.process();
+    eventually("a poll is in flight", || async { (world.requests().await.len() == 1).then_some(()) }).await;
+    kill_process(Pid::from_child(&daemon.child), Signal::TERM).unwrap();
+    daemon.tells("daemon_stopping").await;
+    let get = async |path: &str| reqwest::get(format!("http://{ops}{path}")).await.unwrap();
+    let ready = get("/readyz").await;
+    assert_eq!((ready.status().as_u16(), get("/healthz").await.status().as_u16()), (503, 200));
+    assert!(ready.text().await.unwrap().starts_with("not ready: stopping"));
+    assert!(daemon.told("daemon_stopped").is_empty(), "it was still waiting");
+    assert!(daemon.terminate().await.success());
+    assert!(reqwest::get(format!("http://{ops}/healthz")).await.is_err());
+    assert_eq!(world.outcomes(row.id).await, ["pending"], "the answer was waited for and written down");
+}
+
+#[tokio::test]
 async fn nothing_is_lost_asked_early_or_decided_twice_when_a_daemon_is_killed() {
     let world = World::new().await;
     let mut killed = world.process();
@@ -503,6 +531,11 @@ async fn a_dead_provider_delays_no_other_and_its_circuit_opens_and_closes_once()
     .await
     .unwrap();
     assert!(open && sent <= 40, "only probes are sent, {sent}");
+    let reason: String = sqlx::query_scalar("select circuit_reason from paypoll.accounts where provider = 'khalti'")
+        .fetch_one(&world.pool)
+        .await
+        .unwrap();
+    assert!(reason.starts_with("8 polls in a row failed; the last one: ") && reason.contains("refused"), "{reason}");
     let revived = Provider::start_at(dead, SPEED);
     world.settled().await;
     assert_eq!((daemon.told("circuit_opened").len(), daemon.told("circuit_closed").len()), (1, 1));
@@ -640,4 +673,121 @@ async fn a_row_that_is_corrected_while_it_is_polled_is_asked_about_anew_and_not_
     assert_eq!(found.state, "succeeded", "{:?}", found.reason);
     assert_eq!(i64::from(found.attempts), world.outcomes(row.id).await.len() as i64);
     world.assert_rules_kept().await;
+}
+
+#[tokio::test]
+async fn two_daemons_serve_a_part_of_the_accounts_each_and_miss_none() {
+    let mut world = World::new().await;
+    // With one in flight for an account, whoever counted a replica that does not serve it would leave it to that one.
+    world.set("PROVIDERS__DAPI__MAX_IN_FLIGHT", "1");
+    world.set("PROVIDERS__KHALTI__MAX_IN_FLIGHT", "1");
+    let first = world.process_with(&["--accounts", "khalti/*", "--accounts", "dusupay/default"]);
+    first.tells("daemon_started").await;
+    let mut inserted = Vec::new();
+    for provider in ["dapi", "khalti"] {
+        for script in ["ok2", "fail", "500-ok"] {
+            inserted.push(world.insert(provider, script).await);
+        }
+    }
+    let lost = world.insert_row("khalti", "nobody", "lost", json!({})).await;
+    eventually("what the first one serves is settled", || async {
+        let left = "select count(*) from paypoll.transactions where provider = 'khalti' and account = 'default' and next_poll_at is not null";
+        (world.count(left).await == 0).then_some(())
+    })
+    .await;
+    let strangers = "select count(*) from paypoll.polls where provider <> 'khalti'";
+    assert_eq!(world.count(strangers).await, 0, "it serves no other");
+    let second = world.process_with(&["--accounts", "d*pay*/*", "--accounts", "dapi/default", "--accounts", "ayoconnect/*"]);
+    inserted.push(world.insert("khalti", "ok2").await);
+    world.settled_but(1).await;
+    second.tells("unroutable").await;
+    let told = |daemon: &Process| -> Vec<String> {
+        daemon.told("unroutable").iter().map(|line| format!("{}/{}", line["provider"], line["account"]).replace('"', "")).collect()
+    };
+    assert_eq!(told(&second), ["khalti/nobody"], "what the first one serves is not told");
+    assert!(first.terminate().await.success() && second.terminate().await.success());
+    world.assert_as_expected(&inserted).await;
+    assert_eq!(world.row(lost).await.attempts, 0);
+    world.assert_rules_kept().await;
+}
+
+/// How many rows are copied at once; more for a measurement:
+/// `PAYPOLL_COPY_ROWS=100000 cargo test --release --test it back_fill -- --nocapture`.
+fn rows_to_copy() -> i64 {
+    std::env::var("PAYPOLL_COPY_ROWS").map_or(2000, |rows| rows.parse().unwrap())
+}
+
+/// How late polls were at worst, but for one in a hundred, between two moments; and how many there were.
+async fn lateness_p99(pool: &PgPool, from: DateTime<Utc>, to: DateTime<Utc>) -> (f64, i64) {
+    sqlx::query_as(
+        "select coalesce(percentile_cont(0.99) within group (order by extract(epoch from sent_at - due_at)), 0)::float8 * 1000, count(*)
+           from paypoll.polls where provider = 'dapi' and sent_at between $1 and $2",
+    )
+    .bind(from)
+    .bind(to)
+    .fetch_one(pool)
+    .await
+    .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_back_fill_by_copy_is_taken_in_while_others_are_polled_on_time() {
+    // As a database is that must not lose what was committed.
+    let options = postgres::Options { durable: true, ..postgres::Options::default() };
+    let cluster = tokio::task::spawn_blocking(move || PrivatePostgres::start_with(&options)).await.unwrap().unwrap();
+    let url = cluster.admin_url();
+    paypoll::store::migrate(&url).await.unwrap();
+    let budgets = [Budget { per_second: 500, burst: 100 }; PROVIDERS.len()];
+    let provider = Provider::start_with(
+        (Ipv4Addr::LOCALHOST, 0).into(),
+        Options { speed: SPEED, budgets, tolerance: TOLERANCE, ..Options::default() },
+    );
+    let mut world = World::asking(PgPoolOptions::new().connect(&url).await.unwrap(), &url, provider);
+    // One poll a second of each of a hundred; the copied ones wait for three minutes.
+    world
+        .set("PROVIDERS__DAPI__SCHEDULE", "{ first = \"10s..70s\", phases = [{ every = \"50s..70s\" }], give_up_after = \"72h\" }");
+    world.set("PROVIDERS__DAPI__RATE_LIMIT", "{ per_second = 500, burst = 100 }");
+    world.set("PROVIDERS__KHALTI__SCHEDULE", "{ first = \"3h\", phases = [{ every = \"1h\" }], give_up_after = \"72h\" }");
+    for _ in 0..100 {
+        world.insert("dapi", "never").await;
+    }
+    let daemon = world.process();
+    let clock = async || sqlx::query_scalar::<_, DateTime<Utc>>("select clock_timestamp()").fetch_one(&world.pool).await.unwrap();
+    world.polled_times(200).await;
+    let begun = clock().await;
+    world.polled_times(500).await;
+    let rows = rows_to_copy();
+    let csv: String = (0..rows).map(|n| format!("khalti,default,BACKFILL-{n},10,NPR,{}\n", begun.to_rfc3339())).collect();
+    let before = clock().await;
+    let mut copy = world
+        .pool
+        .copy_in_raw(
+            "copy paypoll.transactions (provider, account, reference, amount, currency, initiated_at) from stdin (format csv)",
+        )
+        .await
+        .unwrap();
+    copy.send(csv.as_bytes()).await.unwrap();
+    assert_eq!(copy.finish().await.unwrap(), rows as u64);
+    let copied = clock().await;
+    eventually("every row has its place in the plan", || async {
+        let new = "select count(*) from paypoll.transactions where provider = 'khalti' and attempts = 0 and next_poll_at <= created_at + interval '1 second'";
+        (world.count(new).await == 0).then_some(())
+    })
+    .await;
+    let taken = clock().await;
+    let polls = world.count("select count(*) from paypoll.polls").await;
+    world.polled_times(polls + 200).await;
+    let after = clock().await;
+    let (p99_before, n_before) = lateness_p99(&world.pool, begun, before).await;
+    let (p99_during, n_during) = lateness_p99(&world.pool, before, after).await;
+    println!(
+        "{rows} rows copied in {:.2} s, all in the plan after {:.2} s; lateness p99 {p99_before:.1} ms of {n_before} polls before, {p99_during:.1} ms of {n_during} from then on",
+        (copied - before).as_seconds_f64(),
+        (taken - before).as_seconds_f64(),
+    );
+    assert!(p99_during < 1000.0, "the others are late");
+    assert!(daemon.terminate().await.success());
+    assert_eq!(world.count("select count(*) from paypoll.transactions where reference like 'BACKFILL-%'").await, rows);
+    world.assert_rules_kept().await;
+    world.pool.close().await;
 }

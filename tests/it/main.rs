@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a helper that panics fails its test")]
 
 mod binary;
+mod canary;
 mod commands;
 mod daemon;
 mod documents;
@@ -12,3 +13,4 @@ mod rights;
 mod store;
 mod support;
 mod tidy;
+mod tls;

@@ -19,6 +19,7 @@ use uuid::Uuid;
 struct Port {
     address: std::net::SocketAddr,
     metrics: Arc<Metrics>,
+    stopping: CancellationToken,
     stop: CancellationToken,
     serving: JoinHandle<()>,
 }
@@ -45,11 +46,11 @@ async fn port_of(url: &str) -> Port {
     drop(store.make_accounts(&accounts).await);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let stop = CancellationToken::new();
+    let (stopping, stop) = (CancellationToken::new(), CancellationToken::new());
     metrics.ready.store(true, Relaxed);
     metrics.turn(Instant::now());
-    let serving = ops::serve_on(listener, &config, store, metrics.clone(), stop.clone()).unwrap();
-    Port { address, metrics, stop, serving }
+    let serving = ops::serve_on(listener, &config, store, metrics.clone(), stopping.clone(), stop.clone()).unwrap();
+    Port { address, metrics, stopping, stop, serving }
 }
 
 struct Answer {
@@ -365,6 +366,20 @@ async fn nothing_can_be_changed_through_the_port() {
         let request = format!("POST {path} HTTP/1.1\r\nhost: {}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n", port.address);
         assert_eq!(port.ask(&request).await.status, 405, "{path}");
     }
+}
+
+#[tokio::test]
+async fn a_daemon_that_stops_says_so_until_it_has() {
+    let database = database().await;
+    let port = port(&database).await;
+    assert_eq!(port.unready().await, "");
+    port.stopping.cancel();
+    assert_eq!(port.unready().await, "not ready: stopping: what is under way is waited for\n");
+    assert_eq!(port.get("/healthz").await.status, 200, "no reason to end it sooner");
+    assert_eq!(port.get("/metrics").await.status, 200, "its last polls are counted");
+    port.stop.cancel();
+    port.serving.await.unwrap();
+    assert!(TcpStream::connect(port.address).await.is_err());
 }
 
 #[tokio::test]

@@ -13,6 +13,7 @@ mod accounts;
 mod bugs;
 mod checker;
 mod database;
+mod overload;
 mod provider;
 mod world;
 mod year;

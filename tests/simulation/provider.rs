@@ -85,7 +85,7 @@ pub(crate) fn status(state: State) -> Outcome {
         _ => Reported::Pending,
     };
     let word = state.as_str().to_uppercase();
-    Outcome::Status(Box::new(Status { reported, word, reason: None, amount: None, currency: None, details: Value::Null }))
+    Outcome::Status(Box::new(Status { reported, word, reason: None, amount: None, currency: None, details: Value::Null.into() }))
 }
 
 fn answer(outcome: Outcome, status: u16, latency: Duration) -> Answer {

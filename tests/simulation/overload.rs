@@ -1,0 +1,271 @@
+//! More is due than one replica can ask: Dropayment's windows of 3 minutes beside Khalti's open-ended plan, in virtual time.
+//!
+//! Every answer takes 200 ms and 50 requests may be in flight, so 250 polls a second is all there is. Khalti asks for 230 of them, and
+//! then Dropayment for another 250.
+//!
+//! ```text
+//! cargo test --test simulation overload -- --nocapture
+//! ```
+
+use crate::database::Database;
+use crate::{Micros, provider};
+use chrono::{DateTime, TimeDelta, Utc};
+use paypoll::config::Config;
+use paypoll::domain::{Progress, State, Transaction};
+use paypoll::scheduler::engine::{Asked, Command, Engine, Event, Setup};
+use paypoll::scheduler::lane::LaneSpec;
+use paypoll::scheduler::watch::Watch;
+use paypoll::store::Candidate;
+use serde_json::json;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use uuid::Uuid;
+
+const SECOND: Micros = 1_000_000;
+const IN_FLIGHT: u32 = 50;
+const ANSWER: Micros = 200_000;
+/// How long a message to or from the database takes.
+const LEG: Micros = 1_000;
+/// Khalti's transactions, each due every second.
+const KHALTI: u128 = 230;
+/// Dropayment's transactions, each due every 3 to 5 seconds for 3 minutes.
+const DROPAYMENT: u128 = 1_000;
+/// When Dropayment's transactions begin to arrive, 20 in a second.
+const FLOOD: Micros = 60 * SECOND;
+const END: Micros = 375 * SECOND;
+/// What is compared: before the flood, while all windows are open, and after the last one is over.
+const SPANS: [(&str, Micros, Micros); 3] =
+    [("before", 10 * SECOND, FLOOD), ("in the flood", 115 * SECOND, 240 * SECOND), ("after", 315 * SECOND, END)];
+/// "for 2-3 minutes with interval of 3-5 seconds": 36 polls at the slowest. So many are enough of a window.
+const ENOUGH: u32 = 30;
+
+enum Action {
+    Wake,
+    Execute(Box<Command>, Instant),
+    Deliver(Box<Event>),
+    Arrive(u128),
+}
+
+struct World {
+    now: Micros,
+    base: Instant,
+    queue: BTreeMap<(Micros, u64), Action>,
+    sequence: u64,
+    wakeup: Option<(Micros, u64)>,
+    engine: Engine,
+    lanes: Vec<Arc<LaneSpec>>,
+    database: Database,
+    /// Dropayment's polls of each transaction.
+    windows: HashMap<Uuid, u32>,
+    /// How late Khalti's polls were, in each span.
+    waits: [Vec<Duration>; 3],
+    in_flight: u32,
+}
+
+fn lanes() -> Vec<Arc<LaneSpec>> {
+    let settings = [
+        ("DROPAYMENT__ENABLED", "true"),
+        ("DROPAYMENT__BASE_URL", "http://127.0.0.1:1"),
+        ("DROPAYMENT__RATE_LIMIT", "{ per_second = 10000, burst = 10000 }"),
+        ("KHALTI__ENABLED", "true"),
+        ("KHALTI__BASE_URL", "http://127.0.0.1:1"),
+        ("KHALTI__ACCOUNTS__DEFAULT__TOKEN", "token"),
+        ("KHALTI__SCHEDULE", r#"{ first = "1s", phases = [{ every = "1s" }], give_up_after = "72h" }"#),
+        ("KHALTI__RATE_LIMIT", "{ per_second = 10000, burst = 10000 }"),
+    ];
+    let database = ("DATABASE_URL".to_owned(), "postgres://127.0.0.1/none".to_owned());
+    let settings = settings.into_iter().map(|(key, value)| (format!("PAYPOLL__PROVIDERS__{key}"), value.to_owned()));
+    let config = Config::load(&[], settings.chain([database]), 1.0).expect("the defaults with credentials");
+    paypoll::scheduler::lanes(&config)
+}
+
+impl World {
+    fn new() -> Self {
+        let lanes = lanes();
+        let base = Instant::now() + Duration::from_secs(86_400);
+        let setup =
+            Setup { lanes: lanes.clone(), lease: Duration::from_secs(15), max_in_flight: IN_FLIGHT, max_held: 50_000, seed: 1 };
+        let mut world = Self {
+            now: 0,
+            base,
+            queue: BTreeMap::new(),
+            sequence: 0,
+            wakeup: None,
+            engine: Engine::new(setup, base),
+            lanes,
+            database: Database::new(None, DateTime::UNIX_EPOCH),
+            windows: HashMap::new(),
+            waits: Default::default(),
+            in_flight: 0,
+        };
+        world.set_clock();
+        // Both arrive spread over time, as payments do.
+        for number in 0..KHALTI {
+            world.at(SECOND * 5 * number as Micros / KHALTI as Micros, Action::Arrive(number));
+        }
+        for number in 0..DROPAYMENT {
+            world.at(FLOOD + SECOND * number as Micros / 20, Action::Arrive(KHALTI + number));
+        }
+        world.at(0, Action::Wake);
+        world
+    }
+
+    fn at(&mut self, at: Micros, action: Action) -> (Micros, u64) {
+        self.sequence += 1;
+        self.queue.insert((at, self.sequence), action);
+        (at, self.sequence)
+    }
+
+    fn set_clock(&mut self) {
+        self.database.clock = DateTime::UNIX_EPOCH + TimeDelta::days(20_000) + TimeDelta::microseconds(self.now);
+    }
+
+    fn instant(&self) -> Instant {
+        self.base + Duration::from_micros(self.now.unsigned_abs())
+    }
+
+    fn run(mut self) -> Self {
+        while let Some(((at, _), action)) = self.queue.pop_first().filter(|((at, _), _)| *at <= END) {
+            self.now = at;
+            self.set_clock();
+            match action {
+                Action::Wake => self.drive(Event::Tick),
+                Action::Execute(command, asked) => self.execute(*command, asked),
+                Action::Deliver(event) => {
+                    self.in_flight -= u32::from(matches!(*event, Event::Asked(..)));
+                    self.drive(*event);
+                }
+                Action::Arrive(number) => self.insert(number),
+            }
+            self.database.facts.clear();
+        }
+        self
+    }
+
+    fn insert(&mut self, number: u128) {
+        let spec = self.lanes.iter().find(|spec| (spec.provider == "khalti") == (number < KHALTI)).expect("both are enabled");
+        self.database.insert(Transaction {
+            id: Uuid::from_u128(number),
+            provider: spec.provider,
+            account: spec.account.clone(),
+            reference: format!("R{number}").into(),
+            params: json!({}),
+            amount: None,
+            currency: None,
+            initiated_at: self.database.clock,
+            reopened_at: None,
+            action_at: None,
+            state: State::Pending,
+            provider_state: None,
+            attempts: 0,
+            failures: 0,
+            not_found: 0,
+            last_polled_at: None,
+            progress: Progress::default(),
+        });
+    }
+
+    fn drive(&mut self, event: Event) {
+        let now = self.instant();
+        let mut commands = Vec::new();
+        self.engine.handle(now, event, &mut commands);
+        self.engine.news.clear();
+        for command in commands {
+            match command {
+                Command::Ask { held, .. } => {
+                    self.in_flight += 1;
+                    assert!(self.in_flight <= IN_FLIGHT, "{} in flight", self.in_flight);
+                    self.note(held.transaction.id, held.transaction.provider, held.due);
+                    let latency = Some(Duration::from_micros(ANSWER.unsigned_abs()));
+                    let outcome = provider::status(State::Pending);
+                    let asked = Asked::Sent { at: now, latency, status: Some(200), body: bytes::Bytes::new(), outcome };
+                    self.at(self.now + ANSWER, Action::Deliver(Box::new(Event::Asked(held, asked))));
+                }
+                command => {
+                    self.at(self.now + LEG, Action::Execute(Box::new(command), now));
+                }
+            }
+        }
+        let wait = self.engine.next_wakeup().map_or(Duration::from_secs(1), |at| at.saturating_duration_since(now));
+        let at = self.now + i64::try_from(wait.as_nanos().div_ceil(1_000)).unwrap_or(SECOND).clamp(100, SECOND);
+        if self.wakeup.is_none_or(|(planned, _)| planned > at || planned <= self.now) {
+            if let Some(key) = self.wakeup.take() {
+                self.queue.remove(&key);
+            }
+            self.wakeup = Some(self.at(at, Action::Wake));
+        }
+    }
+
+    fn note(&mut self, id: Uuid, provider: &str, due: DateTime<Utc>) {
+        if provider == "khalti" {
+            let waited = (self.database.clock - due).to_std().unwrap_or_default();
+            if let Some(span) = SPANS.iter().position(|(_, from, until)| (*from..*until).contains(&self.now)) {
+                self.waits[span].push(waited);
+            }
+        } else {
+            *self.windows.entry(id).or_default() += 1;
+        }
+    }
+
+    fn execute(&mut self, command: Command, asked: Instant) {
+        let database = &mut self.database;
+        let event = match command {
+            Command::Register => {
+                let names = self.lanes.iter().map(|spec| (spec.provider.to_owned(), spec.account.to_string()));
+                database.make_accounts(names);
+                let verdict = database.last_transition();
+                let replica = database.register(Duration::from_secs(15), 1);
+                Event::Registered(Ok((replica, database.beat(replica, 0, None), verdict)), asked)
+            }
+            Command::Beat { replica, complied, judge } => {
+                Event::Beaten(replica, Ok(database.beat(replica, complied, judge)), asked)
+            }
+            Command::Claim { replica, members, rooms, horizon, mut placer, mut look } => {
+                let mut place = |candidate: &mut Candidate| placer.place(candidate);
+                let claim = database.claim(replica, &members, &rooms, horizon, &mut place, &mut look.unsure);
+                look.unsure.clear();
+                Event::Claimed(Ok(claim), look)
+            }
+            Command::Draw { draws, lanes } => Event::Drawn(Ok(database.draw(&draws)), lanes, asked),
+            Command::Record(mut recording) => {
+                let replica = recording.replica.expect("it is registered from the first poll on");
+                let recorded = database.record(replica, &recording.batch, &mut recording.attempt).expect("nothing goes wrong");
+                Event::Recorded(recording, Ok(recorded))
+            }
+            Command::Watch { after } => {
+                Event::Watched(Ok(Watch { verdicts: database.verdicts(after), accounts: database.account_states() }))
+            }
+            Command::SlowDown { .. }
+            | Command::Circuit { .. }
+            | Command::Probe { .. }
+            | Command::Ask { .. }
+            | Command::Finish { .. } => unreachable!("nobody goes wrong or stops here"),
+        };
+        self.at(self.now + LEG, Action::Deliver(Box::new(event)));
+    }
+}
+
+#[test]
+fn under_overload_closing_windows_are_served_before_open_plans() {
+    let mut world = World::new().run();
+    let mut polls: Vec<u32> = world.windows.values().copied().collect();
+    polls.sort_unstable();
+    let served = polls.iter().filter(|polls| **polls >= ENOUGH).count();
+    let mean = f64::from(polls.iter().sum::<u32>()) / polls.len() as f64;
+    println!("dropayment: {served} of {} windows with {ENOUGH} polls or more; least {}, mean {mean:.1}", polls.len(), polls[0]);
+    println!("khalti            polls/s   p50 wait   p99 wait");
+    let mut medians = Vec::new();
+    for (waits, (name, from, until)) in world.waits.iter_mut().zip(SPANS) {
+        waits.sort_unstable();
+        let at = |share: f64| waits[(waits.len() as f64 * share) as usize].as_secs_f64();
+        let rate = waits.len() as f64 / ((until - from) / SECOND) as f64;
+        println!("{name:<16} {rate:>8.1} {:>8.3} s {:>8.3} s", at(0.5), at(0.99));
+        medians.push(at(0.5));
+    }
+    assert_eq!(polls.len(), DROPAYMENT as usize, "every window was opened");
+    assert!(served * 100 >= polls.len() * 99, "{served} of {} windows", polls.len());
+    assert!(!world.waits[1].is_empty(), "no account starves");
+    assert!(medians[1] > 1.0 && medians[0] < 0.01, "open plans wait meanwhile, and only then: {medians:?}");
+    assert!(medians[2] < 0.01, "nor afterwards: {medians:?}");
+}

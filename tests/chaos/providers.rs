@@ -17,7 +17,7 @@ async fn a_brown_out_of_the_providers_opens_their_circuits_and_leaves_no_trace_i
     let mut trouble = Trouble::begins();
     for weather in [Weather::Unavailable, Weather::Stalls, Weather::Resets] {
         network.turn(weather);
-        lasts(Duration::from_millis(1500)).await;
+        lasts(Duration::from_millis(1200)).await;
     }
     let opened = replica.told("circuit_opened").len();
     network.turn(Weather::Fair);

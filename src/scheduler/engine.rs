@@ -757,9 +757,11 @@ impl Engine {
             self.tell_transition(&held, from, change.reason);
             Transition { from, source: change.source, evidence }
         });
-        // The row may lag behind the journal by a lease, and the next answer may take as long as its time-out.
+        // The row may lag behind the journal by a lease, and the next answer may take as long as its time-out. Sooner than that, because
+        // the write is also what notices that the row was corrected.
         let timeout = self.lanes[held.lane].spec.timeout;
-        let stale = held.unsaved.since.is_some_and(|since| due + timeout >= since + self.setup.lease);
+        let lease = self.setup.lease;
+        let stale = held.unsaved.since.is_some_and(|since| now >= since + lease / 3 || due + timeout >= since + lease);
         let written = transition.is_some() || !hold || stale;
         if written {
             self.write(now, &mut held, hold, Some(next), transition);

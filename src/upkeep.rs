@@ -15,6 +15,8 @@ use tracing::{debug, warn};
 const JOURNAL_EVERY: Duration = Duration::from_secs(3600);
 /// How soon after the start, and how often then, rows that nobody serves are looked for.
 const UNROUTABLE_EVERY: Duration = Duration::from_secs(10);
+/// What takes longer is left to the next time.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// The same finding is told again after this long.
 const TELL_AGAIN: Duration = Duration::from_secs(600);
 
@@ -63,17 +65,17 @@ pub async fn keep(mut upkeep: Upkeep, stop: CancellationToken) {
 
 impl Upkeep {
     async fn keep_journal(&self) {
-        let result = match self.store.make_journal(None).await {
-            Ok(()) => self.store.prune_journal(self.retention).await,
-            Err(error) => Err(error),
+        let kept = async {
+            self.store.make_journal(None).await?;
+            self.store.prune_journal(self.retention).await
         };
-        if let Err(error) = result {
+        if let Err(error) = self.store.within(PATIENCE, kept).await {
             debug!(%error, "the journal's partitions could not be kept");
         }
     }
 
     async fn look_for_unroutable(&mut self) {
-        let Ok(found) = self.store.unroutable(&self.own).await else { return };
+        let Ok(found) = self.store.within(PATIENCE, self.store.unroutable(&self.own)).await else { return };
         for row in self.news(&found, Instant::now()) {
             let left = self.left.contains(&(row.provider.clone(), row.account.clone()));
             let mend = if left {

@@ -239,6 +239,8 @@ const IN_VAIN: Duration = Duration::from_millis(20);
 const FARTHEST_DRAW_S: f64 = 1.0;
 /// A replica that has just started judges nobody for so long.
 const NEWCOMER: Duration = Duration::from_secs(3);
+/// Of so many requests in flight one is kept for a newcomer; of fewer none can be spared.
+const RESERVED_FROM: u32 = 4;
 /// When the database's clock is found ahead by more than this, it was set.
 const LEAP: Duration = Duration::from_secs(1);
 /// How long after a database failure the next try comes; doubled each time up to a second.
@@ -300,6 +302,8 @@ struct Registered {
     replica: ReplicaId,
     members: Membership,
     /// The moment before the last heartbeat that succeeded.
+    heard: Instant,
+    /// The same, or earlier where the process stood still since: so long the lease is sure to hold.
     beaten: Instant,
     /// The newest replica for which room was left so far. It stays while room is made for a newer one: the others' shares are safe.
     complied: i64,
@@ -367,8 +371,6 @@ pub enum News {
     DatabaseLost(String),
     /// It is back.
     DatabaseBack,
-    /// The lease was lost: everything held was let go.
-    LeaseLost,
     /// The database refuses a poll's record, whatever is left out of it; it is tried again.
     Unrecorded(String),
 }
@@ -452,6 +454,7 @@ impl Engine {
             due(self.next_claim, self.claiming || self.stopping),
             outbox.and_then(|at| due(at, self.recording >= RECORDINGS)),
             self.next_start,
+            self.last_lease_end(),
         ];
         let waiting = self.lanes.iter().filter_map(|lane| lane.waiting.keys().next()).map(|(at, _)| *at);
         let draws = self.lanes.iter().filter_map(Lane::awaits_draw);
@@ -472,7 +475,8 @@ impl Engine {
                 self.epoch += 1;
                 // A newcomer cannot tell whether the database's clock was set a moment ago: all others show a sign of life first.
                 self.steady_since = self.steady_since.or(now.checked_sub(self.setup.lease).map(|since| since + NEWCOMER));
-                self.registration = Registration::Yes(Registered { replica, members: beat.members, beaten: asked, complied: 0 });
+                self.registration =
+                    Registration::Yes(Registered { replica, members: beat.members, heard: asked, beaten: asked, complied: 0 });
                 self.share_out();
                 self.next_beat = now + BEAT_EVERY;
                 self.next_claim = now;
@@ -489,13 +493,16 @@ impl Engine {
         match result {
             Err(failed) => self.lose_database(now, failed),
             Ok(beat) => {
-                if self.find_database() {
+                let doubtful = self.doubted.is_some_and(|doubted| asked <= doubted);
+                // Without a lease it is back when there is a new one.
+                let holds = beat.alive || self.replica() != Some(replica);
+                if holds && !doubtful && self.find_database() {
                     self.steady_since = Some(now);
                 }
                 self.read_clock(asked, now, beat.clock);
                 self.next_beat = now + BEAT_EVERY;
                 self.stuck.append(&mut self.refused);
-                if self.doubted.is_some_and(|doubted| asked <= doubted) {
+                if doubtful {
                     // It was answered before the process stood still, nobody knows how long: the next one tells.
                     self.next_beat = now;
                     return;
@@ -509,7 +516,7 @@ impl Engine {
                             self.next_sweep = now;
                         }
                         registered.members = beat.members;
-                        registered.beaten = asked;
+                        (registered.heard, registered.beaten) = (asked, asked);
                         self.share_out();
                     }
                     Registration::Yes(_) => self.lose_lease(now),
@@ -928,6 +935,9 @@ impl Engine {
         if self.finished {
             return;
         }
+        if self.last_lease_end().is_some_and(|end| end <= now) {
+            self.lose_database(now, Failed::Lost("no heartbeat was answered for as long as the lease".into()));
+        }
         if let Database::Lost { retry_at, .. } = self.database {
             if retry_at <= now {
                 self.ask_for_database(now, out);
@@ -1253,18 +1263,32 @@ impl Engine {
     }
 
     /// Each living replica that serves an account has an equal share of its requests in flight, the first ones one more. A new replica
-    /// has none until all others have heard of it and leave it room.
+    /// has none until all others have heard of it and leave it room. One that died cannot, until its lease is over; so that the work
+    /// goes on at once where a replica was killed and started again, one request is nobody's but the newcomer's, as long as he is the
+    /// only one.
     fn share_out(&mut self) {
         let Registration::Yes(registered) = &self.registration else { return };
         let members = &registered.members;
         let heard = members.complied >= registered.replica.0;
+        let only_newcomer = members.settled && members.newest == registered.replica.0;
         for lane in &mut self.lanes {
             let serving: Vec<i64> = members.serving(lane.spec.provider, &lane.spec.account).collect();
             let count = u32::try_from(serving.len().max(1)).unwrap_or(u32::MAX);
             let rank = serving.iter().position(|id| *id == registered.replica.0).unwrap_or(0);
             let most = lane.spec.max_in_flight;
-            let share = most / count + u32::from((rank as u64) < u64::from(most % count));
-            lane.share = if heard { share } else { 0 };
+            let newcomers = u32::from(most >= RESERVED_FROM);
+            let shared = most - newcomers;
+            let share = shared / count + u32::from((rank as u64) < u64::from(shared % count));
+            let first = if only_newcomer && count <= shared { newcomers } else { 0 };
+            lane.share = if heard { share } else { first };
+        }
+    }
+
+    /// When the lease of the last heartbeat that succeeded ends; `None` while none is waited for.
+    fn last_lease_end(&self) -> Option<Instant> {
+        match &self.registration {
+            Registration::Yes(registered) if self.beating => Some(registered.heard + self.setup.lease),
+            _ => None,
         }
     }
 
@@ -1288,6 +1312,12 @@ impl Engine {
 
     /// Nothing that is held is ours any more. What is in flight is told when it comes back.
     fn lose_lease(&mut self, now: Instant) {
+        for lane in &mut self.lanes {
+            let held = std::mem::take(&mut lane.waiting).into_values().chain(std::mem::take(&mut lane.ready).into_values());
+            // Where somebody else has settled one meanwhile, nobody claims it any more: its polls are counted now.
+            self.outbox.batch.dropped.extend(held.filter(|held| held.unsaved.polls > 0).map(|held| held.transaction.id));
+            lane.share = 0;
+        }
         if !self.outbox.is_empty() {
             // Its rows were claimed under the lease that is lost: they must not be written under the next one.
             let mut recording = Box::new(std::mem::take(&mut self.outbox));
@@ -1299,12 +1329,10 @@ impl Engine {
         self.epoch += 1;
         self.unsure.clear();
         self.steady_since = Some(now);
-        for lane in &mut self.lanes {
-            lane.waiting.clear();
-            lane.ready.clear();
-            lane.share = 0;
+        self.lose_database(now, Failed::Lost("the lease ran out: what was held is left to others".into()));
+        if let Database::Lost { retry_at, .. } = &mut self.database {
+            *retry_at = now;
         }
-        self.news.push(News::LeaseLost);
     }
 
     /// The process stood still: nothing is sent until a heartbeat has shown that the lease still holds.

@@ -64,6 +64,11 @@ pub struct Daemon {
 
 /// A jump of the wall clock against the monotonic one that is more than clock discipline: the machine slept.
 const SLEPT: Duration = Duration::from_secs(1);
+/// Whatever is asked of the database, a claim or a batch of several statements, is given up after this: the connection is dead. What
+/// the server takes longer for it gives up itself.
+const LONGEST: Duration = Duration::from_secs(15);
+/// A heartbeat writes one small row: where even that takes longer, the database is lost, and so is what else was asked of it.
+const HEARTBEAT_LIMIT: Duration = Duration::from_secs(4);
 /// After the grace, so long for writing down what came of the last polls.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
@@ -160,14 +165,14 @@ impl Daemon {
                 let lease = self.lease;
                 tokio::spawn(async move {
                     let asked = Instant::now();
-                    let result = register(&store, lease, &accounts).await.map_err(failed);
+                    let result = store.within(LONGEST, register(&store, lease, &accounts)).await.map_err(failed);
                     send(Event::Registered(result, asked));
                 });
             }
             Command::Beat { replica, complied, judge } => {
                 tokio::spawn(async move {
                     let asked = Instant::now();
-                    let result = store.beat(replica, complied, judge).await.map_err(failed);
+                    let result = store.within(HEARTBEAT_LIMIT, store.beat(replica, complied, judge)).await.map_err(failed);
                     send(Event::Beaten(replica, result, asked));
                 });
             }
@@ -175,14 +180,14 @@ impl Daemon {
                 tokio::spawn(async move {
                     let mut place = |candidate: &mut crate::store::Candidate| placer.place(candidate);
                     let claim = store.claim(replica, &members, &rooms, horizon, &mut place, &mut look.unsure);
-                    let result = claim.await.map_err(failed);
+                    let result = store.within(LONGEST, claim).await.map_err(failed);
                     send(Event::Claimed(result, look));
                 });
             }
             Command::Draw { draws, lanes } => {
                 tokio::spawn(async move {
                     let asked = Instant::now();
-                    let result = store.draw(&draws).await.map_err(failed);
+                    let result = store.within(LONGEST, store.draw(&draws)).await.map_err(failed);
                     send(Event::Drawn(result, lanes, asked));
                 });
             }
@@ -195,13 +200,13 @@ impl Daemon {
             }
             Command::Record(mut recording) => {
                 tokio::spawn(async move {
-                    let result = record(&store, &mut recording).await.map_err(failed);
+                    let result = store.within(LONGEST, record(&store, &mut recording)).await.map_err(failed);
                     send(Event::Recorded(recording, result));
                 });
             }
             Command::Watch { after } => {
                 tokio::spawn(async move {
-                    let result = watch(&store, after).await.map_err(failed);
+                    let result = store.within(LONGEST, watch(&store, after)).await.map_err(failed);
                     send(Event::Watched(result));
                 });
             }
@@ -209,7 +214,7 @@ impl Daemon {
                 let spec = self.lanes[lane].clone();
                 tokio::spawn(async move {
                     // The lane itself pauses already; an error here is the database's, and every other statement meets it too.
-                    drop(store.slow_down(spec.provider, &spec.account, wait).await);
+                    drop(store.within(LONGEST, store.slow_down(spec.provider, &spec.account, wait)).await);
                 });
             }
             Command::Circuit { lane, change } => {
@@ -218,7 +223,8 @@ impl Daemon {
             Command::Probe { lane } => {
                 let spec = self.lanes[lane].clone();
                 tokio::spawn(async move {
-                    let granted = store.take_probe(spec.provider, &spec.account, spec.circuit.probe_after).await.map_err(failed);
+                    let taken = store.take_probe(spec.provider, &spec.account, spec.circuit.probe_after);
+                    let granted = store.within(LONGEST, taken).await.map_err(failed);
                     send(Event::Probe { lane, granted });
                 });
             }
@@ -262,7 +268,8 @@ async fn tell_circuit(store: Store, spec: Arc<LaneSpec>, change: CircuitChange) 
     let (provider, account) = (spec.provider, &*spec.account);
     match change {
         CircuitChange::Open(reason) => {
-            if let Ok(true) = store.open_circuit(provider, account, &reason, spec.circuit.probe_after).await {
+            let opened = store.open_circuit(provider, account, &reason, spec.circuit.probe_after);
+            if let Ok(true) = store.within(LONGEST, opened).await {
                 error!(
                     event = event::CIRCUIT_OPENED,
                     provider,
@@ -274,7 +281,7 @@ async fn tell_circuit(store: Store, spec: Arc<LaneSpec>, change: CircuitChange) 
             }
         }
         CircuitChange::Close => {
-            if let Ok(true) = store.close_circuit(provider, account).await {
+            if let Ok(true) = store.within(LONGEST, store.close_circuit(provider, account)).await {
                 info!(event = event::CIRCUIT_CLOSED, provider, account, "{provider}/{account} answers again");
             }
         }

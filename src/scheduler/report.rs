@@ -77,12 +77,6 @@ impl Reporter {
                 );
             }
             News::DatabaseBack => info!(event = event::DATABASE_BACK, "the database is back"),
-            News::LeaseLost => {
-                warn!(
-                    event = event::DATABASE_LOST,
-                    "this replica's lease ran out: what it held is left to others, and it registers anew"
-                );
-            }
             News::Unrecorded(why) => {
                 error!(event = event::POLL_FAILED, error = why, "the database refuses the record of a poll; it is tried again");
             }

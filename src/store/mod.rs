@@ -32,10 +32,13 @@ use crate::config::Database;
 use percent_encoding::percent_decode_str;
 use secrecy::ExposeSecret;
 use sqlx::Connection as _;
+use sqlx::pool::PoolConnectionMetadata;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use std::fs::File;
+use std::pin::pin;
 use std::str::FromStr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
 
 /// Why a statement did not do its work.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +58,9 @@ pub enum StoreError {
         /// What is wrong.
         problem: String,
     },
+    /// The database neither answered nor broke the connection.
+    #[error("the database did not answer within {} s", .0.as_secs())]
+    Silent(Duration),
     /// The connection string cannot be read.
     #[error("database.url: {0}")]
     Url(String),
@@ -64,6 +70,7 @@ pub enum StoreError {
 #[derive(Clone)]
 pub struct Store {
     pool: PgPool,
+    silence: Silence,
 }
 
 /// A statement that takes longer than this is given up: the daemon then says that it lost the database, and tries again.
@@ -71,18 +78,58 @@ const STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a statement waits for a free connection before the database counts as lost.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// A connection that is doubted must answer within this time.
+const PING_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// When the database was last silent. A network can lose a connection without a word, and the system waits for a quarter of an hour
+/// before it calls it broken; so where one statement has waited too long, every connection of that time is doubted.
+#[derive(Clone)]
+struct Silence(watch::Sender<Instant>);
+
+impl Silence {
+    /// Errors when the connection has lived through the last silence and does not answer now. An error closes it at once.
+    async fn check(self, connection: &mut PgConnection, metadata: PoolConnectionMetadata) -> Result<bool, sqlx::Error> {
+        let spared = metadata.age < self.0.borrow().elapsed();
+        if !spared {
+            let answer = tokio::time::timeout(PING_TIMEOUT, connection.ping());
+            answer.await.unwrap_or(Err(sqlx::Error::PoolTimedOut))?;
+        }
+        Ok(true)
+    }
+}
+
 impl Store {
     /// A store that connects when it is first used.
     pub fn open(database: &Database) -> Result<Self, StoreError> {
         let url = database.url.as_ref().ok_or_else(|| StoreError::Url("it is not set".into()))?;
         let options = connect_options(url.expose_secret())?;
+        let silence = Silence(watch::Sender::new(Instant::now()));
+        let (idle, released) = (silence.clone(), silence.clone());
         let pool = PgPoolOptions::new()
             .max_connections(database.max_connections)
             .acquire_timeout(ACQUIRE_TIMEOUT)
             // A connection that broke while idle is found out by the statement that uses it, which is tried again anyway.
             .test_before_acquire(false)
+            .before_acquire(move |connection, metadata| Box::pin(idle.clone().check(connection, metadata)))
+            .after_release(move |connection, metadata| Box::pin(released.clone().check(connection, metadata)))
             .connect_lazy_with(options);
-        Ok(Self { pool })
+        Ok(Self { pool, silence })
+    }
+
+    /// Does some work on the database, and gives it up when that takes longer than `limit`, or when other work was given up meanwhile:
+    /// then no connection of that time is trusted without an answer. What was given up may have been done all the same.
+    pub async fn within<T>(&self, limit: Duration, work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+        let mut silence = self.silence.0.subscribe();
+        // Kept until the silence is noted: the connection that it drops is doubted when it comes back to the pool.
+        let mut work = pin!(work);
+        tokio::select! {
+            result = &mut work => result,
+            _ = silence.changed() => Err(StoreError::Silent(limit)),
+            () = tokio::time::sleep(limit) => {
+                self.silence.0.send_replace(Instant::now());
+                Err(StoreError::Silent(limit))
+            }
+        }
     }
 
     /// Errors, and says why, unless a new connection can be made at once.

@@ -138,6 +138,9 @@ const ENTRIES: &str = "
     )
     select id from written";
 
+/// Before [`LATE`], in a statement of its own: whoever is just claiming one of these is waited for, and [`LATE`] sees that he holds it.
+const LOCK: &str = "select from paypoll.transactions where id = any ($1) order by id for no key update";
+
 /// Lets go of transactions that this replica may no longer write, and counts their polls. Where another living replica holds one, that
 /// one has counted all but the polls of this batch. Where none does, polls that are older than what the row knows are counted here. The
 /// rest is in the journal: whoever claims the transaction next reads it there (owner 0), and where nobody will, it is counted here too.
@@ -147,7 +150,6 @@ const LATE: &str = "
           from paypoll.transactions t
           left join paypoll.replicas r on r.id = t.owner
          where t.id = any ($1)
-           for no key update of t
     ), mine as (
         select l.id, count(*)::int as polls, max(m.sent_at) as polled_at
           from unnest($2::uuid[], $3::timestamptz[]) as m (id, sent_at)
@@ -264,8 +266,10 @@ async fn write(tx: &mut PgConnection, replica: ReplicaId, entries: &[Entry]) -> 
 
 async fn count_late(tx: &mut PgConnection, replica: ReplicaId, late: &HashSet<Uuid>, polls: &[Poll]) -> Result<(), StoreError> {
     let mine = || polls.iter().filter(|poll| late.contains(&poll.transaction_id));
+    let late: Vec<Uuid> = late.iter().copied().collect();
+    sqlx::query(LOCK).bind(&late).execute(&mut *tx).await?;
     sqlx::query(LATE)
-        .bind(late.iter().copied().collect::<Vec<_>>())
+        .bind(&late)
         .bind(mine().map(|poll| poll.transaction_id).collect::<Vec<_>>())
         .bind(mine().map(|poll| poll.sent_at).collect::<Vec<_>>())
         .bind(replica.0)

@@ -21,13 +21,30 @@ pub struct Membership {
     pub living: Vec<i64>,
     /// The highest number known by then: whoever has a higher one registered later.
     pub newest: i64,
-    /// Every other living replica leaves room for all replicas up to this one.
+    /// Every living replica that registered before this one leaves room for all replicas up to this number.
     pub complied: i64,
+    /// For every other living replica all before it leave room: none of them is a newcomer.
+    pub settled: bool,
     /// The accounts of those that do not serve the same ones as we do.
     pub others: Arc<BTreeMap<i64, BTreeSet<(String, String)>>>,
 }
 
 impl Membership {
+    /// What the replica `own` concludes from the living, rising, each with the newest replica that it leaves room for. Whoever registered
+    /// later has known the earlier ones from the start, and left them room.
+    #[must_use]
+    pub fn new(own: i64, living: &[(i64, i64)]) -> Self {
+        let earlier = |than: i64| living.iter().filter(move |(id, _)| *id < than).map(|(_, complied)| *complied);
+        let has_room = |id: i64| earlier(id).all(|complied| complied >= id);
+        Self {
+            living: living.iter().map(|(id, _)| *id).collect(),
+            newest: living.last().map_or(0, |(id, _)| *id),
+            complied: earlier(own).min().unwrap_or(i64::MAX),
+            settled: living.iter().all(|(id, _)| *id == own || has_room(*id)),
+            others: Arc::default(),
+        }
+    }
+
     /// The living replicas that serve an account of ours, rising.
     pub fn serving(&self, provider: &str, account: &str) -> impl Iterator<Item = i64> {
         let own = (provider.to_owned(), account.to_owned());
@@ -52,13 +69,18 @@ const REGISTER: &str = "
     insert into paypoll.replicas (lease, complied, accounts, host) values (make_interval(secs => $1), 0, $2, $3) returning id";
 
 /// Renews the lease; then, where this replica may judge, deletes those whose lease has run out, by the database's clock and by the
-/// judge's idea of it; then lists the living. Only accounts that differ from our own are told: mostly none do.
+/// judge's idea of it; then lists the living. Whoever is just recording holds his lease (`skip locked`): should he stand still in the
+/// middle of it, the server ends his session, and until then nobody else's heartbeat waits for him. Only accounts that differ from
+/// our own are told: mostly none do.
 const BEAT: &str = "
     with beat as (
         update paypoll.replicas set heartbeat_at = clock_timestamp(), complied = $2 where id = $1 returning id
     ), dead as (
         delete from paypoll.replicas
-         where $3::timestamptz is not null and id <> $1 and heartbeat_at < least(clock_timestamp(), $3) - lease returning id
+         where id in (select id from paypoll.replicas
+                       where $3::timestamptz is not null and id <> $1 and heartbeat_at < least(clock_timestamp(), $3) - lease
+                         for update skip locked)
+        returning id
     )
     select r.id, r.complied, clock_timestamp() as clock, exists (select from beat) as alive,
            case when r.accounts <> own.accounts then r.accounts end as others
@@ -99,22 +121,16 @@ impl Store {
     pub async fn beat(&self, replica: ReplicaId, complied: i64, judge: Option<DateTime<Utc>>) -> Result<Beat, StoreError> {
         let rows = sqlx::query(BEAT).bind(replica.0).bind(complied).bind(judge).fetch_all(&self.pool).await?;
         let mut beat = Beat { alive: false, members: Membership::default(), clock: DateTime::<Utc>::UNIX_EPOCH };
-        let (mut leaves_room, mut others) = (i64::MAX, BTreeMap::new());
+        let (mut living, mut others) = (Vec::with_capacity(rows.len()), BTreeMap::new());
         for row in &rows {
-            let id: i64 = row.try_get("id")?;
-            beat.members.living.push(id);
-            beat.members.newest = id;
+            living.push((row.try_get("id")?, row.try_get("complied")?));
             beat.alive = row.try_get("alive")?;
             beat.clock = row.try_get("clock")?;
             if let Some(Json(accounts)) = row.try_get("others")? {
-                others.insert(id, accounts);
-            }
-            if id != replica.0 {
-                leaves_room = leaves_room.min(row.try_get("complied")?);
+                others.insert(row.try_get("id")?, accounts);
             }
         }
-        beat.members.complied = leaves_room;
-        beat.members.others = Arc::new(others);
+        beat.members = Membership { others: Arc::new(others), ..Membership::new(replica.0, &living) };
         Ok(beat)
     }
 
@@ -133,5 +149,31 @@ impl Store {
     pub async fn verdicts(&self, after: i64) -> Result<Vec<(i64, Uuid, i64)>, StoreError> {
         let rows = sqlx::query(VERDICTS).bind(after).fetch_all(&self.pool).await?;
         rows.iter().map(|row| Ok((row.try_get("transition")?, row.try_get("id")?, row.try_get("fence")?))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_newcomer_is_alone_until_another_one_is_there_that_not_everybody_has_heard_of() {
+        // The replica itself and the living, each with the newest one that it leaves room for.
+        for (own, living, complied, settled) in [
+            (1, &[(1, 0)][..], i64::MAX, true),
+            // A newcomer takes nothing away from those that he found.
+            (1, &[(1, 1), (2, 0)], i64::MAX, false),
+            (2, &[(1, 2), (2, 2), (3, 0)], 2, false),
+            // The first one was killed, or has not heard of it yet.
+            (2, &[(1, 1), (2, 0)], 1, true),
+            (2, &[(1, 2), (2, 0)], 2, true),
+            // The second one was killed too before anybody heard of it: what it has in flight is the newcomer's own.
+            (3, &[(1, 1), (2, 2), (3, 0)], 1, false),
+            (3, &[(1, 2), (2, 2), (3, 0)], 2, true),
+            (3, &[(1, 3), (2, 3), (3, 3)], 3, true),
+        ] {
+            let members = Membership::new(own, living);
+            assert_eq!((members.complied, members.settled), (complied, settled), "{own} among {living:?}");
+        }
     }
 }

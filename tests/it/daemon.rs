@@ -1,6 +1,6 @@
 //! The daemon end to end: the real loop, the real PostgreSQL, real HTTP to the simulator, at speed 60.
 
-use crate::support::{Provider, database, eventually};
+use crate::support::{Provider, TOLERANCE, database, eventually};
 use chrono::{DateTime, TimeDelta, Utc};
 use paypoll::commands;
 use paypoll::config::Config;
@@ -738,7 +738,10 @@ async fn a_back_fill_by_copy_is_taken_in_while_others_are_polled_on_time() {
     let url = cluster.admin_url();
     paypoll::store::migrate(&url).await.unwrap();
     let budgets = [Budget { per_second: 500, burst: 100 }; PROVIDERS.len()];
-    let provider = Provider::start_with((Ipv4Addr::LOCALHOST, 0).into(), Options { speed: SPEED, budgets, ..Options::default() });
+    let provider = Provider::start_with(
+        (Ipv4Addr::LOCALHOST, 0).into(),
+        Options { speed: SPEED, budgets, tolerance: TOLERANCE, ..Options::default() },
+    );
     let mut world = World::asking(PgPoolOptions::new().connect(&url).await.unwrap(), &url, provider);
     // One poll a second of each of a hundred; the copied ones wait for three minutes.
     world

@@ -1,6 +1,6 @@
 //! The store against a real PostgreSQL: claims, records, the writer rules, the feed, budgets.
 
-use crate::support::{TestDatabase, database};
+use crate::support::{TestDatabase, database, eventually};
 use chrono::{DateTime, Utc};
 use paypoll::config::Database;
 use paypoll::domain::{Progress, Source, State};
@@ -317,6 +317,64 @@ async fn a_dead_replica_is_found_by_its_lease_and_its_transactions_are_taken_ove
     let taken = claim_as(&store, successor, &after, 10).await.held.remove(0);
     assert_eq!(taken.transaction.attempts, 2);
     assert!(!store.beat(dead, 0, None).await.unwrap().alive);
+}
+
+#[tokio::test]
+async fn a_late_poll_is_counted_also_when_somebody_claims_its_transaction_at_that_moment() {
+    let database = database().await;
+    let store = open(&database);
+    let id = insert(&database, "R1").await;
+    let (dead, members) = register(&store).await;
+    claim_as(&store, dead, &members, 10).await;
+    store.deregister(dead).await.unwrap();
+    let (claimant, _) = register(&store).await;
+    // A claim that has read the journal and is not committed yet.
+    let mut claim = database.pool.begin().await.unwrap();
+    sqlx::query("update paypoll.transactions set owner = $2, fence = fence + 1 where id = $1")
+        .bind(id)
+        .bind(claimant.0)
+        .execute(&mut *claim)
+        .await
+        .unwrap();
+    let batch = Batch { polls: vec![poll(id, now(&store).await)], ..Batch::default() };
+    let late = tokio::spawn({
+        let store = store.clone();
+        async move { store.record(dead, &batch, &mut Attempt::default()).await.unwrap() }
+    });
+    eventually("the late record waits for the claim", || async {
+        let waits = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+        (sqlx::query_scalar::<_, i64>(waits).fetch_one(&database.pool).await.unwrap() == 1).then_some(())
+    })
+    .await;
+    claim.commit().await.unwrap();
+    assert!(late.await.unwrap().lease_lost);
+    assert_eq!(counted(&database, id).await.0, 1, "the claimant could not know of it");
+    assert_eq!(counted(&database, id).await.1, Some(claimant.0));
+}
+
+#[tokio::test]
+async fn a_replica_in_the_middle_of_a_record_delays_no_heartbeat_of_others() {
+    let database = database().await;
+    let store = open(&database);
+    let (stopped, _) = register(&store).await;
+    let (other, _) = register(&store).await;
+    // It stopped between two statements, holding its lease; nobody heard of it since.
+    let mut record = database.pool.begin().await.unwrap();
+    sqlx::query("select id from paypoll.replicas where id = $1 for key share")
+        .bind(stopped.0)
+        .fetch_one(&mut *record)
+        .await
+        .unwrap();
+    sqlx::query("update paypoll.replicas set heartbeat_at = heartbeat_at - interval '1 hour' where id = $1")
+        .bind(stopped.0)
+        .execute(&database.pool)
+        .await
+        .unwrap();
+    let beat =
+        tokio::time::timeout(Duration::from_secs(5), store.beat(other, 0, JUDGE)).await.expect("it is not kept waiting").unwrap();
+    assert_eq!(beat.members.living, [stopped.0, other.0], "a record under way is under its lease");
+    record.rollback().await.unwrap();
+    assert_eq!(store.beat(other, 0, JUDGE).await.unwrap().members.living, [other.0]);
 }
 
 #[tokio::test]

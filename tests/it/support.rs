@@ -87,7 +87,7 @@ pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut
 }
 
 /// By how much an arrival at the simulator may be late on a machine that does other things too.
-const TOLERANCE: Duration = Duration::from_millis(40);
+pub(crate) const TOLERANCE: Duration = Duration::from_millis(40);
 
 /// A simulator on a thread of its own. It ends with the test.
 pub(crate) struct Provider {
@@ -102,14 +102,14 @@ impl Provider {
     }
 
     pub(crate) fn start_at(address: SocketAddr, speed: f64) -> Self {
-        Self::start_with(address, Options { speed, ..Options::default() })
+        Self::start_with(address, Options { speed, tolerance: TOLERANCE, ..Options::default() })
     }
 
     pub(crate) fn start_with(address: SocketAddr, options: Options) -> Self {
         let listener = TcpListener::bind(address).unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
-        let simulator = Simulator::new(Options { tolerance: TOLERANCE, ..options });
+        let simulator = Simulator::new(options);
         let stop = CancellationToken::new();
         let (served, stopped) = (simulator.clone(), stop.clone());
         thread::spawn(move || {

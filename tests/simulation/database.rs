@@ -156,13 +156,8 @@ impl Database {
                 .retain(|id, row| *id == replica.0 || row.heartbeat >= now - TimeDelta::from_std(row.lease).expect("short"));
         }
         let alive = self.replicas.get_mut(&replica.0).map(|row| (row.heartbeat, row.complied) = (clock, complied)).is_some();
-        let others = self.replicas.iter().filter(|(id, _)| **id != replica.0).map(|(_, row)| row.complied);
-        let members = Membership {
-            living: self.replicas.keys().copied().collect(),
-            newest: self.replicas.keys().copied().max().unwrap_or(0),
-            complied: others.min().unwrap_or(i64::MAX),
-            ..Membership::default()
-        };
+        let living: Vec<(i64, i64)> = self.replicas.iter().map(|(id, row)| (*id, row.complied)).collect();
+        let members = Membership::new(replica.0, &living);
         Beat { alive, members, clock }
     }
 

@@ -111,7 +111,8 @@ impl Daemon {
         let (done, result) = oneshot::channel();
         let work = move || {
             let runtime = Builder::new_current_thread().enable_all().build();
-            let result = runtime.map_err(|error| format!("no runtime: {error}")).and_then(|runtime| runtime.block_on(self.work(stop)));
+            let result =
+                runtime.map_err(|error| format!("no runtime: {error}")).and_then(|runtime| runtime.block_on(self.work(stop)));
             // The receiver waits as long as the process does not end.
             drop(done.send(result));
         };

@@ -41,10 +41,12 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     }
 }
 
+/// For what has several things to do at once that need not be on time.
 fn workers() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build()
 }
 
+/// Also for the daemon: a poll passes through many tasks, and waking another thread for each costs more than the poll itself.
 fn one_thread() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
 }

@@ -454,12 +454,13 @@ impl Engine {
             due(self.next_watch, self.watching || self.stopping),
             due(self.next_claim, self.claiming || self.stopping),
             outbox.and_then(|at| due(at, self.recording >= RECORDINGS)),
-            self.next_start,
+            self.next_start.and_then(|at| due(at, self.stopping)),
             self.last_lease_end(),
         ];
-        let waiting = self.lanes.iter().filter_map(|lane| lane.waiting.keys().next()).map(|(at, _)| *at);
-        let draws = self.lanes.iter().filter_map(Lane::awaits_draw);
-        moments.into_iter().flatten().chain(waiting).chain(draws).min()
+        // Nothing is started any more while stopping.
+        let starting = self.lanes.iter().filter(|_| !self.stopping);
+        let waits = starting.flat_map(|lane| lane.waiting.keys().next().map(|(at, _)| *at).into_iter().chain(lane.awaits_draw()));
+        moments.into_iter().flatten().chain(waits).min()
     }
 }
 
@@ -767,9 +768,11 @@ impl Engine {
             self.tell_transition(&held, from, change.reason);
             Transition { from, source: change.source, evidence }
         });
-        // The row may lag behind the journal by a lease, and the next answer may take as long as its time-out.
+        // The row may lag behind the journal by a lease, and the next answer may take as long as its time-out. Sooner than that, because
+        // the write is also what notices that the row was corrected.
         let timeout = self.lanes[held.lane].spec.timeout;
-        let stale = held.unsaved.since.is_some_and(|since| due + timeout >= since + self.setup.lease);
+        let lease = self.setup.lease;
+        let stale = held.unsaved.since.is_some_and(|since| now >= since + lease / 3 || due + timeout >= since + lease);
         let written = transition.is_some() || !hold || stale;
         if written {
             self.write(now, &mut held, hold, Some(next), transition);
@@ -1404,4 +1407,4 @@ fn ask(held: &Held) -> Ask<'_> {
 }
 
 /// How many transactions a look may plan for later at once.
-const PLAN_BATCH: usize = 4000;
+const PLAN_BATCH: usize = 1000;

@@ -23,11 +23,9 @@ use engine::{Command, Engine, Event, Failed, Recording, Setup};
 use lane::{CircuitChange, LaneSpec};
 use report::Reporter;
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 use timer::Timer;
-use tokio::runtime::{Builder, Handle};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 use watch::Watch;
@@ -62,10 +60,10 @@ pub struct Daemon {
     engine: Engine,
     /// Ends the wait for answers.
     hurry: CancellationToken,
-    /// Where statements wait for the database.
-    beside: Handle,
 }
 
+/// The loop turns no more often than this while nothing happens.
+const SHORTEST_TURN: Duration = Duration::from_micros(50);
 /// A jump of the wall clock against the monotonic one that is more than clock discipline: the machine slept.
 const SLEPT: Duration = Duration::from_secs(1);
 /// Whatever is asked of the database, a claim or a batch of several statements, is given up after this: the connection is dead. What
@@ -77,7 +75,7 @@ const HEARTBEAT_LIMIT: Duration = Duration::from_secs(4);
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
 impl Daemon {
-    /// A daemon that has not begun. Made within the runtime that is to wait for the database.
+    /// A daemon that has not begun.
     pub fn new(config: &Config, store: Store, lanes: Vec<Arc<LaneSpec>>, metrics: Arc<Metrics>) -> Result<Self, String> {
         let transport = Transport::new()?;
         let setup = Setup {
@@ -99,28 +97,11 @@ impl Daemon {
             events,
             inbox,
             hurry: CancellationToken::new(),
-            beside: Handle::current(),
         })
     }
 
     /// Works until `stop`, then gives back what it holds. Errors when something that was sent could not be written down.
-    ///
-    /// The loop and its requests have a thread to themselves: a poll passes through many tasks, and waking another thread for each
-    /// costs more than the poll; and neither a large answer of the database nor a page for people makes a poll late.
-    pub async fn run(self, stop: CancellationToken) -> Result<(), String> {
-        let (done, result) = oneshot::channel();
-        let work = move || {
-            let runtime = Builder::new_current_thread().enable_all().build();
-            let result =
-                runtime.map_err(|error| format!("no runtime: {error}")).and_then(|runtime| runtime.block_on(self.work(stop)));
-            // The receiver waits as long as the process does not end.
-            drop(done.send(result));
-        };
-        thread::Builder::new().name("polls".into()).spawn(work).map_err(|error| format!("no thread: {error}"))?;
-        result.await.unwrap_or_else(|_| Err("the loop broke".into()))
-    }
-
-    async fn work(mut self, stop: CancellationToken) -> Result<(), String> {
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), String> {
         let mut reporter = Reporter::new(self.lanes.clone(), self.metrics.clone(), Instant::now());
         let mut commands = Vec::new();
         let mut watchdog = Sleepwatch::new();
@@ -147,6 +128,8 @@ impl Daemon {
                 self.carry_out(command);
             }
             let wakeup = self.engine.next_wakeup().unwrap_or(now + SLEPT).min(reporter.next_look().max(now + SLEPT));
+            // Whatever the engine says, the loop does not spin.
+            let wakeup = wakeup.max(now + SHORTEST_TURN);
             event = tokio::select! {
                 event = self.inbox.recv() => event.unwrap_or(Event::Tick),
                 () = timer.until(wakeup) => Event::Tick,
@@ -184,21 +167,21 @@ impl Daemon {
             Command::Register => {
                 let accounts: Vec<_> = self.lanes.iter().map(|spec| (spec.provider, spec.account.clone())).collect();
                 let lease = self.lease;
-                self.beside.spawn(async move {
+                tokio::spawn(async move {
                     let asked = Instant::now();
                     let result = store.within(LONGEST, register(&store, lease, &accounts)).await.map_err(failed);
                     send(Event::Registered(result, asked));
                 });
             }
             Command::Beat { replica, complied, judge } => {
-                self.beside.spawn(async move {
+                tokio::spawn(async move {
                     let asked = Instant::now();
                     let result = store.within(HEARTBEAT_LIMIT, store.beat(replica, complied, judge)).await.map_err(failed);
                     send(Event::Beaten(replica, result, asked));
                 });
             }
             Command::Claim { replica, members, rooms, horizon, mut placer, mut look } => {
-                self.beside.spawn(async move {
+                tokio::spawn(async move {
                     let mut place = |candidate: &mut crate::store::Candidate| placer.place(candidate);
                     let claim = store.claim(replica, &members, &rooms, horizon, &mut place, &mut look.unsure);
                     let result = store.within(LONGEST, claim).await.map_err(failed);
@@ -206,7 +189,7 @@ impl Daemon {
                 });
             }
             Command::Draw { draws, lanes } => {
-                self.beside.spawn(async move {
+                tokio::spawn(async move {
                     let asked = Instant::now();
                     let result = store.within(LONGEST, store.draw(&draws)).await.map_err(failed);
                     send(Event::Drawn(result, lanes, asked));
@@ -220,30 +203,30 @@ impl Daemon {
                 });
             }
             Command::Record(mut recording) => {
-                self.beside.spawn(async move {
+                tokio::spawn(async move {
                     let result = store.within(LONGEST, record(&store, &mut recording)).await.map_err(failed);
                     send(Event::Recorded(recording, result));
                 });
             }
             Command::Watch { after } => {
-                self.beside.spawn(async move {
+                tokio::spawn(async move {
                     let result = store.within(LONGEST, watch(&store, after)).await.map_err(failed);
                     send(Event::Watched(result));
                 });
             }
             Command::SlowDown { lane, wait } => {
                 let spec = self.lanes[lane].clone();
-                self.beside.spawn(async move {
+                tokio::spawn(async move {
                     // The lane itself pauses already; an error here is the database's, and every other statement meets it too.
                     drop(store.within(LONGEST, store.slow_down(spec.provider, &spec.account, wait)).await);
                 });
             }
             Command::Circuit { lane, change } => {
-                self.beside.spawn(tell_circuit(store, self.lanes[lane].clone(), change));
+                tokio::spawn(tell_circuit(store, self.lanes[lane].clone(), change));
             }
             Command::Probe { lane } => {
                 let spec = self.lanes[lane].clone();
-                self.beside.spawn(async move {
+                tokio::spawn(async move {
                     let taken = store.take_probe(spec.provider, &spec.account, spec.circuit.probe_after);
                     let granted = store.within(LONGEST, taken).await.map_err(failed);
                     send(Event::Probe { lane, granted });

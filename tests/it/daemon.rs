@@ -791,3 +791,35 @@ async fn a_back_fill_by_copy_is_taken_in_while_others_are_polled_on_time() {
     world.assert_rules_kept().await;
     world.pool.close().await;
 }
+
+/// Row-level security that shows the daemon one account and nothing of any other. Not on the journal: `COPY` refuses it.
+const ONE_ACCOUNT: &str = "
+    alter table paypoll.transactions enable row level security;
+    alter table paypoll.transitions enable row level security;
+    alter table paypoll.accounts enable row level security;
+    create policy one on paypoll.transactions to paypoll_daemon using (account = 'default');
+    create policy one on paypoll.transitions to paypoll_daemon
+        using (exists (select from paypoll.transactions t where t.id = transaction_id)) with check (true);
+    create policy one on paypoll.accounts to paypoll_daemon using (account = 'default');";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_works_on_a_database_that_shows_it_no_row_of_accounts_that_it_does_not_serve() {
+    let mut world = World::new().await;
+    for statements in [include_str!("../../deploy/roles.sql"), ONE_ACCOUNT] {
+        sqlx::raw_sql(statements).execute(&world.pool).await.unwrap();
+    }
+    let url = format!("{}&options[role]=paypoll_daemon", world.settings["PAYPOLL__DATABASE__URL"]);
+    world.set("DATABASE__URL", &url);
+    let other = world.insert_row("khalti", "other", "SIM-000001-ok", json!({})).await;
+    let inserted = world.insert_all(&["ok2", "fail", "flakyx2-ok"]).await;
+    let daemon = world.process();
+    world.settled_but(1).await;
+    world.assert_as_expected(&inserted).await;
+    assert!(daemon.terminate().await.success());
+    let states: Vec<(String, i64)> = sqlx::query_as("select state, fence from paypoll.transactions where id = $1")
+        .bind(other)
+        .fetch_all(&world.pool)
+        .await
+        .unwrap();
+    assert_eq!(states, [("pending".to_owned(), 0)]);
+}

@@ -37,6 +37,7 @@ create table paypoll.transactions (
     not_found      integer     not null default 0,       -- answers in a row that said "not found"
     reopened_at    timestamptz,                          -- null: never reopened by an operator
     action_at      timestamptz,                          -- null: never in action_required
+    not_before     timestamptz,                          -- null: nothing; else an owner that died may have sent a poll that nobody recorded: none before this
     opened_at      timestamptz,                          -- null: not polled in this window; else its first poll
     phase          smallint    not null default 0,       -- the plan's phase that the last poll fell into
     phase_since    timestamptz,                          -- null: as opened_at; else when that phase began

@@ -40,7 +40,7 @@ begin
     new.provider_state := null; new.reason := null; new.action := null; new.details := null;
     new.attempts := 0; new.failures := 0; new.not_found := 0; new.fence := 0; new.phase := 0; new.gaps := 0;
     new.last_polled_at := null; new.finalized_at := null; new.owner := null; new.reopened_at := null;
-    new.action_at := null; new.opened_at := null; new.phase_since := null;
+    new.action_at := null; new.opened_at := null; new.phase_since := null; new.not_before := null;
     new.created_at := now(); new.updated_at := now();
     -- The daemon looks at it at once and then knows when its plan wants the first poll.
     new.next_poll_at := clock_timestamp();

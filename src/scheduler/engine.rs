@@ -270,6 +270,8 @@ pub struct Engine {
     claim_asked: Instant,
     next_start: Option<Instant>,
     last_verdict: i64,
+    /// Which accounts pause and which circuits are open was heard since the database was found: before that nothing is sent.
+    accounts_known: bool,
     /// Others' writes about transactions that were in flight or being recorded, or are not held at all: the fence, and when it was
     /// heard of. Nothing is in flight for as long as a lease.
     overruled: HashMap<Uuid, (i64, Instant)>,
@@ -400,6 +402,7 @@ impl Engine {
             claim_asked: now,
             next_start: None,
             last_verdict: 0,
+            accounts_known: false,
             overruled: HashMap::new(),
             unsure: Vec::new(),
             doubted: None,
@@ -471,7 +474,7 @@ impl Engine {
         match result {
             Err(failed) => self.lose_database(now, failed),
             Ok((replica, beat, last_verdict)) => {
-                self.find_database();
+                self.find_database(now);
                 self.read_clock(asked, now, beat.clock);
                 self.last_verdict = self.last_verdict.max(last_verdict);
                 self.epoch += 1;
@@ -483,6 +486,8 @@ impl Engine {
                 self.next_beat = now + BEAT_EVERY;
                 self.next_claim = now;
                 self.next_sweep = now;
+                self.next_watch = now;
+                self.accounts_known = false;
                 if self.doubted.is_some_and(|doubted| asked <= doubted) {
                     self.doubt_lease(now);
                 }
@@ -498,7 +503,7 @@ impl Engine {
                 let doubtful = self.doubted.is_some_and(|doubted| asked <= doubted);
                 // Without a lease it is back when there is a new one.
                 let holds = beat.alive || self.replica() != Some(replica);
-                if holds && !doubtful && self.find_database() {
+                if holds && !doubtful && self.find_database(now) {
                     self.steady_since = Some(now);
                 }
                 self.read_clock(asked, now, beat.clock);
@@ -721,6 +726,7 @@ impl Engine {
             self.let_go(now, id, fence);
         }
         self.take_over_accounts(&watch.accounts);
+        self.accounts_known = true;
     }
 
     fn on_probe(&mut self, now: Instant, number: usize, granted: Result<bool, Failed>) {
@@ -1049,6 +1055,9 @@ impl Engine {
     fn dispatch(&mut self, now: Instant, out: &mut Vec<Command>) {
         self.next_start = None;
         let Registration::Yes(registered) = &self.registration else { return };
+        if !self.accounts_known {
+            return;
+        }
         let lease_end = registered.beaten + self.setup.lease;
         let mut open: Vec<usize> = (0..self.lanes.len()).filter(|number| !self.lanes[*number].ready.is_empty()).collect();
         self.ask_for_probes(now, &open, out);
@@ -1305,9 +1314,10 @@ impl Engine {
     }
 
     /// True when it was lost.
-    fn find_database(&mut self) -> bool {
+    fn find_database(&mut self, now: Instant) -> bool {
         let lost = !matches!(self.database, Database::There);
         if lost {
+            (self.accounts_known, self.next_watch) = (false, now);
             self.database = Database::There;
             self.news.push(News::DatabaseBack);
         }

@@ -61,6 +61,10 @@ fn due(spec: &LaneSpec, candidate: &mut Candidate, now: DateTime<Utc>, draw: f64
     };
     // A row that was inserted late is due when it came.
     let due = candidate.due.max(if candidate.fresh { rules.first_look(transaction, draw) } else { earliest });
-    // A dead owner may have sent the poll that was due and died before he wrote it down: it counts as sent now.
-    if candidate.orphan && due <= now { after(now, floor) } else { due }
+    if candidate.orphan && due <= now {
+        // A dead owner may have sent the poll that was due and died before he wrote it down: it counts as sent now. Whoever finds the
+        // row next must know it too, whatever has been done to its time meanwhile.
+        candidate.not_before = Some(after(now, floor));
+    }
+    candidate.not_before.map_or(due, |at| due.max(at))
 }

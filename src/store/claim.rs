@@ -36,6 +36,8 @@ pub struct Candidate {
     pub fresh: bool,
     /// It was taken from an owner who may have sent a poll that nobody recorded.
     pub orphan: bool,
+    /// No poll before this: an owner before may have sent one that nobody recorded.
+    pub not_before: Option<DateTime<Utc>>,
     /// Polls that the journal knows and the row did not: already counted, but not yet moved over in the plan.
     pub unplanned: Vec<DateTime<Utc>>,
     /// Why the row cannot be asked about.
@@ -91,7 +93,7 @@ pub struct Claim {
 const SELECT: &str = "
     select lane.number, t.id, t.reference, t.params, t.amount::text as amount, t.currency, t.initiated_at, t.reopened_at, t.action_at,
            t.state, t.provider_state, t.attempts, t.failures, t.not_found, t.last_polled_at, t.next_poll_at,
-           t.opened_at, t.phase, t.phase_since, t.gaps, t.fence, t.owner, clock_timestamp() as clock
+           t.opened_at, t.phase, t.phase_since, t.gaps, t.not_before, t.fence, t.owner, clock_timestamp() as clock
       from unnest($1::text[], $2::text[], $3::timestamptz[], $4::bigint[]) with ordinality as lane (provider, account, since, room, number)
      cross join lateral (
            select * from paypoll.transactions t
@@ -115,10 +117,10 @@ const UPDATE: &str = "
     update paypoll.transactions t
        set fence = t.fence + 1, owner = x.owner, next_poll_at = x.due,
            attempts = x.attempts, failures = x.failures, not_found = x.not_found, last_polled_at = x.polled_at,
-           opened_at = x.opened_at, phase = x.phase, phase_since = x.phase_since, gaps = x.gaps
+           opened_at = x.opened_at, phase = x.phase, phase_since = x.phase_since, gaps = x.gaps, not_before = x.not_before
       from unnest($1::uuid[], $2::bigint[], $3::timestamptz[], $4::int[], $5::int[], $6::int[], $7::timestamptz[],
-                  $8::timestamptz[], $9::smallint[], $10::timestamptz[], $11::int[])
-           as x (id, owner, due, attempts, failures, not_found, polled_at, opened_at, phase, phase_since, gaps)
+                  $8::timestamptz[], $9::smallint[], $10::timestamptz[], $11::int[], $12::timestamptz[])
+           as x (id, owner, due, attempts, failures, not_found, polled_at, opened_at, phase, phase_since, gaps, not_before)
      where t.id = x.id";
 
 /// Frees what this replica owns without knowing. Waits for a commit that is still under way.
@@ -253,6 +255,7 @@ async fn update(tx: &mut PgConnection, replica: ReplicaId, placed: &[(Candidate,
         .bind(all().map(|t| i16::try_from(t.progress.phase).unwrap_or(i16::MAX)).collect::<Vec<_>>())
         .bind(all().map(|t| t.progress.phase_since).collect::<Vec<_>>())
         .bind(all().map(|t| int(t.progress.gaps)).collect::<Vec<_>>())
+        .bind(placed.iter().map(|(candidate, _)| candidate.not_before).collect::<Vec<_>>())
         .execute(tx)
         .await?;
     Ok(())
@@ -307,6 +310,7 @@ fn candidate(row: &PgRow, lane: &LaneRoom, number: usize) -> Result<Candidate, S
         due: row.try_get("next_poll_at")?,
         fresh: fence == 0,
         orphan: row.try_get::<Option<i64>, _>("owner")?.is_some(),
+        not_before: row.try_get("not_before")?,
         unplanned: Vec::new(),
         flaw,
         fence,

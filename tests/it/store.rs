@@ -2,8 +2,9 @@
 
 use crate::support::{TestDatabase, database, eventually};
 use chrono::{DateTime, Utc};
-use paypoll::config::Database;
+use paypoll::config::{Config, Database};
 use paypoll::domain::{Progress, Source, State};
+use paypoll::scheduler::{self, placement::Placer};
 use paypoll::store::{
     Attempt, Batch, Candidate, Claim, Draw, Entry, LaneRoom, Membership, Placement, Poll, ReplicaId, Store, Transition,
 };
@@ -563,4 +564,43 @@ async fn a_circuit_opens_once_and_one_replica_probes() {
     assert_eq!(one.account_states().await.unwrap().len(), 1);
     assert!(two.close_circuit("khalti", "default").await.unwrap());
     assert!(!one.close_circuit("khalti", "default").await.unwrap());
+}
+
+/// Claims as the daemon does, under Khalti's default rules.
+async fn claim_by_rules(store: &Store, replica: ReplicaId, members: &Membership) -> Claim {
+    let settings = [("ENABLED", "true"), ("ACCOUNTS__DEFAULT__TOKEN", "token")];
+    let settings = settings.map(|(key, value)| (format!("PAYPOLL__PROVIDERS__KHALTI__{key}"), value.to_owned()));
+    let config = Config::load(&[], settings.into_iter(), 1.0).unwrap();
+    let lanes = [LaneRoom { provider: "khalti", account: "default".into(), since: DateTime::UNIX_EPOCH, room: 10 }];
+    let now = now(store).await;
+    let horizon = now + Duration::from_secs(1);
+    let mut placer = Placer::new(vec![(scheduler::lanes(&config)[0].clone(), 10)], now, horizon, 1);
+    let mut place = |candidate: &mut Candidate| placer.place(candidate);
+    store.claim(replica, members, &lanes, horizon, &mut place, &mut Vec::new()).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_poll_that_a_dead_owner_may_have_sent_is_reckoned_with_even_when_a_hand_calls_for_one_at_once() {
+    let database = database().await;
+    let store = open(&database);
+    sqlx::query(
+        "insert into paypoll.transactions (provider, reference, initiated_at) values ('khalti', 'A', now() - interval '1 hour')",
+    )
+    .execute(&database.pool)
+    .await
+    .unwrap();
+    let (dead, members) = register(&store).await;
+    assert_eq!(claim_by_rules(&store, dead, &members).await.held.len(), 1);
+    store.deregister(dead).await.unwrap();
+
+    let (replica, members) = register(&store).await;
+    assert!(claim_by_rules(&store, replica, &members).await.held.is_empty(), "whatever it sent counts as sent");
+    sqlx::query("update paypoll.transactions set next_poll_at = now()").execute(&database.pool).await.unwrap();
+    let claim = claim_by_rules(&store, replica, &members).await;
+    assert_eq!((claim.held.len(), claim.found[0].0), (0, 1), "found, and not asked about");
+    let waits: bool = sqlx::query_scalar("select next_poll_at > now() + interval '4 minutes' from paypoll.transactions")
+        .fetch_one(&database.pool)
+        .await
+        .unwrap();
+    assert!(waits, "its documented interval");
 }

@@ -19,6 +19,7 @@ pub(crate) struct Row {
     pub(crate) fence: i64,
     pub(crate) owner: Option<i64>,
     pub(crate) next: Option<DateTime<Utc>>,
+    not_before: Option<DateTime<Utc>>,
 }
 
 /// A row of `paypoll.transitions`.
@@ -228,6 +229,7 @@ impl Database {
             due,
             fresh: row.fence == 0,
             orphan: row.owner.is_some() && !self.has(Bug::InFlightForgotten),
+            not_before: row.not_before,
             unplanned,
             flaw: None,
             fence: row.fence,
@@ -248,6 +250,7 @@ impl Database {
         row.fence += 1;
         row.owner = owner;
         row.next = (!forgotten).then_some(stored(due));
+        row.not_before = candidate.not_before;
         row.transaction = candidate.transaction.clone();
         owner.map(|_| Claimed {
             lane: candidate.lane,
@@ -473,7 +476,7 @@ fn kept(progress: Progress) -> Progress {
 /// What others do.
 impl Database {
     pub(crate) fn insert(&mut self, transaction: Transaction) {
-        let row = Row { fence: 0, owner: None, next: Some(self.clock), transaction };
+        let row = Row { fence: 0, owner: None, next: Some(self.clock), not_before: None, transaction };
         self.rows.insert(row.transaction.id, row);
     }
 

@@ -201,6 +201,7 @@ impl Life<'_> {
             due,
             fresh,
             orphan,
+            not_before: None,
             unplanned: Vec::new(),
             flaw: None,
             fence: 0,

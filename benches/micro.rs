@@ -10,7 +10,7 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 use paypoll::config::Config;
-use paypoll::domain::{Progress, Sent, State, Transaction};
+use paypoll::domain::{Progress, Sent, Transaction};
 use paypoll::providers::Ask;
 use paypoll::scheduler::lane::LaneSpec;
 use paypoll::wire::{Redaction, Response};
@@ -114,23 +114,11 @@ fn answers() -> Vec<(&'static str, &'static str, &'static str, Value)> {
 
 fn transaction(spec: &LaneSpec, reference: &str, params: &Value, now: DateTime<Utc>) -> Transaction {
     Transaction {
-        id: Uuid::from_u128(1),
-        provider: spec.provider,
-        account: spec.account.clone(),
-        reference: reference.into(),
         params: params.clone(),
-        amount: None,
-        currency: None,
-        initiated_at: now - TimeDelta::minutes(10),
-        reopened_at: None,
-        action_at: None,
-        state: State::Pending,
-        provider_state: None,
         attempts: 3,
-        failures: 0,
-        not_found: 0,
         last_polled_at: Some(now - TimeDelta::minutes(5)),
         progress: Progress { opened_at: Some(now - TimeDelta::minutes(8)), ..Progress::default() },
+        ..Transaction::new(Uuid::from_u128(1), spec.provider, spec.account.clone(), reference, now - TimeDelta::minutes(10))
     }
 }
 

@@ -276,25 +276,7 @@ fn a_plan_that_cannot_be_shown_is_a_usage_error() {
 // ---------------------------------------------------------------------------------------------------------------------------------
 
 fn new_transaction(initiated: i64) -> Transaction {
-    Transaction {
-        id: uuid::Uuid::nil(),
-        provider: "khalti",
-        account: "default".into(),
-        reference: "R".into(),
-        params: json!({}),
-        amount: None,
-        currency: None,
-        initiated_at: at(initiated),
-        reopened_at: None,
-        action_at: None,
-        state: State::Pending,
-        provider_state: None,
-        attempts: 0,
-        failures: 0,
-        not_found: 0,
-        last_polled_at: None,
-        progress: Progress::default(),
-    }
+    Transaction::new(uuid::Uuid::nil(), "khalti", "default".into(), "R", at(initiated))
 }
 
 /// Writes a decision down, as the store does.

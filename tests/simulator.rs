@@ -227,7 +227,7 @@ async fn dusupay_answers_as_its_page_says() {
         ("cancel", 200, "/data/transaction_status", json!("CANCELLED")),
         ("pending", 200, "/data/transaction_status", json!("PENDING")),
         ("amount", 200, "/data/request_amount", json!(99.99)),
-        ("currency", 200, "/data/request_currency", json!("XXX")),
+        ("currency", 200, "/data/request_currency", json!("XTS")),
         ("unknownword", 200, "/data/transaction_status", json!("ESCROWED")),
         ("notfound", 404, "/message", json!("Transaction with reference: SIM-000010-notfound Not Found. Contact Support")),
         ("early", 403, "/message", json!("Status check denied. Try again after 2 minutes.")),

@@ -122,6 +122,30 @@ pub struct Transaction {
 }
 
 impl Transaction {
+    /// A transaction as it is inserted with nothing but what is required: pending and never polled.
+    #[must_use]
+    pub fn new(id: Uuid, provider: &'static str, account: Arc<str>, reference: &str, initiated_at: DateTime<Utc>) -> Self {
+        Self {
+            id,
+            provider,
+            account,
+            reference: reference.into(),
+            params: Value::Object(serde_json::Map::new()),
+            amount: None,
+            currency: None,
+            initiated_at,
+            reopened_at: None,
+            action_at: None,
+            state: State::Pending,
+            provider_state: None,
+            attempts: 0,
+            failures: 0,
+            not_found: 0,
+            last_polled_at: None,
+            progress: Progress::default(),
+        }
+    }
+
     /// Where its ages and windows count from.
     #[must_use]
     pub fn anchors(&self) -> Anchors {

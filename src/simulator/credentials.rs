@@ -34,8 +34,8 @@ pub const AYOCONNECT_PRIVATE_KEY: &str = include_str!("ayoconnect_test_key.pem")
 pub(super) const AMOUNT: f64 = 10.0;
 /// The amount that the script `amount` answers instead.
 pub(super) const OTHER_AMOUNT: f64 = 99.99;
-/// The currency that the script `currency` answers instead.
-pub(super) const OTHER_CURRENCY: &str = "XXX";
+/// The currency that the script `currency` answers instead: ISO 4217's code for tests.
+pub(super) const OTHER_CURRENCY: &str = "XTS";
 
 /// The keys and values of `[providers.NAME.accounts.default]`; Ayoconnect's with the static access token.
 #[must_use]

@@ -11,12 +11,11 @@ use crate::database::Database;
 use crate::{Micros, provider};
 use chrono::{DateTime, TimeDelta, Utc};
 use paypoll::config::Config;
-use paypoll::domain::{Progress, State, Transaction};
+use paypoll::domain::{State, Transaction};
 use paypoll::scheduler::engine::{Asked, Command, Engine, Event, Setup};
 use paypoll::scheduler::lane::LaneSpec;
 use paypoll::scheduler::watch::Watch;
 use paypoll::store::Candidate;
-use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -145,25 +144,13 @@ impl World {
 
     fn insert(&mut self, number: u128) {
         let spec = self.lanes.iter().find(|spec| (spec.provider == "khalti") == (number < KHALTI)).expect("both are enabled");
-        self.database.insert(Transaction {
-            id: Uuid::from_u128(number),
-            provider: spec.provider,
-            account: spec.account.clone(),
-            reference: format!("R{number}").into(),
-            params: json!({}),
-            amount: None,
-            currency: None,
-            initiated_at: self.database.clock,
-            reopened_at: None,
-            action_at: None,
-            state: State::Pending,
-            provider_state: None,
-            attempts: 0,
-            failures: 0,
-            not_found: 0,
-            last_polled_at: None,
-            progress: Progress::default(),
-        });
+        self.database.insert(Transaction::new(
+            Uuid::from_u128(number),
+            spec.provider,
+            spec.account.clone(),
+            &format!("R{number}"),
+            self.database.clock,
+        ));
     }
 
     fn drive(&mut self, event: Event) {

@@ -15,7 +15,6 @@ use paypoll::scheduler::watch::Watch;
 use paypoll::store::{Candidate, ReplicaId};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
-use serde_json::json;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
@@ -290,25 +289,7 @@ impl World {
         };
         let initiated_at = self.database.clock - TimeDelta::microseconds(age);
         let (provider, name) = accounts::NAMES[account];
-        self.database.insert(Transaction {
-            id,
-            provider,
-            account: name.into(),
-            reference: format!("R{}", id.as_u128()).into(),
-            params: json!({}),
-            amount: None,
-            currency: None,
-            initiated_at,
-            reopened_at: None,
-            action_at: None,
-            state: State::Pending,
-            provider_state: None,
-            attempts: 0,
-            failures: 0,
-            not_found: 0,
-            last_polled_at: None,
-            progress: paypoll::domain::Progress::default(),
-        });
+        self.database.insert(Transaction::new(id, provider, name.into(), &format!("R{}", id.as_u128()), initiated_at));
         self.checker.born(id, account, self.now - age, initiated_at);
     }
 

@@ -17,7 +17,6 @@ use paypoll::scheduler::placement::Placer;
 use paypoll::store::{Candidate, Placement};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
-use serde_json::json;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
@@ -308,25 +307,7 @@ impl Life<'_> {
 }
 
 fn transaction(spec: &LaneSpec, number: u64, initiated: i64) -> Transaction {
-    Transaction {
-        id: Uuid::from_u128(u128::from(number)),
-        provider: spec.provider,
-        account: spec.account.clone(),
-        reference: format!("R{number}").into(),
-        params: json!({}),
-        amount: None,
-        currency: None,
-        initiated_at: stamp(initiated),
-        reopened_at: None,
-        action_at: None,
-        state: State::Pending,
-        provider_state: None,
-        attempts: 0,
-        failures: 0,
-        not_found: 0,
-        last_polled_at: None,
-        progress: Progress::default(),
-    }
+    Transaction::new(Uuid::from_u128(number.into()), spec.provider, spec.account.clone(), &format!("R{number}"), stamp(initiated))
 }
 
 /// One transaction of the year; returns how often it was polled.

@@ -230,10 +230,12 @@ pub struct Commit {
     pub recorded: Recorded,
 }
 
+/// One value of each row, as PostgreSQL takes them: an array for each column.
+pub(super) fn column<'a, R, T>(rows: &'a [R], value: impl Fn(&'a R) -> T) -> Vec<T> {
+    rows.iter().map(value).collect()
+}
+
 async fn write(tx: &mut PgConnection, replica: ReplicaId, entries: &[Entry]) -> Result<HashSet<Uuid>, StoreError> {
-    fn column<'a, T>(entries: &'a [Entry], value: impl Fn(&'a Entry) -> T) -> Vec<T> {
-        entries.iter().map(value).collect()
-    }
     let json = |value: &Option<Value>| value.as_ref().map(Value::to_string);
     let transition = |entry: &Entry| entry.transition.as_ref().map(|change| (change.from.as_str(), change.source.as_str()));
     let rows = sqlx::query(ENTRIES)

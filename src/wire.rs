@@ -330,21 +330,38 @@ impl<'a> Redaction<'a> {
 
     /// The JSON without secrets and without payer data.
     #[must_use]
-    pub fn json(&self, value: Value) -> Value {
+    pub fn json(&self, mut value: Value) -> Value {
+        self.clean(&mut value);
+        value
+    }
+
+    /// In place: there is hardly ever anything to scrub.
+    fn clean(&self, value: &mut Value) {
         match value {
-            Value::String(text) => Value::String(self.text(&text)),
-            Value::Array(values) => Value::Array(values.into_iter().map(|value| self.json(value)).collect()),
-            Value::Object(map) => Value::Object(
-                map.into_iter()
-                    .map(|(key, value)| {
-                        let value =
-                            if self.keys.contains(&key.as_str()) { Value::String(REDACTED.into()) } else { self.json(value) };
-                        (self.text(&key), value)
-                    })
-                    .collect(),
-            ),
-            other => other,
+            Value::String(text) if self.may_touch(text) => *text = self.text(text),
+            Value::Array(values) => values.iter_mut().for_each(|value| self.clean(value)),
+            Value::Object(map) => {
+                for (key, value) in map.iter_mut() {
+                    if self.keys.contains(&key.as_str()) {
+                        *value = REDACTED.into();
+                    } else {
+                        self.clean(value);
+                    }
+                }
+                let touched: Vec<String> = map.keys().filter(|key| self.may_touch(key)).cloned().collect();
+                for key in touched {
+                    if let Some(value) = map.remove(&key) {
+                        map.insert(self.text(&key), value);
+                    }
+                }
+            }
+            _ => {}
         }
+    }
+
+    /// Whether [`Self::text`] may change the text: false only when it certainly does not.
+    fn may_touch(&self, text: &str) -> bool {
+        text.contains(['\0', '\\', '%']) || self.secrets.iter().any(|secret| text.contains(secret))
     }
 
     /// An answer's body as it may be kept: as JSON where it is short JSON, else the beginning of its text. What is cut is scrubbed

@@ -462,7 +462,7 @@ impl Engine {
         ];
         // Nothing is started any more while stopping.
         let starting = self.lanes.iter().filter(|_| !self.stopping);
-        let waits = starting.flat_map(|lane| lane.waiting.keys().next().map(|(at, _)| *at).into_iter().chain(lane.awaits_draw()));
+        let waits = starting.flat_map(|lane| lane.waiting.first().into_iter().chain(lane.awaits_draw()));
         moments.into_iter().flatten().chain(waits).min()
     }
 }
@@ -1011,12 +1011,11 @@ impl Engine {
     /// Moves what has fallen due from waiting to ready, or parks it when its window is over.
     fn wake(&mut self, now: Instant) {
         for number in 0..self.lanes.len() {
-            while let Some(entry) = self.lanes[number].waiting.first_entry().filter(|entry| entry.key().0 <= now) {
-                let ((due, sequence), held) = entry.remove_entry();
+            while let Some((due, sequence, held)) = self.lanes[number].waiting.pop_due(now) {
                 // The clock is known better than when the last poll was written down: its floor holds by the journal too.
                 let ahead = self.clock.map_or(Duration::ZERO, |clock| crate::domain::since(clock.latest(now), held.due));
                 if !ahead.is_zero() && ahead < LEAP {
-                    self.lanes[number].waiting.insert((now + ahead, sequence), held);
+                    self.lanes[number].waiting.insert(now + ahead, sequence, held);
                     continue;
                 }
                 let rules = &self.lanes[number].spec.rules;
@@ -1190,7 +1189,7 @@ impl Engine {
             if !of(lane) {
                 continue;
             }
-            let waiting = std::mem::take(&mut lane.waiting).into_values();
+            let waiting = lane.waiting.take();
             let ready = std::mem::take(&mut lane.ready).into_values();
             for mut held in waiting.chain(ready).collect::<Vec<_>>() {
                 let due = held.due;
@@ -1232,13 +1231,6 @@ impl Engine {
         self.in_flight
     }
 
-    /// How late the held transaction is that has waited longest since it fell due.
-    #[must_use]
-    pub fn oldest_due(&self, now: Instant) -> Duration {
-        let due = self.lanes.iter().flat_map(|lane| lane.ready.keys()).map(|(_, due, _)| *due).min();
-        due.map_or(Duration::ZERO, |due| now.saturating_duration_since(due))
-    }
-
     fn is_registered(&self) -> bool {
         matches!(self.registration, Registration::Yes(_))
     }
@@ -1252,7 +1244,7 @@ impl Engine {
 
     fn wait(&mut self, held: Box<Held>, due: Instant) {
         self.sequence += 1;
-        self.lanes[held.lane].waiting.insert((due, self.sequence), held);
+        self.lanes[held.lane].waiting.insert(due, self.sequence, held);
     }
 
     fn free_key(&mut self, held: &Held) {
@@ -1327,7 +1319,7 @@ impl Engine {
     /// Nothing that is held is ours any more. What is in flight is told when it comes back.
     fn lose_lease(&mut self, now: Instant) {
         for lane in &mut self.lanes {
-            let held = std::mem::take(&mut lane.waiting).into_values().chain(std::mem::take(&mut lane.ready).into_values());
+            let held = lane.waiting.take().chain(std::mem::take(&mut lane.ready).into_values());
             // Where somebody else has settled one meanwhile, nobody claims it any more: its polls are counted now.
             self.outbox.batch.dropped.extend(held.filter(|held| held.unsaved.polls > 0).map(|held| held.transaction.id));
             lane.share = 0;
@@ -1365,9 +1357,8 @@ impl Engine {
     fn let_go(&mut self, now: Instant, id: Uuid, fence: i64) {
         let overruled = |held: &Held| held.transaction.id == id && held.fence < fence;
         for lane in &mut self.lanes {
-            let waiting = lane.waiting.iter().find(|(_, held)| overruled(held)).map(|(key, _)| *key);
             let ready = lane.ready.iter().find(|(_, held)| overruled(held)).map(|(key, _)| *key);
-            let found = waiting.and_then(|key| lane.waiting.remove(&key)).or_else(|| ready.and_then(|key| lane.ready.remove(&key)));
+            let found = ready.and_then(|key| lane.ready.remove(&key)).or_else(|| lane.waiting.remove_where(overruled));
             if found.is_some() {
                 self.drop_held(now, id);
                 return;

@@ -3,6 +3,7 @@
 //! A lane is told the time and what happened; it never looks at a clock and never sends anything.
 
 use super::held::Held;
+use super::waiting::Waiting;
 use crate::config::{Circuit as CircuitRule, Rate};
 use crate::domain::{Health, Rules};
 use crate::providers::{Ask, Provider};
@@ -42,8 +43,8 @@ pub struct LaneSpec {
 pub struct Lane {
     /// What does not change.
     pub spec: Arc<LaneSpec>,
-    /// Held transactions whose time has not come, by due time.
-    pub waiting: BTreeMap<(Instant, u64), Box<Held>>,
+    /// Held transactions whose time has not come.
+    pub waiting: Waiting,
     /// Held transactions whose time has come: those whose window closes first, first.
     pub ready: BTreeMap<(Urgency, Instant, u64), Box<Held>>,
     /// Requests in flight.
@@ -95,7 +96,7 @@ impl Lane {
     #[must_use]
     pub fn new(spec: Arc<LaneSpec>, now: Instant) -> Self {
         Self {
-            waiting: BTreeMap::new(),
+            waiting: Waiting::new(now),
             ready: BTreeMap::new(),
             in_flight: 0,
             share: 0,
@@ -135,7 +136,7 @@ impl Lane {
             (false, true) => 0,
             (false, false) => self.target(now),
         };
-        target.saturating_sub(self.falling_due(soon, target))
+        target.saturating_sub(self.falling_due(soon))
     }
 
     /// Whether less than half of what it should hold is ready.
@@ -144,9 +145,9 @@ impl Lane {
         self.room(now, soon) * 2 > self.target(now)
     }
 
-    /// What is ready or falls due until `soon`, counted up to `most`.
-    fn falling_due(&self, soon: Instant, most: usize) -> usize {
-        self.ready.len() + self.waiting.range(..(soon, u64::MAX)).take(most).count()
+    /// What is ready or falls due until `soon`.
+    fn falling_due(&self, soon: Instant) -> usize {
+        self.ready.len() + self.waiting.due_until(soon)
     }
 
     /// Whose turn it is among accounts: first whoever has nothing in flight, then whose window closes first, then who waited longest.
@@ -177,7 +178,7 @@ impl Lane {
             return 0;
         }
         let most = self.target(now).max(1);
-        let need = u32::try_from(self.falling_due(soon, most).min(most)).unwrap_or(u32::MAX);
+        let need = u32::try_from(self.falling_due(soon).min(most)).unwrap_or(u32::MAX);
         if need == 0 || self.slots.left(now) >= need {
             return 0;
         }

@@ -11,6 +11,7 @@ pub mod lane;
 pub mod placement;
 mod report;
 mod timer;
+pub mod waiting;
 pub mod watch;
 
 use crate::config::Config;

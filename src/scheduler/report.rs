@@ -19,6 +19,7 @@ pub(super) struct Reporter {
     words: HashSet<(usize, String)>,
     since: Instant,
     next_summary: Instant,
+    next_ages: Instant,
     polls: u64,
     transitions: u64,
     lateness: Vec<Duration>,
@@ -29,6 +30,8 @@ pub(super) struct Reporter {
 const BUSY: Duration = Duration::from_secs(10);
 /// And this often while there is none.
 const IDLE: Duration = Duration::from_secs(60);
+/// How long what is due has waited is looked at this often: all of it is gone through.
+const AGES_EVERY: Duration = Duration::from_millis(250);
 /// The lateness of at most so many polls is kept for a summary.
 const MOST_SAMPLES: usize = 100_000;
 /// So many unknown words are remembered.
@@ -44,6 +47,7 @@ impl Reporter {
             words: HashSet::new(),
             since: now,
             next_summary: now + BUSY,
+            next_ages: now,
             polls: 0,
             transitions: 0,
             lateness: Vec::new(),
@@ -178,9 +182,14 @@ impl Reporter {
             metrics.in_flight.store(u64::from(lane.in_flight), Relaxed);
             metrics.circuit_open.store(lane.circuit.is_open(), Relaxed);
             metrics.paused.store(lane.is_held(now), Relaxed);
-            let oldest = lane.ready.keys().map(|(_, due, _)| *due).min();
-            let waited = oldest.map_or(Duration::ZERO, |due| now.saturating_duration_since(due));
-            metrics.oldest_due_us.store(u64::try_from(waited.as_micros()).unwrap_or(u64::MAX), Relaxed);
+        }
+        if now >= self.next_ages {
+            self.next_ages = now + AGES_EVERY;
+            for (lane, metrics) in engine.lanes.iter().zip(&self.metrics.accounts) {
+                let oldest = lane.ready.keys().map(|(_, due, _)| *due).min();
+                let waited = oldest.map_or(Duration::ZERO, |due| now.saturating_duration_since(due));
+                metrics.oldest_due_us.store(u64::try_from(waited.as_micros()).unwrap_or(u64::MAX), Relaxed);
+            }
         }
         let due: usize = engine.lanes.iter().map(|lane| lane.ready.len()).sum();
         let busy = self.polls > 0 || due > 0 || engine.in_flight() > 0;

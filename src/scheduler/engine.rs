@@ -676,6 +676,11 @@ impl Engine {
                     let answered = latency.map(|latency| crate::domain::after(sent, latency));
                     self.evidence(&held, status, &body, sent, answered)
                 });
+                drop(outcome);
+                if let Some(details) = decision.details.take() {
+                    let details = self.redaction(&held).json(Arc::unwrap_or_clone(details));
+                    held.unsaved.details = Some(details.to_string().into());
+                }
                 let from = held.transaction.state;
                 let change = decision.change.clone();
                 held.apply(&mut decision, sent, now);
@@ -800,8 +805,6 @@ impl Engine {
     /// Puts a transaction's row into the batch, the answer scrubbed.
     fn write(&mut self, now: Instant, held: &mut Held, hold: bool, next: Option<DateTime<Utc>>, transition: Option<Transition>) {
         let mut entry = held.entry(hold, next, transition);
-        let redaction = self.redaction(held);
-        entry.details = entry.details.map(|details| redaction.json(details));
         // A redirect URL stands here as it came: the payer needs all of it.
         entry.action = entry.action.map(|action| Redaction::new(Vec::new(), &[]).json(action));
         self.outbox.batch.entries.push(entry);

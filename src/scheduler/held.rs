@@ -4,7 +4,6 @@ use crate::domain::{Decision, State, Transaction};
 use crate::store::{Claimed, Entry, Transition};
 use chrono::{DateTime, Utc};
 use serde_json::Value;
-use std::sync::Arc;
 use std::time::Instant;
 
 /// A claimed transaction and what is not yet written of it. It is in one place at a time: waiting, ready, in flight, being recorded.
@@ -39,8 +38,8 @@ pub struct Unsaved {
     pub reason: Option<Option<String>>,
     /// What payer or merchant must do.
     pub action: Option<Value>,
-    /// The last meaningful answer.
-    pub details: Option<Arc<Value>>,
+    /// The last meaningful answer, redacted. As text: of all that is held this takes the most memory.
+    pub details: Option<Box<str>>,
 }
 
 impl Held {
@@ -85,7 +84,6 @@ impl Held {
             }
         }
         self.unsaved.action = decision.action.take().or(self.unsaved.action.take());
-        self.unsaved.details = decision.details.take().or(self.unsaved.details.take());
     }
 
     /// The row as it is to be written now; with it everything is saved.
@@ -101,7 +99,7 @@ impl Held {
             word: unsaved.word,
             reason: unsaved.reason,
             action: unsaved.action,
-            details: unsaved.details.map(Arc::unwrap_or_clone),
+            details: unsaved.details,
             polls: unsaved.polls,
             failures: transaction.failures,
             not_found: transaction.not_found,

@@ -71,7 +71,6 @@ pub struct Lane {
     pub busy: HashSet<Box<str>>,
     slots: Slots,
     pace: Pace,
-    starts: Starts,
     /// The provider asked this process for a pause until then.
     held_until: Option<Instant>,
     /// It asked another process, as the database said last.
@@ -111,7 +110,6 @@ impl Lane {
             busy: HashSet::new(),
             slots: Slots::new(spec.rate),
             pace: Pace::new(spec.rate, now),
-            starts: Starts { since: now, count: 0, before: 0 },
             held_until: None,
             told_until: None,
             spec,
@@ -120,12 +118,9 @@ impl Lane {
 
     /// How many transactions this replica should hold ready for the account: no more than can start soon, so that what it cannot
     /// serve stays free for others.
-    fn target(&self, now: Instant) -> usize {
+    fn target(&self) -> usize {
         let by_rate = (self.spec.rate.per_second * 2.0).ceil().min(1e9) as usize + 1;
-        let by_share = self.share as usize * READY;
-        // A provider that answers fast is asked more often than that: what is held already must not keep out what is new.
-        let by_pace = if self.share > 0 { self.starts.lately(now) * 2 } else { 0 };
-        by_share.max(by_pace).min(by_rate.max(2))
+        (self.share as usize * READY).min(by_rate.max(2))
     }
 
     /// How many more transactions it has room for: none while the account is not asked, but for a probe.
@@ -134,20 +129,16 @@ impl Lane {
         let target = match (self.circuit.is_open(), self.is_held(now)) {
             (true, _) => usize::from(self.held() == 0 && self.share > 0),
             (false, true) => 0,
-            (false, false) => self.target(now),
+            (false, false) => self.target(),
         };
-        target.saturating_sub(self.falling_due(soon))
+        // What is held falls due again and again. It takes half of the room at most, lest it keep out what is new; what is late, all.
+        target.saturating_sub(self.ready.len() + self.waiting.due_until(soon).min(target / 2))
     }
 
     /// Whether less than half of what it should hold is ready.
     #[must_use]
     pub fn is_running_low(&self, now: Instant, soon: Instant) -> bool {
-        self.room(now, soon) * 2 > self.target(now)
-    }
-
-    /// What is ready or falls due until `soon`.
-    fn falling_due(&self, soon: Instant) -> usize {
-        self.ready.len() + self.waiting.due_until(soon)
+        self.room(now, soon) * 2 > self.target()
     }
 
     /// Whose turn it is among accounts: first whoever has nothing in flight, then whose window closes first, then who waited longest.
@@ -177,8 +168,8 @@ impl Lane {
         if self.drawing || self.next_draw > now || self.is_held(now) || self.share == 0 {
             return 0;
         }
-        let most = self.target(now).max(1);
-        let need = u32::try_from(self.falling_due(soon).min(most)).unwrap_or(u32::MAX);
+        let most = self.target().max(1);
+        let need = u32::try_from((self.ready.len() + self.waiting.due_until(soon)).min(most)).unwrap_or(u32::MAX);
         if need == 0 || self.slots.left(now) >= need {
             return 0;
         }
@@ -218,7 +209,6 @@ impl Lane {
         self.pace.check(now).map_err(Some)?;
         self.slots.take();
         self.sent_since_draw += 1;
-        self.starts.add(now);
         Ok(void_at.max(now + HASTE))
     }
 
@@ -354,34 +344,6 @@ impl Grant {
         self.used.max(void as u32)
     }
 }
-
-/// How many requests were started lately.
-struct Starts {
-    /// When the second began that is being counted.
-    since: Instant,
-    count: usize,
-    /// The count of the second before it.
-    before: usize,
-}
-
-impl Starts {
-    fn add(&mut self, now: Instant) {
-        let passed = now.saturating_duration_since(self.since);
-        if passed >= SECOND {
-            self.before = if passed < 2 * SECOND { self.count } else { 0 };
-            (self.since, self.count) = (now, 0);
-        }
-        self.count += 1;
-    }
-
-    /// In a second: the one that is being counted or the one before, whichever had more.
-    fn lately(&self, now: Instant) -> usize {
-        let passed = now.saturating_duration_since(self.since);
-        if passed < 2 * SECOND { self.count.max(self.before) } else { 0 }
-    }
-}
-
-const SECOND: Duration = Duration::from_secs(1);
 
 /// `governor` with a clock that is told the time: this process alone never goes faster than the account's rate either.
 struct Pace {
@@ -592,6 +554,8 @@ impl Circuit {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
     fn an_answer_to_what_was_sent_before_a_circuit_opened_does_not_close_it() {

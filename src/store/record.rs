@@ -53,8 +53,8 @@ pub struct Entry {
     pub reason: Option<Option<String>>,
     /// What payer or merchant must do, if an answer said so since the last write.
     pub action: Option<Value>,
-    /// The last meaningful answer since the last write, redacted.
-    pub details: Option<Value>,
+    /// The last meaningful answer since the last write, redacted: JSON.
+    pub details: Option<Box<str>>,
     /// Polls sent since the last write.
     pub polls: u32,
     /// Polls in a row without a usable answer.
@@ -247,7 +247,7 @@ async fn write(tx: &mut PgConnection, replica: ReplicaId, entries: &[Entry]) -> 
         .bind(column(entries, |e| e.reason.as_ref().and_then(Option::as_deref)))
         .bind(column(entries, |e| e.reason.is_some()))
         .bind(column(entries, |e| json(&e.action)))
-        .bind(column(entries, |e| json(&e.details)))
+        .bind(column(entries, |e| e.details.as_deref()))
         .bind(column(entries, |e| transition(e).map(|(_, source)| source)))
         .bind(column(entries, |e| int(e.polls)))
         .bind(column(entries, |e| int(e.failures)))

@@ -70,7 +70,7 @@ async fn success(store: &Store, id: Uuid, fence: i64) -> Batch {
             word: Some("Success".into()),
             reason: Some(None),
             action: None,
-            details: Some(serde_json::json!({"state": "Success"})),
+            details: Some(r#"{"state": "Success"}"#.into()),
             polls: 1,
             failures: 0,
             not_found: 0,

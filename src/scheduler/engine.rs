@@ -268,6 +268,8 @@ pub struct Engine {
     next_watch: Instant,
     next_sweep: Instant,
     claim_asked: Instant,
+    /// How often transactions were looked for.
+    looks: usize,
     next_start: Option<Instant>,
     last_verdict: i64,
     /// Which accounts pause and which circuits are open was heard since the database was found: before that nothing is sent.
@@ -400,6 +402,7 @@ impl Engine {
             next_watch: now,
             next_sweep: now,
             claim_asked: now,
+            looks: 0,
             next_start: None,
             last_verdict: 0,
             accounts_known: false,
@@ -1122,21 +1125,24 @@ impl Engine {
         if self.claiming {
             return;
         }
-        let urgent = self.lanes.iter().any(|lane| lane.more && lane.is_running_low(now, now + LOOK_AHEAD));
+        let held: usize = self.lanes.iter().map(Lane::held).sum();
+        let free = self.setup.max_held.saturating_sub(held);
+        let urgent = free > 0 && self.lanes.iter().any(|lane| lane.more && lane.is_running_low(now, now + LOOK_AHEAD));
         if self.next_claim > now && !urgent && !self.stopping {
             return;
         }
-        let held: usize = self.lanes.iter().map(Lane::held).sum();
-        let mut free = self.setup.max_held.saturating_sub(held);
         let sweep = self.next_sweep <= now;
         let database_now = clock.at(now);
         let (mut rooms, mut lanes, mut specs) = (Vec::new(), Vec::new(), Vec::new());
-        for (number, lane) in self.lanes.iter().enumerate() {
+        self.looks = self.looks.wrapping_add(1);
+        for number in 0..self.lanes.len() {
+            // Each time another account comes first: where memory is short, the last ones would get none.
+            let number = (number + self.looks) % self.lanes.len();
+            let lane = &self.lanes[number];
             let room = if self.stopping { 0 } else { lane.room(now, now + LOOK_AHEAD).min(free) };
             if room == 0 {
                 continue;
             }
-            free -= room;
             // What is only planned for later needs no room in memory.
             let asked = if lane.planned_away > 0 { room.max(PLAN_BATCH) } else { room };
             let since = if sweep { DateTime::UNIX_EPOCH } else { lane.since };
@@ -1156,7 +1162,7 @@ impl Engine {
             members: registered.members.clone(),
             rooms,
             horizon: crate::domain::after(database_now, LOOK_AHEAD),
-            placer: Placer::new(specs, database_now, hold_until, self.random.random()),
+            placer: Placer::new(specs, free, database_now, hold_until, self.random.random()),
             look: Look { lanes, unsure: std::mem::take(&mut self.unsure), epoch: self.epoch, now: database_now, sweep },
         });
     }

@@ -13,6 +13,8 @@ use std::time::Duration;
 pub struct Placer {
     /// For each lane of the look: its rules, and how many of its transactions may be held.
     pub lanes: Vec<(Arc<LaneSpec>, usize)>,
+    /// How many may be held over all lanes.
+    pub free: usize,
     /// The database's clock.
     pub now: DateTime<Utc>,
     /// What falls due until then is held, the rest is left in the table.
@@ -24,22 +26,23 @@ pub struct Placer {
 impl Placer {
     /// A placer with its own source of draws.
     #[must_use]
-    pub fn new(lanes: Vec<(Arc<LaneSpec>, usize)>, now: DateTime<Utc>, hold_until: DateTime<Utc>, seed: u64) -> Self {
-        Self { lanes, now, hold_until, random: SmallRng::seed_from_u64(seed) }
+    pub fn new(lanes: Vec<(Arc<LaneSpec>, usize)>, free: usize, now: DateTime<Utc>, hold_until: DateTime<Utc>, seed: u64) -> Self {
+        Self { lanes, free, now, hold_until, random: SmallRng::seed_from_u64(seed) }
     }
 
     /// What to do with a candidate of that lane.
     pub fn place(&mut self, candidate: &mut Candidate) -> Placement {
         let draw = self.random.random();
-        let Some((spec, free)) = self.lanes.get_mut(candidate.lane) else { return Placement::Leave };
+        let Some((spec, room)) = self.lanes.get_mut(candidate.lane) else { return Placement::Leave };
         let due = due(spec, candidate, self.now, draw);
         if due > self.hold_until {
             return Placement::Later(due);
         }
-        if *free == 0 {
+        if *room == 0 || self.free == 0 {
             return Placement::Leave;
         }
-        *free -= 1;
+        *room -= 1;
+        self.free -= 1;
         Placement::Hold(due)
     }
 }

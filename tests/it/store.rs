@@ -574,7 +574,7 @@ async fn claim_by_rules(store: &Store, replica: ReplicaId, members: &Membership)
     let lanes = [LaneRoom { provider: "khalti", account: "default".into(), since: DateTime::UNIX_EPOCH, room: 10 }];
     let now = now(store).await;
     let horizon = now + Duration::from_secs(1);
-    let mut placer = Placer::new(vec![(scheduler::lanes(&config)[0].clone(), 10)], now, horizon, 1);
+    let mut placer = Placer::new(vec![(scheduler::lanes(&config)[0].clone(), 10)], 10, now, horizon, 1);
     let mut place = |candidate: &mut Candidate| placer.place(candidate);
     store.claim(replica, members, &lanes, horizon, &mut place, &mut Vec::new()).await.unwrap()
 }

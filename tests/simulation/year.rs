@@ -193,7 +193,7 @@ impl Life<'_> {
 
     /// When whoever finds the row looks at it.
     fn place(&self, random: &mut SmallRng, now: i64, due: DateTime<Utc>, fresh: bool, orphan: bool) -> DateTime<Utc> {
-        let mut placer = Placer::new(vec![(self.spec.clone(), 1)], stamp(now), DateTime::<Utc>::MAX_UTC, random.random());
+        let mut placer = Placer::new(vec![(self.spec.clone(), 1)], 1, stamp(now), DateTime::<Utc>::MAX_UTC, random.random());
         let mut candidate = Candidate {
             transaction: self.transaction.clone(),
             lane: 0,

@@ -733,7 +733,7 @@ impl Engine {
             self.last_verdict = self.last_verdict.max(transition);
             self.let_go(now, id, fence);
         }
-        self.take_over_accounts(&watch.accounts);
+        self.take_over_accounts(now, &watch.accounts);
         self.accounts_known = true;
     }
 
@@ -1398,11 +1398,11 @@ impl Engine {
         self.wait(held, due);
     }
 
-    fn take_over_accounts(&mut self, states: &[AccountState]) {
+    fn take_over_accounts(&mut self, now: Instant, states: &[AccountState]) {
         let Some(clock) = self.clock else { return };
         for lane in &mut self.lanes {
             let state = states.iter().find(|state| state.provider == lane.spec.provider && *state.account == *lane.spec.account);
-            lane.hold_as_told(state.and_then(|state| state.held_until).map(|until| clock.instant(until)));
+            lane.hold_as_told(now, state.and_then(|state| state.held_until).map(|until| clock.instant(until)));
             match state.and_then(|state| state.probe_at) {
                 Some(probe_at) => lane.circuit.set_open(clock.instant(probe_at), true),
                 None => lane.circuit.is_unknown(),

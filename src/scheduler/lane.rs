@@ -230,7 +230,9 @@ impl Lane {
     }
 
     /// What the database knows of a pause. Replaces what it said before: when its clock is corrected, the pause is too.
-    pub fn hold_as_told(&mut self, until: Option<Instant>) {
+    pub fn hold_as_told(&mut self, now: Instant, until: Option<Instant>) {
+        // One that is over comes to lie at another moment with each correction of the clock, and is over all the same.
+        let until = until.filter(|until| *until > now);
         if until > self.told_until {
             self.slots.clear();
         }
@@ -554,8 +556,29 @@ impl Circuit {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
 
     const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn a_pause_that_is_over_takes_no_slots_away_however_the_clock_is_corrected() {
+        let now = Instant::now() + 3600 * SECOND;
+        let settings = [
+            ("DATABASE_URL", "postgres://127.0.0.1/none"),
+            ("PAYPOLL__PROVIDERS__DROPAYMENT__ENABLED", "true"),
+            ("PAYPOLL__PROVIDERS__DROPAYMENT__BASE_URL", "http://127.0.0.1:1"),
+        ];
+        let settings = settings.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let config = Config::load(&[], settings.into_iter(), 1.0).expect("a configuration");
+        let mut lane = Lane::new(crate::scheduler::lanes(&config)[0].clone(), now);
+        lane.add_slots(now, Duration::ZERO, 0.0, 0.1, 3);
+        for micros in 0..5 {
+            lane.hold_as_told(now, Some(now - SECOND + Duration::from_micros(micros)));
+            assert_eq!(lane.slots.left(now), 3);
+        }
+        lane.hold_as_told(now, Some(now + SECOND));
+        assert_eq!(lane.slots.left(now), 0, "one that lasts does");
+    }
 
     #[test]
     fn an_answer_to_what_was_sent_before_a_circuit_opened_does_not_close_it() {

@@ -43,7 +43,15 @@ create table paypoll.transactions (
     phase_since    timestamptz,                          -- null: as opened_at; else when that phase began
     gaps           integer     not null default 0,       -- how many of its gaps are over
 
-    constraint transactions_provider_account_reference_key unique (provider, account, reference)
+    constraint transactions_provider_account_reference_key unique (provider, account, reference),
+
+    -- What no daemon could read or count on would stop it for every other row too.
+    constraint transactions_times_in_range check (
+        least(initiated_at, last_polled_at, next_poll_at, finalized_at, created_at, updated_at, reopened_at, action_at, not_before,
+              opened_at, phase_since) >= timestamptz '1970-01-01 00:00Z'
+        and greatest(initiated_at, last_polled_at, next_poll_at, finalized_at, created_at, updated_at, reopened_at, action_at, not_before,
+                     opened_at, phase_since) < timestamptz '10000-01-01 00:00Z'),
+    constraint transactions_counts_in_range check (least(fence, not_found, phase, gaps) >= 0 and fence < 1::bigint << 62)
 ) with (
     -- Room for the version that a claim writes beside the row; a claim changes no indexed column.
     fillfactor = 70,

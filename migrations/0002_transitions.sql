@@ -9,7 +9,7 @@ create table paypoll.transitions (
     reason         text,                                 -- null: nothing to explain
     source         text        not null check (source in ('poll', 'deadline', 'external', 'operator')),
     evidence       jsonb,                                -- null: no answer stands behind it
-    at             timestamptz not null default now()
+    at             timestamptz not null default now() check (isfinite(at))
 );
 
 -- No statement asks by what is inside: the planner's samples of it would cost more than all its other columns together.

@@ -23,5 +23,9 @@ create table paypoll.accounts (
     circuit_since timestamptz,                          -- null: closed
     circuit_reason text,                                -- null: closed
     probe_at      timestamptz,                          -- null: closed; else when the next probe may be sent
-    primary key (provider, account)
+    primary key (provider, account),
+    constraint accounts_times_in_range check (
+        least(arrival_at, held_until, slowed_at, circuit_since, probe_at) >= timestamptz '1970-01-01 00:00Z'
+        and greatest(arrival_at, held_until, slowed_at, circuit_since, probe_at) < timestamptz '10000-01-01 00:00Z'),
+    constraint accounts_slowdown_in_range check (slowdown between 1 and 1000000)
 ) with (fillfactor = 50);

@@ -78,7 +78,9 @@ impl Asker {
             now: DateTime::<Utc>::from(SystemTime::now()),
             token: token.map(ExposeSecret::expose_secret),
         };
-        let request = match self.spec.asks.request(ask).and_then(Transport::prepare) {
+        // Neither this nor the reader has a known way to panic; if one finds it, it must not take a transaction away.
+        let request = catch_unwind(AssertUnwindSafe(|| self.spec.asks.request(ask).and_then(Transport::prepare)));
+        let request = match request.unwrap_or_else(|_| Err("paypoll failed to make the request".into())) {
             Ok(request) => request,
             Err(reason) => return Asked::Impossible(reason),
         };
@@ -93,7 +95,6 @@ impl Asker {
         match answer {
             Ok(response) => {
                 let response = without(response, token);
-                // A reader has no known way to panic; if it finds one, it must not take a transaction away.
                 let read = catch_unwind(AssertUnwindSafe(|| self.spec.asks.read(ask, &response)));
                 let outcome = read.unwrap_or_else(|_| Outcome::Unusable { why: "paypoll failed to read the answer".into() });
                 Asked::Sent { at, latency: Some(at.elapsed()), status: Some(response.status), body: response.body, outcome }

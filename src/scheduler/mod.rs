@@ -300,7 +300,7 @@ fn failed(error: StoreError) -> Failed {
             // Data exceptions and violated constraints.
             error.code().is_some_and(|code| code.starts_with("22") || code.starts_with("23"))
         }
-        StoreError::Database(sqlx::Error::Encode(_)) | StoreError::Row { .. } => true,
+        StoreError::Database(sqlx::Error::Encode(_)) => true,
         _ => false,
     };
     if refused { Failed::Refused(error.to_string()) } else { Failed::Lost(error.to_string()) }

@@ -61,11 +61,13 @@ const SLOWEST: f64 = 32.0;
 
 /// A virtual-scheduling rate limit (GCRA): `arrival_at` is when the next request would be due if requests came at the account's
 /// rate; one may be sent `tolerance` earlier. First half: the row is locked and the slots counted, none beyond `$6` seconds ahead.
-/// Second half: what was given away is booked.
+/// Second half: what was given away is booked. A slowdown is halved again and again, but no more than 64 times: PostgreSQL calls a power
+/// that is too small an error.
 const DRAW: &str = "
     with locked as (
         select x.number, x.wanted, x.tolerance, a.provider, a.account, clock_timestamp() as clock, a.arrival_at, a.held_until,
-               x.gap * greatest(1, a.slowdown * power(0.5, greatest(0, extract(epoch from clock_timestamp() - a.slowed_at))::float8 / $7)) as gap
+               x.gap * greatest(1, a.slowdown * power(0.5, least(64,
+                   greatest(0, extract(epoch from clock_timestamp() - a.slowed_at))::float8 / $7))) as gap
           from unnest($1::text[], $2::text[], $3::bigint[], $4::float8[], $5::float8[])
                with ordinality as x (provider, account, wanted, gap, tolerance, number)
           join paypoll.accounts a on a.provider = x.provider and a.account = x.account
@@ -118,7 +120,8 @@ impl Store {
             "update paypoll.accounts
                 set held_until = greatest(held_until, clock_timestamp() + make_interval(secs => $3)),
                     slowdown = case when slowed_at > clock_timestamp() - interval '1 second' then slowdown
-                                    else least($5, 2 * greatest(1, slowdown * power(0.5, extract(epoch from clock_timestamp() - slowed_at)::float8 / $4)))
+                                    else least($5, 2 * greatest(1, slowdown * power(0.5, least(64,
+                                             extract(epoch from clock_timestamp() - slowed_at)::float8 / $4))))
                                end,
                     slowed_at = greatest(slowed_at, clock_timestamp() + make_interval(secs => $3))
               where provider = $1 and account = $2",

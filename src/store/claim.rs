@@ -201,10 +201,9 @@ async fn select(
     for row in &rows {
         let number = usize::try_from(row.try_get::<i64, _>("number")? - 1).unwrap_or(0);
         let (Some(lane), Some(found)) = (lanes.get(number), claim.found.get_mut(number)) else { continue };
-        let candidate = candidate(row, lane, number)?;
-        *found = (found.0 + 1, Some(candidate.due));
+        *found = (found.0 + 1, Some(row.try_get("next_poll_at")?));
         claim.clock = Some(row.try_get("clock")?);
-        candidates.push(candidate);
+        candidates.extend(candidate(row, lane, number)?);
     }
     Ok(candidates)
 }
@@ -266,24 +265,20 @@ pub(super) fn int(count: u32) -> i32 {
     i32::try_from(count).unwrap_or(i32::MAX)
 }
 
-fn candidate(row: &PgRow, lane: &LaneRoom, number: usize) -> Result<Candidate, StoreError> {
-    let id: Uuid = row.try_get("id")?;
+/// `None` for a row in a state that only a newer version knows: it is left to that one, and stops none of the others.
+fn candidate(row: &PgRow, lane: &LaneRoom, number: usize) -> Result<Option<Candidate>, StoreError> {
+    let Some(state) = State::from_name(row.try_get("state")?) else { return Ok(None) };
     let fence: i64 = row.try_get("fence")?;
-    let bad = |column, problem: String| StoreError::Row { table: "transactions", column, row: id.to_string(), problem };
-    let count = |column| -> Result<u32, StoreError> {
-        let count: i32 = row.try_get(column)?;
-        u32::try_from(count).map_err(|_| bad(column, format!("{count} is negative")))
-    };
-    let name: String = row.try_get("state")?;
-    let state = State::from_name(&name).ok_or_else(|| bad("state", format!("{name:?} is no state")))?;
+    // A check constraint keeps them from being negative.
+    let count = |column| -> Result<u32, StoreError> { Ok(u32::try_from(row.try_get::<i32, _>(column)?).unwrap_or(0)) };
     let amount: Option<String> = row.try_get("amount")?;
     let (amount, flaw) = match amount.as_deref().map(wire::decimal).transpose() {
         Ok(amount) => (amount, None),
         Err(_) => (None, Some("amount is no number that an answer could be compared with".to_owned())),
     };
-    Ok(Candidate {
+    Ok(Some(Candidate {
         transaction: Transaction {
-            id,
+            id: row.try_get("id")?,
             provider: lane.provider,
             account: lane.account.clone(),
             reference: row.try_get::<String, _>("reference")?.into(),
@@ -314,5 +309,5 @@ fn candidate(row: &PgRow, lane: &LaneRoom, number: usize) -> Result<Candidate, S
         unplanned: Vec::new(),
         flaw,
         fence,
-    })
+    }))
 }

@@ -792,14 +792,16 @@ async fn a_back_fill_by_copy_is_taken_in_while_others_are_polled_on_time() {
     world.pool.close().await;
 }
 
-/// Row-level security that shows the daemon one account and nothing of any other. Not on the journal: `COPY` refuses it.
+/// Row-level security that shows the daemon one account and nothing of any other.
 const ONE_ACCOUNT: &str = "
     alter table paypoll.transactions enable row level security;
     alter table paypoll.transitions enable row level security;
+    alter table paypoll.polls enable row level security;
     alter table paypoll.accounts enable row level security;
     create policy one on paypoll.transactions to paypoll_daemon using (account = 'default');
     create policy one on paypoll.transitions to paypoll_daemon
         using (exists (select from paypoll.transactions t where t.id = transaction_id)) with check (true);
+    create policy one on paypoll.polls to paypoll_daemon using (account = 'default');
     create policy one on paypoll.accounts to paypoll_daemon using (account = 'default');";
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,7 +6,7 @@ use paypoll::config::{Config, Database};
 use paypoll::domain::{Progress, Source, State};
 use paypoll::scheduler::{self, placement::Placer};
 use paypoll::store::{
-    Attempt, Batch, Candidate, Claim, Draw, Entry, LaneRoom, Membership, Placement, Poll, ReplicaId, Store, Transition,
+    Attempt, Batch, Candidate, Claim, Draw, Entry, LaneRoom, Membership, Placement, Poll, ReplicaId, Store, StoreError, Transition,
 };
 use sqlx::Row;
 use std::time::Duration;
@@ -549,6 +549,62 @@ async fn replicas_together_draw_no_more_slots_than_the_accounts_budget() {
     assert!((13..=14).contains(&slots), "{slots}");
     one.slow_down("khalti", "default", Duration::from_secs(60)).await.unwrap();
     assert_eq!(two.draw(&[draw]).await.unwrap()[0].slots, 0, "a pause holds for all");
+}
+
+#[tokio::test]
+async fn an_account_that_was_slowed_down_regains_its_pace_gradually_and_keeps_it_for_good() {
+    let database = database().await;
+    let store = open(&database);
+    register(&store).await;
+    let draw = Draw {
+        provider: "khalti",
+        account: "default".into(),
+        wanted: 1,
+        gap: Duration::from_millis(100),
+        tolerance: Duration::from_millis(900),
+    };
+    let gap_after = async |seconds: i64| {
+        let since = "update paypoll.accounts set slowed_at = clock_timestamp() - make_interval(secs => $1), held_until = slowed_at";
+        sqlx::query(since).bind(seconds as f64).execute(&database.pool).await.unwrap();
+        store.draw(std::slice::from_ref(&draw)).await.unwrap()[0].gap
+    };
+    store.slow_down("khalti", "default", Duration::ZERO).await.unwrap();
+    for (seconds, gap) in [(0, 0.2), (10, 0.1414), (20, 0.1), (86_400, 0.1), (1_000_000_000, 0.1)] {
+        let drawn = gap_after(seconds).await;
+        assert!((drawn / gap - 1.0).abs() < 0.02, "{seconds} s later: {drawn} s between two requests");
+    }
+    store.slow_down("khalti", "default", Duration::ZERO).await.unwrap();
+    assert!((gap_after(0).await / 0.2 - 1.0).abs() < 0.02, "as if it were the first time");
+}
+
+#[tokio::test]
+async fn what_no_daemon_could_read_is_refused_whoever_writes_it() {
+    let database = database().await;
+    insert(&database, "R").await;
+    register(&open(&database)).await;
+    let times =
+        ["last_polled_at", "opened_at", "phase_since", "not_before", "reopened_at", "action_at", "finalized_at", "created_at"];
+    let times = times.into_iter().flat_map(|column| ["'infinity'", "'-infinity'", "'294000-01-01'"].map(|value| (column, value)));
+    let counts = [("gaps", "-1"), ("phase", "-1"), ("not_found", "-1"), ("attempts", "-1"), ("fence", "9223372036854775807")];
+    let rows = times.chain(counts).map(|(column, value)| ("transactions", column, value));
+    let accounts = [("held_until", "'infinity'"), ("probe_at", "'infinity'"), ("slowdown", "'NaN'")];
+    for (table, column, value) in rows.chain(accounts.map(|(column, value)| ("accounts", column, value))) {
+        let update = format!("update paypoll.{table} set {column} = {value}");
+        let refusal = sqlx::raw_sql(sqlx::AssertSqlSafe(update.clone())).execute(&database.pool).await.expect_err(&update);
+        assert_eq!(
+            refusal.as_database_error().and_then(sqlx::error::DatabaseError::code).as_deref(),
+            Some("23514"),
+            "{update}: {refusal}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn work_that_panics_fails_like_any_other() {
+    let store = open(&database().await);
+    let broken = store.within(LEASE, async { panic!("an unreadable row") });
+    let result: Result<(), StoreError> = broken.await;
+    assert!(result.is_err_and(|error| error.to_string().contains("cannot be read")));
 }
 
 #[tokio::test]

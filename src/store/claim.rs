@@ -4,6 +4,7 @@ use super::{Membership, ReplicaId, Store, StoreError};
 use crate::domain::{Progress, State, Transaction, outcome};
 use crate::wire;
 use chrono::{DateTime, Utc};
+use serde_json::Value;
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{Acquire, Row};
 use std::collections::HashMap;
@@ -271,18 +272,24 @@ fn candidate(row: &PgRow, lane: &LaneRoom, number: usize) -> Result<Option<Candi
     let fence: i64 = row.try_get("fence")?;
     // A check constraint keeps them from being negative.
     let count = |column| -> Result<u32, StoreError> { Ok(u32::try_from(row.try_get::<i32, _>(column)?).unwrap_or(0)) };
+    let mut flaw = None;
     let amount: Option<String> = row.try_get("amount")?;
-    let (amount, flaw) = match amount.as_deref().map(wire::decimal).transpose() {
-        Ok(amount) => (amount, None),
-        Err(_) => (None, Some("amount is no number that an answer could be compared with".to_owned())),
-    };
+    let amount = amount.as_deref().map(wire::decimal).transpose().unwrap_or_else(|_| {
+        flaw = Some("amount is no number that an answer could be compared with");
+        None
+    });
+    // The one column that PostgreSQL takes and this cannot always read.
+    let params = row.try_get("params").unwrap_or_else(|_| {
+        flaw = Some("params cannot be read: they are nested too deeply");
+        Value::Null
+    });
     Ok(Some(Candidate {
         transaction: Transaction {
             id: row.try_get("id")?,
             provider: lane.provider,
             account: lane.account.clone(),
             reference: row.try_get::<String, _>("reference")?.into(),
-            params: row.try_get("params")?,
+            params,
             amount,
             currency: row.try_get::<Option<String>, _>("currency")?.map(Into::into),
             initiated_at: row.try_get("initiated_at")?,
@@ -307,7 +314,7 @@ fn candidate(row: &PgRow, lane: &LaneRoom, number: usize) -> Result<Option<Candi
         orphan: row.try_get::<Option<i64>, _>("owner")?.is_some(),
         not_before: row.try_get("not_before")?,
         unplanned: Vec::new(),
-        flaw,
+        flaw: flaw.map(str::to_owned),
         fence,
     }))
 }

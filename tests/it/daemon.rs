@@ -588,7 +588,9 @@ async fn rows_that_cannot_be_asked_about_say_what_to_mend_and_disturb_nobody() {
     let world = World::new().await;
     let daemon = world.process();
     let session = json!({"endpointId": "1001", "session": {"token": "sim-session-000001"}});
+    let nested = (0..200).fold(json!({}), |inner, _| json!([inner]));
     let broken = [
+        ("khalti", "nested", nested, "params cannot be read: they are nested too deeply"),
         ("dropayment", "no-session", json!({"endpointId": "1001"}), "params.session.token is missing"),
         ("dropayment", "..", session, "reference \"..\" cannot stand in a URL path"),
         ("dapi", "no-token", json!({}), "params.accessToken is missing"),
@@ -617,7 +619,7 @@ async fn rows_that_cannot_be_asked_about_say_what_to_mend_and_disturb_nobody() {
     }
     let row = world.row(lost).await;
     assert_eq!((row.state.as_str(), row.attempts), ("pending", 0), "somebody may serve its account one day");
-    assert_eq!(daemon.told("row_invalid").len(), 10);
+    assert_eq!(daemon.told("row_invalid").len(), 11);
     assert_eq!(daemon.told("unroutable")[0]["account"], "nobody");
     assert!(daemon.terminate().await.success());
     world.assert_as_expected(&inserted).await;

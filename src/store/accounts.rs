@@ -62,18 +62,19 @@ const SLOWEST: f64 = 32.0;
 /// A virtual-scheduling rate limit (GCRA): `arrival_at` is when the next request would be due if requests came at the account's
 /// rate; one may be sent `tolerance` earlier. First half: the row is locked and the slots counted, none beyond `$6` seconds ahead.
 /// Second half: what was given away is booked. A slowdown is halved again and again, but no more than 64 times: PostgreSQL calls a power
-/// that is too small an error.
+/// that is too small an error. Nothing is ever booked farther ahead than `farthest`, with whatever slowdown: where it looks so, the
+/// clock was set back, and nobody sits that out.
 const DRAW: &str = "
     with locked as (
         select x.number, x.wanted, x.tolerance, a.provider, a.account, clock_timestamp() as clock, a.arrival_at, a.held_until,
-               x.gap * greatest(1, a.slowdown * power(0.5, least(64,
+               $6::float8 + x.tolerance + (1 + $8::float8) * x.gap as farthest, x.gap * greatest(1, a.slowdown * power(0.5, least(64,
                    greatest(0, extract(epoch from clock_timestamp() - a.slowed_at))::float8 / $7))) as gap
           from unnest($1::text[], $2::text[], $3::bigint[], $4::float8[], $5::float8[])
                with ordinality as x (provider, account, wanted, gap, tolerance, number)
           join paypoll.accounts a on a.provider = x.provider and a.account = x.account
            for update of a
     ), timed as (
-        select *, greatest(0, extract(epoch from arrival_at - clock))::float8 as lead from locked
+        select *, least(farthest, greatest(0, extract(epoch from arrival_at - clock)))::float8 as lead from locked
     ), given as (
         select *, case when held_until > clock then 0
                        else least(wanted, greatest(0, floor(($6::float8 + tolerance - lead) / gap) + 1)) end::bigint as slots
@@ -82,7 +83,8 @@ const DRAW: &str = "
         update paypoll.accounts a
            set arrival_at = g.clock + make_interval(secs => g.lead + g.slots * g.gap)
           from given g
-         where a.provider = g.provider and a.account = g.account and g.slots > 0
+         where a.provider = g.provider and a.account = g.account
+           and (g.slots > 0 or g.lead = g.farthest)
     )
     select number, clock, gap, lead - tolerance as ahead, slots from given";
 
@@ -109,6 +111,7 @@ impl Store {
             .bind(draws.iter().map(|draw| draw.tolerance.as_secs_f64()).collect::<Vec<_>>())
             .bind(AHEAD.as_secs_f64())
             .bind(RECOVERY_S)
+            .bind(SLOWEST)
             .fetch_all(&self.pool)
             .await?;
         rows.iter().map(drawn).collect()

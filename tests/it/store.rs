@@ -578,6 +578,24 @@ async fn an_account_that_was_slowed_down_regains_its_pace_gradually_and_keeps_it
 }
 
 #[tokio::test]
+async fn a_budget_that_was_booked_by_a_clock_that_was_set_back_is_not_sat_out() {
+    let database = database().await;
+    let store = open(&database);
+    register(&store).await;
+    let draw = Draw {
+        provider: "khalti",
+        account: "default".into(),
+        wanted: 1,
+        gap: Duration::from_millis(10),
+        tolerance: Duration::ZERO,
+    };
+    sqlx::query("update paypoll.accounts set arrival_at = now() + interval '3 years'").execute(&database.pool).await.unwrap();
+    let drawn = store.draw(std::slice::from_ref(&draw)).await.unwrap()[0];
+    assert_eq!(drawn.slots, 0, "not at once: so much may have been sent");
+    eventually("a slot", || async { (store.draw(std::slice::from_ref(&draw)).await.unwrap()[0].slots > 0).then_some(()) }).await;
+}
+
+#[tokio::test]
 async fn what_no_daemon_could_read_is_refused_whoever_writes_it() {
     let database = database().await;
     insert(&database, "R").await;

@@ -386,14 +386,15 @@ impl Database {
             let tolerance = draw.tolerance.as_secs_f64();
             let recovered = account.slowed_at.map_or(0.0, |at| seconds(clock - at).max(0.0) / RECOVERY_S);
             let gap = draw.gap.as_secs_f64() * (account.slowdown * 0.5_f64.powf(recovered)).max(1.0);
-            let lead = seconds(account.arrival - clock).max(0.0);
+            let farthest = AHEAD.as_secs_f64() + tolerance + (1.0 + SLOWEST) * draw.gap.as_secs_f64();
+            let lead = seconds(account.arrival - clock).clamp(0.0, farthest);
             let slots = if account.held_until.is_some_and(|until| until > clock) {
                 0
             } else {
                 let most = ((AHEAD.as_secs_f64() + tolerance - lead) / gap).floor() + 1.0;
                 f64::from(draw.wanted).min(most.max(0.0)) as u32
             };
-            if slots > 0 {
+            if slots > 0 || lead >= farthest {
                 account.arrival = clock + span(lead + f64::from(slots) * gap);
             }
             drawn.push(Drawn { lane, clock, ahead: lead - tolerance, gap, slots });

@@ -144,6 +144,16 @@ create trigger guard_next_poll before update of next_poll_at on paypoll.transact
     when (old.fence = new.fence and old.state = new.state and old.next_poll_at is distinct from new.next_poll_at)
     execute function paypoll.guard_next_poll();
 
+-- A row that belongs to nobody who ever lived would wait for him for ever.
+create function paypoll.guard_owner() returns trigger language plpgsql as $$
+begin
+    raise exception 'transaction %: owner is for the daemon to write', old.id using errcode = 'restrict_violation', column = 'owner';
+end
+$$;
+create trigger guard_owner before update of owner on paypoll.transactions for each row
+    when (old.fence = new.fence and old.owner is distinct from new.owner and new.owner <> 0)
+    execute function paypoll.guard_owner();
+
 -- An explicit override: the only way to change a final state. Journaled with source operator.
 create function paypoll.override_state(id uuid, state text, reason text) returns void language plpgsql as $$
 declare

@@ -584,6 +584,23 @@ async fn a_pause_that_a_provider_asks_for_holds_for_the_whole_account() {
 }
 
 #[tokio::test]
+async fn a_journal_that_has_no_partition_for_today_gets_one() {
+    let world = World::new().await;
+    let daemon = world.daemon();
+    world.insert("khalti", "ok").await;
+    world.settled().await;
+    // As if nothing had run for longer than the partitions reach ahead.
+    sqlx::query("select paypoll.prune_journal('2999-01-01')").execute(&world.pool).await.unwrap();
+    assert_eq!(world.count("select count(*) from paypoll.polls").await, 0);
+    let inserted = world.insert("khalti", "ok2").await;
+    world.settled().await;
+    daemon.stop().await;
+    world.assert_as_expected(std::slice::from_ref(&inserted)).await;
+    let lost = "select count(*) from paypoll.polls having count(*) <> (select attempts from paypoll.transactions order by created_at desc limit 1)";
+    assert!(sqlx::query(lost).fetch_optional(&world.pool).await.unwrap().is_none(), "every poll is in the journal");
+}
+
+#[tokio::test]
 async fn rows_that_cannot_be_asked_about_say_what_to_mend_and_disturb_nobody() {
     let world = World::new().await;
     let daemon = world.process();

@@ -679,6 +679,7 @@ impl Engine {
                     let answered = latency.map(|latency| crate::domain::after(sent, latency));
                     self.evidence(&held, status, &body, sent, answered)
                 });
+                // Its copy of the details would make the next line copy all of them.
                 drop(outcome);
                 if let Some(details) = decision.details.take() {
                     let details = self.redaction(&held).json(Arc::unwrap_or_clone(details));

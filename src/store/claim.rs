@@ -90,6 +90,8 @@ pub struct Claim {
 /// Somebody who is not among the living as of `$6` is dead for good; whoever registered later has an id above `$5`. So an owner
 /// that this replica has not heard of yet is never mistaken for a dead one.
 ///
+/// A state that only a newer version polls is left to it.
+///
 /// Owner 0: its last owner let it go without writing it. Free to take, but with what its journal knows.
 const SELECT: &str = "
     select lane.number, t.id, t.reference, t.params, t.amount::text as amount, t.currency, t.initiated_at, t.reopened_at, t.action_at,
@@ -99,7 +101,7 @@ const SELECT: &str = "
      cross join lateral (
            select * from paypoll.transactions t
             where t.provider = lane.provider and t.account = lane.account
-              and t.next_poll_at >= lane.since and t.next_poll_at <= $7
+              and t.next_poll_at >= lane.since and t.next_poll_at <= $7 and t.state in ('pending', 'action_required')
               and (t.owner is null or (t.owner <= $5 and t.owner <> all ($6)))
             order by t.next_poll_at
             limit lane.room
@@ -202,9 +204,10 @@ async fn select(
     for row in &rows {
         let number = usize::try_from(row.try_get::<i64, _>("number")? - 1).unwrap_or(0);
         let (Some(lane), Some(found)) = (lanes.get(number), claim.found.get_mut(number)) else { continue };
-        *found = (found.0 + 1, Some(row.try_get("next_poll_at")?));
+        let candidate = candidate(row, lane, number)?;
+        *found = (found.0 + 1, Some(candidate.due));
         claim.clock = Some(row.try_get("clock")?);
-        candidates.extend(candidate(row, lane, number)?);
+        candidates.push(candidate);
     }
     Ok(candidates)
 }
@@ -266,9 +269,8 @@ pub(super) fn int(count: u32) -> i32 {
     i32::try_from(count).unwrap_or(i32::MAX)
 }
 
-/// `None` for a row in a state that only a newer version knows: it is left to that one, and stops none of the others.
-fn candidate(row: &PgRow, lane: &LaneRoom, number: usize) -> Result<Option<Candidate>, StoreError> {
-    let Some(state) = State::from_name(row.try_get("state")?) else { return Ok(None) };
+fn candidate(row: &PgRow, lane: &LaneRoom, number: usize) -> Result<Candidate, StoreError> {
+    let state = State::from_name(row.try_get("state")?).ok_or_else(|| sqlx::Error::Decode("no state".into()))?;
     let fence: i64 = row.try_get("fence")?;
     // A check constraint keeps them from being negative.
     let count = |column| -> Result<u32, StoreError> { Ok(u32::try_from(row.try_get::<i32, _>(column)?).unwrap_or(0)) };
@@ -283,7 +285,7 @@ fn candidate(row: &PgRow, lane: &LaneRoom, number: usize) -> Result<Option<Candi
         flaw = Some("params cannot be read: they are nested too deeply");
         Value::Null
     });
-    Ok(Some(Candidate {
+    Ok(Candidate {
         transaction: Transaction {
             id: row.try_get("id")?,
             provider: lane.provider,
@@ -316,5 +318,5 @@ fn candidate(row: &PgRow, lane: &LaneRoom, number: usize) -> Result<Option<Candi
         unplanned: Vec::new(),
         flaw: flaw.map(str::to_owned),
         fence,
-    }))
+    })
 }

@@ -531,18 +531,18 @@ async fn the_feed_never_passes_a_transition_that_is_not_committed_yet() {
     assert_eq!(read(all[1].0).await, []);
 }
 
+/// Slots at 10 a second with a burst of 10.
+fn wish(wanted: u32) -> Draw {
+    let (gap, tolerance) = (Duration::from_millis(100), Duration::from_millis(900));
+    Draw { provider: "khalti", account: "default".into(), wanted, gap, tolerance }
+}
+
 #[tokio::test]
 async fn replicas_together_draw_no_more_slots_than_the_accounts_budget() {
     let database = database().await;
     let (one, two) = (open(&database), open(&database));
     register(&one).await;
-    let draw = Draw {
-        provider: "khalti",
-        account: "default".into(),
-        wanted: 1000,
-        gap: Duration::from_millis(100),
-        tolerance: Duration::from_millis(900),
-    };
+    let draw = wish(1000);
     let (a, b) = tokio::join!(one.draw(std::slice::from_ref(&draw)), two.draw(std::slice::from_ref(&draw)));
     let slots: u32 = a.unwrap().iter().chain(&b.unwrap()).map(|drawn| drawn.slots).sum();
     // Ten at once, and what falls due in the 300 ms ahead.
@@ -556,13 +556,7 @@ async fn an_account_that_was_slowed_down_regains_its_pace_gradually_and_keeps_it
     let database = database().await;
     let store = open(&database);
     register(&store).await;
-    let draw = Draw {
-        provider: "khalti",
-        account: "default".into(),
-        wanted: 1,
-        gap: Duration::from_millis(100),
-        tolerance: Duration::from_millis(900),
-    };
+    let draw = wish(1);
     let gap_after = async |seconds: i64| {
         let since = "update paypoll.accounts set slowed_at = clock_timestamp() - make_interval(secs => $1), held_until = slowed_at";
         sqlx::query(since).bind(seconds as f64).execute(&database.pool).await.unwrap();
@@ -582,13 +576,7 @@ async fn a_budget_that_was_booked_by_a_clock_that_was_set_back_is_not_sat_out() 
     let database = database().await;
     let store = open(&database);
     register(&store).await;
-    let draw = Draw {
-        provider: "khalti",
-        account: "default".into(),
-        wanted: 1,
-        gap: Duration::from_millis(10),
-        tolerance: Duration::ZERO,
-    };
+    let draw = wish(1);
     sqlx::query("update paypoll.accounts set arrival_at = now() + interval '3 years'").execute(&database.pool).await.unwrap();
     let drawn = store.draw(std::slice::from_ref(&draw)).await.unwrap()[0];
     assert_eq!(drawn.slots, 0, "not at once: so much may have been sent");
@@ -614,6 +602,24 @@ async fn what_no_daemon_could_read_is_refused_whoever_writes_it() {
     for (table, column, value) in rows.chain(accounts.map(|(column, value)| ("accounts", column, value))) {
         assert_eq!(refused(format!("update paypoll.{table} set {column} = {value}")).await, "23514", "{table}.{column} = {value}");
     }
+}
+
+#[tokio::test]
+async fn rows_in_a_state_of_a_newer_version_are_left_to_it_and_stop_none_of_the_others() {
+    let database = database().await;
+    for number in 0..5 {
+        insert(&database, &format!("newer-{number}")).await;
+    }
+    // A newer schema: one more state, which is polled.
+    let newer = "
+        alter table paypoll.transactions disable trigger guard_state, drop constraint transactions_state_check;
+        update paypoll.transactions set state = 'disputed', fence = fence + 1";
+    sqlx::raw_sql(newer).execute(&database.pool).await.unwrap();
+    let known = insert(&database, "known").await;
+    let store = open(&database);
+    let (replica, members) = register(&store).await;
+    let held = claim_as(&store, replica, &members, 2).await.held;
+    assert_eq!(held.iter().map(|held| held.transaction.id).collect::<Vec<_>>(), [known]);
 }
 
 #[tokio::test]

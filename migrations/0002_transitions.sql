@@ -74,8 +74,9 @@ create function paypoll.notify_transitions() returns trigger language plpgsql as
 begin
     -- A listener that sleeps in a transaction lets the queue fill up; a full queue would make every commit fail. The feed has it all.
     if pg_notification_queue_usage() < 0.5 then
-        perform pg_notify('paypoll_transitions', json_build_object(
-                    'id', n.id, 'transaction_id', n.transaction_id, 'provider', t.provider, 'from', n.from_state, 'to', n.to_state)::text)
+        -- Put together by hand, at half the cost: neither a state nor a provider that the tables admit has a character to escape.
+        perform pg_notify('paypoll_transitions', format('{"id":%s,"transaction_id":"%s","provider":"%s","from":"%s","to":"%s"}',
+                                                        n.id, n.transaction_id, t.provider, n.from_state, n.to_state))
            from new_transitions n join paypoll.transactions t on t.id = n.transaction_id
           order by n.id;
     end if;

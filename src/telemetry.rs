@@ -166,7 +166,7 @@ impl Line {
         for (name, value) in &self.fields {
             match value {
                 Value::String(text) if is_word(text) => write!(writer, " {name}={text}")?,
-                value => write!(writer, " {name}={value}")?,
+                value => write!(writer, " {name}={}", printable(&value.to_string()))?,
             }
         }
         writeln!(writer)
@@ -226,14 +226,22 @@ fn color_of(level: Level) -> &'static str {
     }
 }
 
-/// Text that needs no quotes.
-fn is_word(text: &str) -> bool {
-    !text.is_empty() && text.chars().all(|c| !c.is_whitespace() && !c.is_control() && !matches!(c, '"' | '='))
+/// Whether a terminal obeys this character, or it has no shape of its own but changes how its neighbours are shown. Whoever inserts rows
+/// must not steer the reader's eye.
+#[must_use]
+pub fn is_steering(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
-/// The text on one line, without anything that a terminal would obey.
+/// Text that needs no quotes.
+fn is_word(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|c| !c.is_whitespace() && !is_steering(c) && !matches!(c, '"' | '='))
+}
+
+/// The text on one line, without anything that would steer its reader.
 fn printable(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
+    text.chars().flat_map(|c| if is_steering(c) { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
 }
 
 #[cfg(test)]
@@ -314,11 +322,16 @@ mod tests {
     #[test]
     fn text_lines_are_aligned_and_never_break_or_color_the_terminal() {
         let lines = logged(LogFormat::Text, "info", || {
-            tracing::warn!(event = event::POLL_FAILED, reference = "A B\x1b[31m", http_status = 500_u64, "no\x1b[2J answer\n");
+            tracing::warn!(
+                event = event::POLL_FAILED,
+                reference = "A B\x1b[31m\u{202e}",
+                http_status = 500_u64,
+                "no\x1b[2J answer\n"
+            );
         });
         assert_eq!(lines.len(), 1);
         let shown = lines[0].split_once(' ').expect("a time stamp first").1;
-        assert_eq!(shown, "warn  poll_failed     no\\u{1b}[2J answer\\n http_status=500 reference=\"A B\\u001b[31m\"");
+        assert_eq!(shown, "warn  poll_failed     no\\u{1b}[2J answer\\n http_status=500 reference=\"A B\\u001b[31m\\u{202e}\"");
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub async fn serve(config: &Config, stop: CancellationToken) -> anyhow::Result<(
     if lanes.is_empty() {
         bail!("no provider is enabled: set providers.NAME.enabled = true and give it an account");
     }
-    let store = Store::open(&config.database)?;
+    let store = Store::open_for_polling(&config.database)?;
     reach(&store, config.database.connect_timeout).await?;
     store.make_journal(None).await.context("the journal's partitions could not be made")?;
     let metrics = Arc::new(Metrics::new(lanes.iter().map(|spec| (spec.provider, &*spec.account))));

@@ -1,6 +1,7 @@
 //! Text for people: columns, times and colours, the same in every command.
 
 use crate::config::duration;
+use crate::telemetry::is_steering;
 use chrono::{DateTime, Utc};
 use std::io::{self, IsTerminal as _};
 use std::time::{Duration, SystemTime};
@@ -43,9 +44,9 @@ impl Paint {
     }
 }
 
-/// Text from a table as one line without control characters: whoever inserts rows must not steer the reader's terminal.
+/// Text from a table as one line, without anything that would steer its reader.
 pub(super) fn plain(text: &str) -> String {
-    text.chars().map(|character| if character.is_control() { '\u{fffd}' } else { character }).collect()
+    text.chars().map(|character| if is_steering(character) { '\u{fffd}' } else { character }).collect()
 }
 
 /// At most `most` characters of [`plain`] text; an ellipsis stands for what is left out.
@@ -151,7 +152,7 @@ mod tests {
 
     #[test]
     fn what_stands_in_a_table_cannot_steer_the_terminal() {
-        assert_eq!(plain("a\x1b[2Jb\nc"), "a\u{fffd}[2Jb\u{fffd}c");
+        assert_eq!(plain("a\x1b[2Jb\nc\u{202e}d"), "a\u{fffd}[2Jb\u{fffd}c\u{fffd}d");
         assert_eq!(cut("äöüß", 3), "äö…");
     }
 

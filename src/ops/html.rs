@@ -1,5 +1,6 @@
 //! HTML that cannot be broken by what it shows: text becomes HTML only by being escaped.
 
+use crate::telemetry::is_steering;
 use std::fmt::{Display, Write as _};
 
 /// A piece of HTML.
@@ -12,7 +13,7 @@ pub(super) fn text(text: impl Display) -> Html {
     for c in text.to_string().chars() {
         match c {
             // Writing to a string cannot fail.
-            c if c != '\n' && (c.is_control() || is_formatting(c)) => _ = write!(shown, "\\u{{{:x}}}", u32::from(c)),
+            c if c != '\n' && is_steering(c) => _ = write!(shown, "\\u{{{:x}}}", u32::from(c)),
             c => shown.push(c),
         }
     }
@@ -22,11 +23,6 @@ pub(super) fn text(text: impl Display) -> Html {
 /// The text with everything that means something in HTML taken for itself.
 fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;").replace('\'', "&#39;")
-}
-
-/// Characters without a shape of their own that change how their neighbours are shown.
-fn is_formatting(c: char) -> bool {
-    matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
 /// An element with its attributes and its content.

@@ -94,8 +94,18 @@ impl Silence {
 impl Store {
     /// A store that connects when it is first used.
     pub fn open(database: &Database) -> Result<Self, StoreError> {
+        Self::with_options(database, &[])
+    }
+
+    /// A store for the daemon: its statements know which rows they want. In a small table the planner would rather read all of it for
+    /// each of them.
+    pub fn open_for_polling(database: &Database) -> Result<Self, StoreError> {
+        Self::with_options(database, &[("enable_hashjoin", "off"), ("enable_mergejoin", "off")])
+    }
+
+    fn with_options(database: &Database, options: &[(&str, &str)]) -> Result<Self, StoreError> {
         let url = database.url.as_ref().ok_or_else(|| StoreError::Url("it is not set".into()))?;
-        let options = connect_options(url.expose_secret())?;
+        let options = connect_options(url.expose_secret())?.options(options.iter().copied());
         let silence = Silence(watch::Sender::new(Instant::now()));
         let (idle, released) = (silence.clone(), silence.clone());
         let pool = PgPoolOptions::new()

@@ -17,8 +17,12 @@ const LEASE: Duration = Duration::from_secs(15);
 const JUDGE: Option<DateTime<Utc>> = DateTime::from_timestamp(4_102_444_800, 0);
 
 fn open(database: &TestDatabase) -> Store {
-    Store::open(&Database { url: Some(database.url.clone().into()), max_connections: 4, connect_timeout: Duration::from_secs(5) })
-        .unwrap()
+    Store::open_for_polling(&Database {
+        url: Some(database.url.clone().into()),
+        max_connections: 4,
+        connect_timeout: Duration::from_secs(5),
+    })
+    .unwrap()
 }
 
 async fn insert(database: &TestDatabase, reference: &str) -> Uuid {

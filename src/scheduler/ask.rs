@@ -47,21 +47,23 @@ impl Asker {
         if reference.chars().any(char::is_control) {
             return Asked::Impossible("reference has control characters".into());
         }
-        let token = match self.spec.asks.token_flow() {
-            None => None,
-            Some(flow) => match self.fetched(flow, None).await {
-                Ok(token) => Some(token),
-                Err(outcome) => return Asked::NotSent(Some(outcome)),
-            },
+        match self.spec.asks.token_flow() {
+            None => self.exchange(held, None, before, stop).await,
+            // Rare and large: without the box every poll would have room for it.
+            Some(flow) => Box::pin(self.ask_with_token(flow, held, before, stop)).await,
+        }
+    }
+
+    async fn ask_with_token(&self, flow: &dyn TokenFlow, held: &Held, before: Instant, stop: &CancellationToken) -> Asked {
+        let token = match self.fetched(flow, None).await {
+            Ok(token) => token,
+            Err(outcome) => return Asked::NotSent(Some(outcome)),
         };
-        let first = self.exchange(held, token.as_ref(), before, stop).await;
-        let (Asked::Sent { status: Some(401), .. }, Some(flow), Some(refused)) = (&first, self.spec.asks.token_flow(), token)
-        else {
-            return first;
-        };
+        let first = self.exchange(held, Some(&token), before, stop).await;
+        let Asked::Sent { status: Some(401), .. } = first else { return first };
         // The token has run out before its time: one renewal and one repeat, and both requests are one poll.
-        match self.fetched(flow, Some(&refused)).await {
-            Ok(renewed) if renewed.expose_secret() != refused.expose_secret() => {
+        match self.fetched(flow, Some(&token)).await {
+            Ok(renewed) if renewed.expose_secret() != token.expose_secret() => {
                 match self.exchange(held, Some(&renewed), before, stop).await {
                     Asked::NotSent(_) => first,
                     repeated => repeated,

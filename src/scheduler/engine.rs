@@ -221,7 +221,7 @@ const WATCH_EVERY: Duration = Duration::from_millis(250);
 /// Transactions are claimed so long before they fall due, so that each is sent at its moment and not at the next look.
 const LOOK_AHEAD: Duration = Duration::from_secs(1);
 /// What commits late may lie so far behind what was claimed before: looks overlap by this.
-const OVERLAP: Duration = Duration::from_secs(3);
+const OVERLAP: Duration = Duration::from_millis(500);
 /// A look at everything due, however long ago, costs time: it takes at most this share of it.
 const SWEEP_SHARE: u32 = 50;
 /// However slow the database once was, what was given back is not overlooked for longer than this.

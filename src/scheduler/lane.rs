@@ -135,10 +135,11 @@ impl Lane {
         target.saturating_sub(self.ready.len() + self.waiting.due_until(soon).min(target / 2))
     }
 
-    /// Whether less than half of what it should hold is ready.
+    /// Whether it has room for a quarter of what it should hold: more than can be missing while half of that is taken by what falls due
+    /// again.
     #[must_use]
     pub fn is_running_low(&self, now: Instant, soon: Instant) -> bool {
-        self.room(now, soon) * 2 > self.target()
+        self.room(now, soon) * 4 > self.target()
     }
 
     /// Whose turn it is among accounts: first whoever has nothing in flight, then whose window closes first, then who waited longest.

@@ -220,7 +220,8 @@ const CLAIM_EVERY: Duration = Duration::from_millis(100);
 const WATCH_EVERY: Duration = Duration::from_millis(250);
 /// Transactions are claimed so long before they fall due, so that each is sent at its moment and not at the next look.
 const LOOK_AHEAD: Duration = Duration::from_secs(1);
-/// What commits late may lie so far behind what was claimed before: looks overlap by this.
+/// What commits late may lie so far behind what was claimed before: looks overlap by this, and read past all that is held of it. What
+/// commits later still waits for the next look at everything.
 const OVERLAP: Duration = Duration::from_millis(500);
 /// A look at everything due, however long ago, costs time: it takes at most this share of it.
 const SWEEP_SHARE: u32 = 50;

@@ -135,8 +135,8 @@ impl Lane {
         target.saturating_sub(self.ready.len() + self.waiting.due_until(soon).min(target / 2))
     }
 
-    /// Whether it has room for a quarter of what it should hold: more than can be missing while half of that is taken by what falls due
-    /// again.
+    /// Whether more than a quarter of what it should hold is missing. As half of it may be taken by what falls due again, a larger share
+    /// might never be.
     #[must_use]
     pub fn is_running_low(&self, now: Instant, soon: Instant) -> bool {
         self.room(now, soon) * 4 > self.target()

@@ -695,6 +695,37 @@ async fn a_row_that_is_corrected_while_it_is_polled_is_asked_about_anew_and_not_
 }
 
 #[tokio::test]
+async fn a_row_whose_feeder_commits_late_is_asked_about_nevertheless() {
+    let world = World::new().await;
+    let daemon = world.daemon();
+    world.insert("khalti", "never").await;
+    world.polled_times(1).await;
+    let reference = simulator::reference("khalti", next(), "ok");
+    let mut feeder = world.pool.begin().await.unwrap();
+    let insert = "insert into paypoll.transactions (provider, reference) values ('khalti', $1) returning id, created_at";
+    let (id, inserted): (Uuid, DateTime<Utc>) = sqlx::query_as(insert).bind(&reference).fetch_one(&mut *feeder).await.unwrap();
+    // Looks overlap by half a second.
+    eventually("what was inserted lies behind every look", || async {
+        let behind = sqlx::query_scalar("select clock_timestamp() > $1 + interval '1 second'").bind(inserted);
+        let behind: bool = behind.fetch_one(&world.pool).await.unwrap();
+        behind.then_some(())
+    })
+    .await;
+    feeder.commit().await.unwrap();
+    eventually("it is final", || async {
+        let state: String = sqlx::query_scalar("select state from paypoll.transactions where id = $1")
+            .bind(id)
+            .fetch_one(&world.pool)
+            .await
+            .unwrap();
+        (state == "succeeded").then_some(())
+    })
+    .await;
+    daemon.stop().await;
+    world.assert_rules_kept().await;
+}
+
+#[tokio::test]
 async fn two_daemons_serve_a_part_of_the_accounts_each_and_miss_none() {
     let mut world = World::new().await;
     // With one in flight for an account, whoever counted a replica that does not serve it would leave it to that one.

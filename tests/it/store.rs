@@ -9,6 +9,7 @@ use paypoll::store::{
     Attempt, Batch, Candidate, Claim, Draw, Entry, LaneRoom, Membership, Placement, Poll, ReplicaId, Store, StoreError, Transition,
 };
 use sqlx::Row;
+use sqlx::postgres::PgListener;
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -129,6 +130,25 @@ async fn a_due_transaction_is_claimed_once_however_many_replicas_ask() {
     assert_eq!(ids.len(), found, "nothing is claimed twice");
     let rest = claim_as(&store, first, &members, 1000).await.held.len();
     assert_eq!(found + rest, 200, "and nothing is left behind");
+}
+
+#[tokio::test]
+async fn a_change_of_state_is_announced_with_what_the_integration_page_says() {
+    let database = database().await;
+    let store = open(&database);
+    let id = insert(&database, "R1").await;
+    let mut bell = PgListener::connect(&database.url).await.unwrap();
+    bell.listen("paypoll_transitions").await.unwrap();
+    let (replica, members) = register(&store).await;
+    let claimed = claim_as(&store, replica, &members, 10).await.held.remove(0);
+    let batch = success(&store, id, claimed.fence).await;
+    store.record(replica, &batch, &mut Attempt::default()).await.unwrap();
+    let heard = tokio::time::timeout(Duration::from_secs(30), bell.recv()).await.expect("a notification").unwrap();
+    let transition: i64 = sqlx::query_scalar("select id from paypoll.transitions").fetch_one(&database.pool).await.unwrap();
+    assert_eq!(
+        serde_json::from_str::<serde_json::Value>(heard.payload()).unwrap(),
+        serde_json::json!({"id": transition, "transaction_id": id, "provider": "khalti", "from": "pending", "to": "succeeded"})
+    );
 }
 
 #[tokio::test]

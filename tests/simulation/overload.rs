@@ -25,6 +25,8 @@ const SECOND: Micros = 1_000_000;
 const OVERLOAD: Shape = Shape { in_flight: 50, answer: 200_000, khalti: 230, dropayment: 1_000, end: 375 * SECOND };
 /// Every answer takes 1 ms and 8 requests may be in flight, so 8,000 polls a second are possible, and 1,000 are asked for.
 const FAST: Shape = Shape { in_flight: 8, answer: 1_000, khalti: 1_000, dropayment: 0, end: 30 * SECOND };
+/// As before, but 1,000 new ones arrive in each of the first five seconds, while those before them fall due again.
+const NEWCOMERS: Shape = Shape { khalti: 5_000, end: 20 * SECOND, ..FAST };
 /// How long a message to or from the database takes.
 const LEG: Micros = 1_000;
 /// When Dropayment's transactions begin to arrive, 20 in a second.
@@ -271,13 +273,24 @@ fn under_overload_closing_windows_are_served_before_open_plans() {
     assert!(medians[2] < 0.01, "nor afterwards: {medians:?}");
 }
 
-#[test]
-fn a_fast_provider_is_asked_about_all_that_is_due_however_few_requests_may_be_in_flight() {
-    let mut world = World::new(FAST).run();
+/// All are asked about, and from the tenth second on nobody waits.
+fn assert_punctual(shape: Shape) {
+    let all = shape.khalti as usize;
+    let mut world = World::new(shape).run();
     let waits = &mut world.waits[0];
     waits.sort_unstable();
     let p99 = waits[waits.len() * 99 / 100];
-    println!("khalti: {} of {} asked about, {} polls, p99 wait {p99:?}", world.polls.len(), FAST.khalti, waits.len());
-    assert_eq!(world.polls.len(), FAST.khalti as usize, "every transaction was asked about");
+    println!("khalti: {} of {all} asked about, {} polls, p99 wait {p99:?}", world.polls.len(), waits.len());
+    assert_eq!(world.polls.len(), all, "every transaction was asked about");
     assert!(p99 < Duration::from_millis(50), "and punctually: {p99:?}");
+}
+
+#[test]
+fn a_fast_provider_is_asked_about_all_that_is_due_however_few_requests_may_be_in_flight() {
+    assert_punctual(FAST);
+}
+
+#[test]
+fn new_transactions_are_claimed_as_fast_as_they_fall_due_beside_what_falls_due_again() {
+    assert_punctual(NEWCOMERS);
 }

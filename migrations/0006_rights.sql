@@ -8,7 +8,7 @@ alter function paypoll.guard_state() security definer set search_path = pg_catal
 alter function paypoll.settle(text, text, text, text, text, text, jsonb) security definer set search_path = pg_catalog, pg_temp;
 alter function paypoll.override_state(uuid, text, text) security definer set search_path = pg_catalog, pg_temp;
 alter function paypoll.make_journal(date, date) security definer set search_path = pg_catalog, pg_temp;
-alter function paypoll.prune_journal(date) security definer set search_path = pg_catalog, pg_temp;
+alter function paypoll.prune_journal(date) security definer set search_path = pg_catalog, pg_temp set lock_timeout = '100ms';
 
 -- The params of a transaction as people may see them, for roles that may not read the column: `paypoll show`. The same keys under
 -- every provider; what is no object is malformed and might hold anything.

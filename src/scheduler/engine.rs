@@ -227,11 +227,9 @@ const OVERLAP: Duration = Duration::from_millis(500);
 const SWEEP_SHARE: u32 = 50;
 /// However slow the database once was, what was given back is not overlooked for longer than this.
 const RAREST_SWEEP: Duration = Duration::from_secs(5);
-/// Batches on their way at once: one is filled while another commits.
-const RECORDINGS: usize = 2;
 /// The most rows in a batch.
 const BATCH: usize = 1000;
-/// A batch waits so long for company.
+/// A batch waits so long for company, and until the one before it is written: the longer a commit takes, the more it gathers.
 const GATHER: Duration = Duration::from_millis(5);
 /// Between a request's last moment to be sent and the end of the lease there is its time-out and this.
 const LEASE_MARGIN: Duration = Duration::from_secs(1);
@@ -291,9 +289,12 @@ pub struct Engine {
     /// Refused with nothing left to take out: tried again with every heartbeat, so that nothing is lost whatever the reason.
     #[expect(clippy::vec_box, reason = "they travel boxed")]
     refused: Vec<Box<Recording>>,
+    /// Everything about transactions whose rows another session keeps locked: tried again with every heartbeat.
+    #[expect(clippy::vec_box, reason = "they travel boxed")]
+    locked: Vec<Box<Recording>>,
     /// Since when the database has been there without a break; `None`: there was no registration yet.
     steady_since: Option<Instant>,
-    recording: usize,
+    recording: bool,
     stopping: bool,
     finished: bool,
 }
@@ -379,6 +380,8 @@ pub enum News {
     DatabaseBack,
     /// The database refuses a poll's record, whatever is left out of it; it is tried again.
     Unrecorded(String),
+    /// Another session keeps the rows of so many transactions locked.
+    Locked(usize),
 }
 
 impl Engine {
@@ -416,8 +419,9 @@ impl Engine {
             outbox_since: None,
             stuck: Vec::new(),
             refused: Vec::new(),
+            locked: Vec::new(),
             steady_since: None,
-            recording: 0,
+            recording: false,
             stopping: false,
             finished: false,
         }
@@ -460,7 +464,7 @@ impl Engine {
             due(self.next_beat, self.beating),
             due(self.next_watch, self.watching || self.stopping),
             due(self.next_claim, self.claiming || self.stopping),
-            outbox.and_then(|at| due(at, self.recording >= RECORDINGS)),
+            outbox.and_then(|at| due(at, self.recording)),
             self.next_start.and_then(|at| due(at, self.stopping)),
             self.last_lease_end(),
         ];
@@ -513,6 +517,7 @@ impl Engine {
                 self.read_clock(asked, now, beat.clock);
                 self.next_beat = now + BEAT_EVERY;
                 self.stuck.append(&mut self.refused);
+                self.stuck.append(&mut self.locked);
                 if doubtful {
                     // It was answered before the process stood still, nobody knows how long: the next one tells.
                     self.next_beat = now;
@@ -695,11 +700,17 @@ impl Engine {
     }
 
     fn on_recorded(&mut self, now: Instant, mut recording: Box<Recording>, result: Result<Recorded, Failed>) {
-        self.recording -= 1;
+        self.recording = false;
         match result {
             Ok(recorded) => {
                 if recorded.lease_lost && recording.replica == self.replica() {
                     self.lose_lease(now);
+                }
+                if !recorded.locked.is_empty() {
+                    if !recording.batch.skip_locked {
+                        self.news.push(News::Locked(recorded.locked.len()));
+                    }
+                    self.set_aside(recording.split_off(|id| recorded.locked.contains(&id)));
                 }
                 for (id, news) in recording.news.drain(..) {
                     if !recorded.lease_lost && !recorded.refused.contains(&id) {
@@ -901,7 +912,17 @@ impl Engine {
             return;
         }
         for id in ids {
-            self.stuck.push(Box::new(recording.split_off(id)));
+            self.stuck.push(Box::new(recording.split_off(|of| of == id)));
+        }
+    }
+
+    /// What cannot be written as long as another session keeps the rows locked. One that is set aside already takes it in: otherwise
+    /// there would soon be many, each with a database transaction of its own.
+    fn set_aside(&mut self, mut recording: Recording) {
+        recording.batch.skip_locked = true;
+        match self.locked.last_mut().filter(|last| last.replica == recording.replica && last.stripped == recording.stripped) {
+            Some(last) => last.absorb(recording),
+            None => self.locked.push(Box::new(recording)),
         }
     }
 }
@@ -915,20 +936,25 @@ impl Recording {
         self.batch.polls.len().max(self.batch.entries.len())
     }
 
-    /// Everything about one transaction.
-    fn split_off(&mut self, id: Uuid) -> Self {
+    /// Takes out everything about the transactions that `of` names.
+    fn split_off(&mut self, of: impl Fn(Uuid) -> bool) -> Self {
         Self {
-            batch: Batch {
-                polls: self.batch.polls.extract_if(.., |poll| poll.transaction_id == id).collect(),
-                entries: self.batch.entries.extract_if(.., |entry| entry.id == id).collect(),
-                dropped: self.batch.dropped.extract_if(.., |dropped| *dropped == id).collect(),
-            },
+            batch: self.batch.split_off(&of),
             replica: self.replica,
             attempt: crate::store::Attempt::default(),
-            carried: self.carried.extract_if(.., |carried| carried.held.transaction.id == id).collect(),
-            news: self.news.extract_if(.., |(of, _)| *of == id).collect(),
+            carried: self.carried.extract_if(.., |carried| of(carried.held.transaction.id)).collect(),
+            news: self.news.extract_if(.., |(id, _)| of(*id)).collect(),
             stripped: self.stripped,
         }
+    }
+
+    /// Takes in another one under the same replica; neither was ever written.
+    fn absorb(&mut self, mut other: Self) {
+        self.batch.polls.append(&mut other.batch.polls);
+        self.batch.entries.append(&mut other.batch.entries);
+        self.batch.dropped.append(&mut other.batch.dropped);
+        self.carried.append(&mut other.carried);
+        self.news.append(&mut other.news);
     }
 
     /// Takes out what the provider said.
@@ -1176,21 +1202,26 @@ impl Engine {
         }
     }
 
-    /// Sends a batch on its way when one has gathered.
+    /// Sends a batch on its way when one has gathered: one at a time.
     fn flush(&mut self, now: Instant, out: &mut Vec<Command>) {
-        while self.recording < RECORDINGS {
-            let Some(recording) = self.stuck.pop() else { break };
-            self.recording += 1;
-            out.push(Command::Record(recording));
+        if self.recording {
+            return;
         }
         let gathered = self.outbox_since.is_some_and(|since| since + GATHER <= now || self.stopping) || self.outbox.len() >= BATCH;
-        if self.recording < RECORDINGS && gathered && !self.outbox.is_empty() {
-            let mut recording = Box::new(std::mem::take(&mut self.outbox));
-            recording.replica = self.replica();
-            self.outbox_since = None;
-            self.recording += 1;
-            out.push(Command::Record(recording));
-        }
+        let mut recording = match self.stuck.pop() {
+            Some(stuck) => stuck,
+            None if gathered && !self.outbox.is_empty() => {
+                let mut recording = Box::new(std::mem::take(&mut self.outbox));
+                recording.replica = self.replica();
+                self.outbox_since = None;
+                recording
+            }
+            None => return,
+        };
+        // While somebody keeps rows locked, more of them are to be expected: they are not waited for any more.
+        recording.batch.skip_locked |= !self.locked.is_empty();
+        self.recording = true;
+        out.push(Command::Record(recording));
     }
 
     /// Writes everything back of these lanes that is not in flight, for others to take.
@@ -1210,8 +1241,8 @@ impl Engine {
     }
 
     fn finish(&mut self, out: &mut Vec<Command>) {
-        let idle =
-            self.unsure.is_empty() && self.in_flight == 0 && self.recording == 0 && self.outbox.is_empty() && self.stuck.is_empty();
+        let written = !self.recording && self.outbox.is_empty() && self.stuck.is_empty() && self.locked.is_empty();
+        let idle = self.unsure.is_empty() && self.in_flight == 0 && written;
         if self.stopping && idle && !self.claiming && !matches!(self.registration, Registration::Asked) {
             self.finished = true;
             out.push(Command::Finish { replica: self.replica() });

@@ -84,6 +84,14 @@ impl Reporter {
             News::Unrecorded(why) => {
                 error!(event = event::POLL_FAILED, error = why, "the database refuses the record of a poll; it is tried again");
             }
+            News::Locked(count) => {
+                warn!(
+                    event = event::POLL_FAILED,
+                    count,
+                    "another session keeps the rows of {count} transactions locked: what came of their polls cannot be written, and they \
+                     are not asked about, until it lets go"
+                );
+            }
         }
     }
 

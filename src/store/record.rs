@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 use serde_json::Value;
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection, Row};
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::sync::Arc;
 use uuid::Uuid;
@@ -91,6 +92,21 @@ pub struct Batch {
     pub entries: Vec<Entry>,
     /// Transactions that somebody else has taken over: their polls so far are counted in their rows.
     pub dropped: Vec<Uuid>,
+    /// Rows that another session keeps locked are left out at once, and not only when they have been waited for.
+    pub skip_locked: bool,
+}
+
+impl Batch {
+    /// Takes out everything about the transactions that `of` names.
+    #[must_use]
+    pub fn split_off(&mut self, of: impl Fn(Uuid) -> bool) -> Self {
+        Self {
+            polls: self.polls.extract_if(.., |poll| of(poll.transaction_id)).collect(),
+            entries: self.entries.extract_if(.., |entry| of(entry.id)).collect(),
+            dropped: self.dropped.extract_if(.., |dropped| of(*dropped)).collect(),
+            skip_locked: self.skip_locked,
+        }
+    }
 }
 
 /// What became of a batch.
@@ -98,15 +114,25 @@ pub struct Batch {
 pub struct Recorded {
     /// Entries that were refused: somebody else has written the transaction since it was claimed.
     pub refused: HashSet<Uuid>,
+    /// Another session keeps their rows locked: nothing about them was written.
+    pub locked: HashSet<Uuid>,
     /// The replica has lost its lease: only the journal was written.
     pub lease_lost: bool,
 }
 
 /// The lease is held while the replica's row is there; the lock keeps it there until this transaction has ended.
 /// The transaction's id answers, after a broken connection, whether it was committed; also without the lease, because the journal is
-/// written all the same.
+/// written all the same. Nobody's lock is waited for longer than others can bear: a row that a console keeps locked must not hold up
+/// all that is recorded with it.
 const LEASE: &str = "
-    select pg_current_xact_id()::text as xid, (select id from paypoll.replicas where id = $1 for key share) is not null as held";
+    select pg_current_xact_id()::text as xid, (select id from paypoll.replicas where id = $1 for key share) is not null as held,
+           set_config('lock_timeout', '250ms', true)";
+
+/// Locks what is to be written and tells what cannot be: rows that are there and that another session has locked.
+const LOCKED: &str = "
+    with free as materialized (
+        select id from paypoll.transactions where id = any ($1) order by id for no key update skip locked)
+    select id from paypoll.transactions where id = any ($1) except select id from free";
 
 /// First half: the rows that still carry the fence of their claim; a poll of an earlier owner that was counted since the claim may be
 /// younger than what the claimant knows. Second half: one transition for each change of state.
@@ -180,24 +206,12 @@ impl Store {
             return Ok(recorded);
         }
         let mut connection = self.pool.acquire().await?;
-        let mut tx = connection.begin().await?;
-        let lease = sqlx::query(LEASE).bind(replica.0).fetch_one(&mut *tx).await?;
-        super::journal::append(&mut tx, &batch.polls).await?;
-        let mut recorded = Recorded { lease_lost: !lease.try_get::<bool, _>("held")?, ..Recorded::default() };
-        if !recorded.lease_lost && !batch.entries.is_empty() {
-            let written = write(&mut tx, replica, &batch.entries).await?;
-            recorded.refused = batch.entries.iter().map(|entry| entry.id).filter(|id| !written.contains(id)).collect();
+        match write_all(&mut connection, replica, batch, batch.skip_locked, attempt).await {
+            Err(error) if !batch.skip_locked && is_lock_timeout(&error) => {
+                write_all(&mut connection, replica, batch, true, attempt).await
+            }
+            written => written,
         }
-        let mut late: HashSet<Uuid> = batch.dropped.iter().chain(&recorded.refused).copied().collect();
-        if recorded.lease_lost {
-            late.extend(batch.polls.iter().map(|poll| poll.transaction_id));
-        }
-        if !late.is_empty() {
-            count_late(&mut tx, replica, &late, &batch.polls).await?;
-        }
-        attempt.0 = Some(Commit { xid: lease.try_get("xid")?, recorded: recorded.clone() });
-        tx.commit().await?;
-        Ok(recorded)
     }
 
     /// Whether an earlier attempt was committed although its answer got lost.
@@ -233,6 +247,52 @@ pub struct Commit {
 /// One value of each row, as PostgreSQL takes them: an array for each column.
 pub(super) fn column<'a, R, T>(rows: &'a [R], value: impl Fn(&'a R) -> T) -> Vec<T> {
     rows.iter().map(value).collect()
+}
+
+/// `lock_not_available`.
+fn is_lock_timeout(error: &StoreError) -> bool {
+    matches!(error, StoreError::Database(sqlx::Error::Database(error)) if error.code().is_some_and(|code| code == "55P03"))
+}
+
+async fn write_all(
+    connection: &mut PgConnection,
+    replica: ReplicaId,
+    batch: &Batch,
+    skip_locked: bool,
+    attempt: &mut Attempt,
+) -> Result<Recorded, StoreError> {
+    let mut tx = connection.begin().await?;
+    let lease = sqlx::query(LEASE).bind(replica.0).fetch_one(&mut *tx).await?;
+    let mut recorded = Recorded { lease_lost: !lease.try_get::<bool, _>("held")?, ..Recorded::default() };
+    let mut free = Cow::Borrowed(batch);
+    if skip_locked {
+        recorded.locked = locked(&mut tx, batch, recorded.lease_lost).await?;
+        drop(free.to_mut().split_off(|id| recorded.locked.contains(&id)));
+    }
+    super::journal::append(&mut tx, &free.polls).await?;
+    if !recorded.lease_lost && !free.entries.is_empty() {
+        let written = write(&mut tx, replica, &free.entries).await?;
+        recorded.refused = free.entries.iter().map(|entry| entry.id).filter(|id| !written.contains(id)).collect();
+    }
+    let mut late: HashSet<Uuid> = free.dropped.iter().chain(&recorded.refused).copied().collect();
+    if recorded.lease_lost {
+        late.extend(free.polls.iter().map(|poll| poll.transaction_id));
+    }
+    if !late.is_empty() {
+        count_late(&mut tx, replica, &late, &free.polls).await?;
+    }
+    attempt.0 = Some(Commit { xid: lease.try_get("xid")?, recorded: recorded.clone() });
+    tx.commit().await?;
+    Ok(recorded)
+}
+
+/// The transactions of the batch whose rows cannot be written, because another session has locked them.
+async fn locked(tx: &mut PgConnection, batch: &Batch, lease_lost: bool) -> Result<HashSet<Uuid>, StoreError> {
+    let mut written: Vec<Uuid> = batch.entries.iter().map(|entry| entry.id).chain(batch.dropped.iter().copied()).collect();
+    if lease_lost {
+        written.extend(batch.polls.iter().map(|poll| poll.transaction_id));
+    }
+    Ok(sqlx::query_scalar(LOCKED).bind(written).fetch_all(tx).await?.into_iter().collect())
 }
 
 async fn write(tx: &mut PgConnection, replica: ReplicaId, entries: &[Entry]) -> Result<HashSet<Uuid>, StoreError> {

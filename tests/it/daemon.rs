@@ -695,6 +695,25 @@ async fn a_row_that_is_corrected_while_it_is_polled_is_asked_about_anew_and_not_
 }
 
 #[tokio::test]
+async fn a_row_that_somebody_at_a_console_keeps_locked_holds_up_no_other_transaction() {
+    let world = World::new().await;
+    let daemon = world.process();
+    let locked = world.insert("khalti", "ok3").await;
+    eventually("it is held", || async { world.row(locked.id).await.owner }).await;
+    let others = world.insert_all(&["ok3", "action-ok2"]).await;
+    let mut console = world.pool.begin().await.unwrap();
+    sqlx::query("select from paypoll.transactions where id = $1 for update").bind(locked.id).execute(&mut *console).await.unwrap();
+    world.settled_but(1).await;
+    world.assert_as_expected(&others).await;
+    assert!(daemon.told("database_lost").is_empty(), "{:?}", daemon.told("database_lost"));
+    console.commit().await.unwrap();
+    world.settled().await;
+    assert!(daemon.terminate().await.success());
+    world.assert_as_expected(&[locked]).await;
+    world.assert_rules_kept().await;
+}
+
+#[tokio::test]
 async fn a_row_whose_feeder_commits_late_is_asked_about_nevertheless() {
     let world = World::new().await;
     let daemon = world.daemon();

@@ -6,10 +6,12 @@ use paypoll::config::{Config, Database};
 use paypoll::domain::{Progress, Source, State};
 use paypoll::scheduler::{self, placement::Placer};
 use paypoll::store::{
-    Attempt, Batch, Candidate, Claim, Draw, Entry, LaneRoom, Membership, Placement, Poll, ReplicaId, Store, StoreError, Transition,
+    Attempt, Batch, Candidate, Claim, Draw, Entry, LaneRoom, Membership, Placement, Poll, Recorded, ReplicaId, Store, StoreError,
+    Transition,
 };
 use sqlx::Row;
 use sqlx::postgres::PgListener;
+use std::collections::HashSet;
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -84,7 +86,7 @@ async fn success(store: &Store, id: Uuid, fence: i64) -> Batch {
             action_at: None,
             progress: Progress::default(),
         }],
-        dropped: Vec::new(),
+        ..Batch::default()
     }
 }
 
@@ -299,6 +301,57 @@ async fn an_external_final_state_wins_over_a_poll_in_flight_and_the_poll_is_coun
         .await
         .unwrap();
     assert_eq!((attempts, owner), (1, None));
+}
+
+#[tokio::test]
+async fn a_row_that_somebody_keeps_locked_is_left_out_of_its_batch_and_holds_up_no_other() {
+    let database = database().await;
+    let store = open(&database);
+    let (locked, free, deleted) = (insert(&database, "R1").await, insert(&database, "R2").await, insert(&database, "R3").await);
+    let (replica, members) = register(&store).await;
+    let mut batch = Batch::default();
+    for claimed in claim_as(&store, replica, &members, 10).await.held {
+        let Batch { polls, entries, .. } = success(&store, claimed.transaction.id, claimed.fence).await;
+        batch.polls.extend(polls);
+        batch.entries.extend(entries);
+    }
+    sqlx::query("delete from paypoll.transactions where id = $1").bind(deleted).execute(&database.pool).await.unwrap();
+    let mut console = database.pool.begin().await.unwrap();
+    sqlx::query("select from paypoll.transactions where id = $1 for share").bind(locked).execute(&mut *console).await.unwrap();
+    let recorded = store.record(replica, &batch, &mut Attempt::default()).await.unwrap();
+    assert_eq!(recorded.locked, HashSet::from([locked]));
+    assert_eq!(recorded.refused, HashSet::from([deleted]), "it is gone, not locked");
+    assert_eq!((state(&database, locked).await, state(&database, free).await), ("pending".into(), "succeeded".into()));
+    let mut rest = batch.split_off(|id| id == locked);
+    rest.skip_locked = true;
+    let recorded = store.record(replica, &rest, &mut Attempt::default()).await.unwrap();
+    assert_eq!(recorded.locked, HashSet::from([locked]));
+    console.rollback().await.unwrap();
+    let recorded = store.record(replica, &rest, &mut Attempt::default()).await.unwrap();
+    assert_eq!(recorded, Recorded::default());
+    assert_eq!(state(&database, locked).await, "succeeded");
+    assert_eq!(transitions(&database, locked).await, [("pending".into(), "succeeded".into(), "poll".into())]);
+    let polls: i64 = sqlx::query_scalar("select count(*) from paypoll.polls").fetch_one(&database.pool).await.unwrap();
+    assert_eq!(polls, 3, "each poll was journaled once");
+}
+
+#[tokio::test]
+async fn a_long_read_of_the_journal_keeps_nobody_from_writing_to_it() {
+    let database = database().await;
+    let store = open(&database);
+    let id = insert(&database, "R1").await;
+    let (replica, _) = register(&store).await;
+    let long_ago = now(&store).await - Duration::from_secs(40 * 24 * 3600);
+    store.make_journal(Some(long_ago)).await.unwrap();
+    let mut reader = database.pool.begin().await.unwrap();
+    sqlx::query("select count(*) from paypoll.polls").execute(&mut *reader).await.unwrap();
+    store.make_journal(Some(long_ago - Duration::from_secs(24 * 3600))).await.unwrap();
+    let refused = store.prune_journal(Duration::from_secs(30 * 24 * 3600)).await.unwrap_err();
+    assert!(refused.to_string().contains("lock timeout"), "{refused}");
+    let polls = vec![poll(id, long_ago - Duration::from_secs(24 * 3600))];
+    store.record(replica, &Batch { polls, ..Batch::default() }, &mut Attempt::default()).await.unwrap();
+    reader.rollback().await.unwrap();
+    assert!(store.prune_journal(Duration::from_secs(30 * 24 * 3600)).await.unwrap() > 0);
 }
 
 #[tokio::test]

@@ -62,6 +62,8 @@ pub(crate) enum Bug {
     AnswersMixedUp,
     /// A transaction that somebody else has written is polled on.
     RefusedPolledOn,
+    /// What cannot be written while somebody keeps its row locked is forgotten.
+    LockedForgotten,
     /// A request that was decided in time is sent however late it is.
     SentAfterLease,
     /// Replicas are declared dead because the database's clock was set forward.
@@ -72,7 +74,7 @@ pub(crate) enum Bug {
 
 impl Bug {
     /// All of them.
-    pub(crate) const ALL: [Self; 32] = [
+    pub(crate) const ALL: [Self; 33] = [
         Self::NoFencing,
         Self::LeaseIgnored,
         Self::AckBeforeWork,
@@ -102,6 +104,7 @@ impl Bug {
         Self::SilenceIsFailed,
         Self::AnswersMixedUp,
         Self::RefusedPolledOn,
+        Self::LockedForgotten,
         Self::SentAfterLease,
         Self::JudgedByALeap,
         Self::SleepUnnoticed,

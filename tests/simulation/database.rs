@@ -79,6 +79,8 @@ pub(crate) struct Database {
     committed: HashSet<String>,
     /// Committed, but nobody can tell yet.
     undecided: HashSet<String>,
+    /// Rows that somebody at a console keeps locked.
+    pub(crate) locked: HashSet<Uuid>,
     pub(crate) facts: Vec<Fact>,
 }
 
@@ -112,6 +114,7 @@ impl Database {
             last_xid: 0,
             committed: HashSet::new(),
             undecided: HashSet::new(),
+            locked: HashSet::new(),
             facts: Vec::new(),
         }
     }
@@ -190,6 +193,7 @@ impl Database {
             };
             let mut due: Vec<(DateTime<Utc>, Uuid)> = (self.rows.values())
                 .filter(|row| row.transaction.provider == room.provider && row.transaction.account == room.account)
+                .filter(|row| !self.locked.contains(&row.transaction.id))
                 .filter_map(|row| {
                     row.next.filter(|next| *next >= room.since && *next <= horizon && free(row)).map(|next| (next, row))
                 })
@@ -274,12 +278,17 @@ impl Database {
             }
         }
         let registered = self.replicas.contains_key(&replica.0);
+        let mut recorded = Recorded { lease_lost: !registered && !self.has(Bug::LeaseIgnored), ..Recorded::default() };
+        let entries = batch.entries.iter().map(|entry| entry.id).chain(batch.dropped.iter().copied());
+        let polls = batch.polls.iter().map(|poll| poll.transaction_id).filter(|_| recorded.lease_lost);
+        recorded.locked = entries.chain(polls).filter(|id| self.locked.contains(id)).collect();
+        let mut batch = batch.clone();
+        drop(batch.split_off(|id| recorded.locked.contains(&id)));
         for poll in &batch.polls {
             let sent_at = stored(poll.sent_at);
             self.polls.entry(poll.transaction_id).or_default().push(Poll { sent_at, ..poll.clone() });
             self.facts.push(Fact::Journaled { id: poll.transaction_id, sent_at, in_time: registered });
         }
-        let mut recorded = Recorded { lease_lost: !registered && !self.has(Bug::LeaseIgnored), ..Recorded::default() };
         if !recorded.lease_lost {
             for entry in &batch.entries {
                 if !self.write(replica, entry) {

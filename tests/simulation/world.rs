@@ -66,6 +66,8 @@ enum Action {
     Resume { host: usize, life: u64, woken: bool },
     /// It can be told again which batches were committed.
     Reveal,
+    /// A row is not locked any more.
+    Unlock(Uuid),
     /// The next mishap.
     Mishap,
 }
@@ -224,6 +226,7 @@ impl World {
         self.provider.down_until.clear();
         (self.down_until, self.slow_until, self.lossy_until) = (0, 0, 0);
         self.database.reveal_commits();
+        self.database.locked.clear();
         // A clock that was set back makes everything wait that was planned before. Nobody could sit that out here.
         if self.offset < self.farthest {
             self.step_clock(self.farthest - self.offset);
@@ -315,6 +318,7 @@ impl World {
                 }
             }
             Action::Reveal => self.database.reveal_commits(),
+            Action::Unlock(id) => _ = self.database.locked.remove(&id),
             Action::Mishap => {
                 if !self.calm {
                     self.mishap()?;
@@ -595,6 +599,9 @@ impl World {
                 if let (Ok(recorded), true) = (&mut result, self.bug == Some(Bug::RefusedPolledOn)) {
                     recorded.refused.clear();
                 }
+                if let (Ok(recorded), true) = (&mut result, self.bug == Some(Bug::LockedForgotten)) {
+                    recorded.locked.clear();
+                }
                 Some(Event::Recorded(recording, result))
             }
             Command::Watch { after } => {
@@ -780,6 +787,8 @@ impl World {
                 self.say(|| format!("account {account} is down for {long} us"));
                 self.provider.down_until.insert(account, self.now + 2 * long);
             }
+            // Whoever wants to write a row that is locked waits.
+            56..86 if self.database.locked.contains(&id) => {}
             56..68 => {
                 let states = [State::Succeeded, State::Failed, State::Cancelled, State::Refunded, State::Unresolved];
                 let state = states[self.random.random_range(0..states.len())];
@@ -796,7 +805,12 @@ impl World {
                 self.say(|| format!("somebody corrects {}", name(id)));
                 self.database.correct(id);
             }
-            84..87 => self.database.hurry(id),
+            84..86 => self.database.hurry(id),
+            86..89 => {
+                self.say(|| format!("somebody at a console locks {} for {} us", name(id), 2 * long));
+                self.database.locked.insert(id);
+                self.at(self.now + 2 * long, Action::Unlock(id));
+            }
             _ => {
                 self.insert();
                 self.say(|| format!("t{} arrives", self.transactions));

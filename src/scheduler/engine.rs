@@ -195,6 +195,8 @@ pub struct Recording {
     pub batch: Batch,
     /// Under which replica.
     pub replica: Option<ReplicaId>,
+    /// When its first part came in.
+    since: Option<Instant>,
     /// What must be remembered between attempts.
     pub attempt: crate::store::Attempt,
     /// Transactions that go on when it is written.
@@ -274,7 +276,7 @@ pub struct Engine {
     /// Which accounts pause and which circuits are open was heard since the database was found: before that nothing is sent.
     accounts_known: bool,
     /// Others' writes about transactions that were in flight or being recorded, or are not held at all: the fence, and when it was
-    /// heard of. Nothing is in flight for as long as a lease.
+    /// heard of.
     overruled: HashMap<Uuid, (i64, Instant)>,
     /// What a claim whose answer got lost may have taken: it is released before the next one.
     unsure: Vec<Uuid>,
@@ -283,7 +285,6 @@ pub struct Engine {
     in_flight: u32,
     sequence: u64,
     outbox: Recording,
-    outbox_since: Option<Instant>,
     #[expect(clippy::vec_box, reason = "they travel boxed")]
     stuck: Vec<Box<Recording>>,
     /// Refused with nothing left to take out: tried again with every heartbeat, so that nothing is lost whatever the reason.
@@ -294,7 +295,8 @@ pub struct Engine {
     locked: Vec<Box<Recording>>,
     /// Since when the database has been there without a break; `None`: there was no registration yet.
     steady_since: Option<Instant>,
-    recording: bool,
+    /// Since when the batch that is under way was gathered.
+    recording: Option<Instant>,
     stopping: bool,
     finished: bool,
 }
@@ -416,12 +418,11 @@ impl Engine {
             in_flight: 0,
             sequence: 0,
             outbox: Recording::default(),
-            outbox_since: None,
             stuck: Vec::new(),
             refused: Vec::new(),
             locked: Vec::new(),
             steady_since: None,
-            recording: false,
+            recording: None,
             stopping: false,
             finished: false,
         }
@@ -459,12 +460,12 @@ impl Engine {
         }
         // What is under way is not waited for here: its event wakes the engine.
         let due = |at: Instant, under_way: bool| (!under_way).then_some(at);
-        let outbox = self.outbox_since.map(|since| since + GATHER);
+        let outbox = self.outbox.since.map(|since| since + GATHER);
         let moments = [
             due(self.next_beat, self.beating),
             due(self.next_watch, self.watching || self.stopping),
             due(self.next_claim, self.claiming || self.stopping),
-            outbox.and_then(|at| due(at, self.recording)),
+            outbox.and_then(|at| due(at, self.recording.is_some())),
             self.next_start.and_then(|at| due(at, self.stopping)),
             self.last_lease_end(),
         ];
@@ -656,7 +657,7 @@ impl Engine {
                     outcome: outcome.name(),
                     error: error.clone(),
                 });
-                self.outbox_since.get_or_insert(now);
+                self.outbox.since.get_or_insert(now);
                 self.note_health(now, &held, &outcome, out);
                 let known = held.transaction.provider_state.as_deref();
                 let word = match &outcome {
@@ -700,7 +701,7 @@ impl Engine {
     }
 
     fn on_recorded(&mut self, now: Instant, mut recording: Box<Recording>, result: Result<Recorded, Failed>) {
-        self.recording = false;
+        self.recording = None;
         match result {
             Ok(recorded) => {
                 if recorded.lease_lost && recording.replica == self.replica() {
@@ -740,8 +741,12 @@ impl Engine {
             Ok(watch) => watch,
             Err(failed) => return self.lose_database(now, failed),
         };
+        // Nothing is in flight for as long as a lease. What came back from there may wait much longer to be recorded. (What waits for
+        // a locked row need not be remembered here: its fence is looked at when it is written.)
+        let waiting = self.stuck.iter().chain(&self.refused).map(|recording| recording.since);
+        let unrecorded = waiting.chain([self.recording, self.outbox.since]).flatten().min();
         let lease = self.setup.lease;
-        self.overruled.retain(|_, (_, heard)| now.saturating_duration_since(*heard) < lease);
+        self.overruled.retain(|_, (_, heard)| *heard + lease > unrecorded.unwrap_or(now));
         for (transition, id, fence) in watch.verdicts {
             self.last_verdict = self.last_verdict.max(transition);
             self.let_go(now, id, fence);
@@ -824,7 +829,7 @@ impl Engine {
         // A redirect URL stands here as it came: the payer needs all of it.
         entry.action = entry.action.map(|action| Redaction::new(Vec::new(), &[]).json(action));
         self.outbox.batch.entries.push(entry);
-        self.outbox_since.get_or_insert(now);
+        self.outbox.since.get_or_insert(now);
     }
 
     fn tell_transition(&mut self, held: &Held, from: State, reason: Option<String>) {
@@ -941,6 +946,7 @@ impl Recording {
         Self {
             batch: self.batch.split_off(&of),
             replica: self.replica,
+            since: self.since,
             attempt: crate::store::Attempt::default(),
             carried: self.carried.extract_if(.., |carried| of(carried.held.transaction.id)).collect(),
             news: self.news.extract_if(.., |(id, _)| of(*id)).collect(),
@@ -1204,23 +1210,22 @@ impl Engine {
 
     /// Sends a batch on its way when one has gathered: one at a time.
     fn flush(&mut self, now: Instant, out: &mut Vec<Command>) {
-        if self.recording {
+        if self.recording.is_some() {
             return;
         }
-        let gathered = self.outbox_since.is_some_and(|since| since + GATHER <= now || self.stopping) || self.outbox.len() >= BATCH;
+        let gathered = self.outbox.since.is_some_and(|since| since + GATHER <= now || self.stopping) || self.outbox.len() >= BATCH;
         let mut recording = match self.stuck.pop() {
             Some(stuck) => stuck,
             None if gathered && !self.outbox.is_empty() => {
                 let mut recording = Box::new(std::mem::take(&mut self.outbox));
                 recording.replica = self.replica();
-                self.outbox_since = None;
                 recording
             }
             None => return,
         };
         // While somebody keeps rows locked, more of them are to be expected: they are not waited for any more.
         recording.batch.skip_locked |= !self.locked.is_empty();
-        self.recording = true;
+        self.recording = recording.since.or(Some(now));
         out.push(Command::Record(recording));
     }
 
@@ -1241,7 +1246,7 @@ impl Engine {
     }
 
     fn finish(&mut self, out: &mut Vec<Command>) {
-        let written = !self.recording && self.outbox.is_empty() && self.stuck.is_empty() && self.locked.is_empty();
+        let written = self.recording.is_none() && self.outbox.is_empty() && self.stuck.is_empty() && self.locked.is_empty();
         let idle = self.unsure.is_empty() && self.in_flight == 0 && written;
         if self.stopping && idle && !self.claiming && !matches!(self.registration, Registration::Asked) {
             self.finished = true;
@@ -1370,7 +1375,6 @@ impl Engine {
             // Its rows were claimed under the lease that is lost: they must not be written under the next one.
             let mut recording = Box::new(std::mem::take(&mut self.outbox));
             recording.replica = self.replica();
-            self.outbox_since = None;
             self.stuck.push(recording);
         }
         self.registration = Registration::No;
@@ -1417,7 +1421,7 @@ impl Engine {
     /// Its polls so far are counted in its row.
     fn drop_held(&mut self, now: Instant, id: Uuid) {
         self.outbox.batch.dropped.push(id);
-        self.outbox_since.get_or_insert(now);
+        self.outbox.since.get_or_insert(now);
     }
 
     /// Waits for its next poll, unless it is not ours any more.

@@ -15,6 +15,7 @@ use paypoll::scheduler::lane::LaneSpec;
 use paypoll::scheduler::watch::Watch;
 use paypoll::store::Candidate;
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
@@ -22,11 +23,13 @@ use uuid::Uuid;
 const SECOND: Micros = 1_000_000;
 /// Every answer takes 200 ms and 50 requests may be in flight, so 250 polls a second is all there is. Khalti asks for 230 of them, and
 /// then Dropayment for another 250.
-const OVERLOAD: Shape = Shape { in_flight: 50, answer: 200_000, khalti: 230, dropayment: 1_000, end: 375 * SECOND };
+const OVERLOAD: Shape = Shape { in_flight: 50, answer: 200_000, khalti: 230, dropayment: 1_000, stall: 0..0, end: 375 * SECOND };
 /// Every answer takes 1 ms and 8 requests may be in flight, so 8,000 polls a second are possible, and 1,000 are asked for.
-const FAST: Shape = Shape { in_flight: 8, answer: 1_000, khalti: 1_000, dropayment: 0, end: 30 * SECOND };
+const FAST: Shape = Shape { in_flight: 8, answer: 1_000, khalti: 1_000, dropayment: 0, stall: 0..0, end: 30 * SECOND };
 /// As before, but 1,000 new ones arrive in each of the first five seconds, while those before them fall due again.
 const NEWCOMERS: Shape = Shape { khalti: 5_000, end: 20 * SECOND, ..FAST };
+/// Records, and nothing else, are held up for longer than a lease.
+const HELD_UP: Shape = Shape { khalti: 10, stall: 4 * SECOND..25 * SECOND, ..FAST };
 /// How long a message to or from the database takes.
 const LEG: Micros = 1_000;
 /// When Dropayment's transactions begin to arrive, 20 in a second.
@@ -45,6 +48,8 @@ struct Shape {
     khalti: u128,
     /// Dropayment's transactions, each due every 3 to 5 seconds for 3 minutes.
     dropayment: u128,
+    /// Whatever is to be recorded then is recorded at its end.
+    stall: Range<Micros>,
     end: Micros,
 }
 
@@ -53,6 +58,7 @@ enum Action {
     Execute(Box<Command>, Instant),
     Deliver(Box<Event>),
     Arrive(u128),
+    Settle(Uuid),
 }
 
 struct World {
@@ -67,6 +73,8 @@ struct World {
     database: Database,
     /// Polls of each transaction.
     polls: HashMap<Uuid, u32>,
+    /// When each was asked about last.
+    asked: HashMap<Uuid, Micros>,
     /// How late Khalti's polls were, in each span.
     waits: [Vec<Duration>; 3],
     in_flight: u32,
@@ -109,6 +117,7 @@ impl World {
             lanes,
             database: Database::new(None, DateTime::UNIX_EPOCH),
             polls: HashMap::new(),
+            asked: HashMap::new(),
             waits: Default::default(),
             in_flight: 0,
         };
@@ -151,6 +160,7 @@ impl World {
                     self.drive(*event);
                 }
                 Action::Arrive(number) => self.insert(number),
+                Action::Settle(id) => assert!(self.database.settle(id, State::Succeeded)),
             }
             self.database.facts.clear();
         }
@@ -186,7 +196,9 @@ impl World {
                     self.at(self.now + self.shape.answer, Action::Deliver(Box::new(Event::Asked(held, asked))));
                 }
                 command => {
-                    self.at(self.now + LEG, Action::Execute(Box::new(command), now));
+                    let stalled = matches!(command, Command::Record(_)) && self.shape.stall.contains(&self.now);
+                    let at = if stalled { self.shape.stall.end } else { self.now + LEG };
+                    self.at(at, Action::Execute(Box::new(command), now));
                 }
             }
         }
@@ -202,6 +214,7 @@ impl World {
 
     fn note(&mut self, id: Uuid, provider: &str, due: DateTime<Utc>) {
         *self.polls.entry(id).or_default() += 1;
+        self.asked.insert(id, self.now);
         if provider == "khalti" {
             let waited = (self.database.clock - due).to_std().unwrap_or_default();
             if let Some(span) = SPANS.iter().position(|(_, from, until)| (*from..*until).contains(&self.now)) {
@@ -293,4 +306,14 @@ fn a_fast_provider_is_asked_about_all_that_is_due_however_few_requests_may_be_in
 #[test]
 fn new_transactions_are_claimed_as_fast_as_they_fall_due_beside_what_falls_due_again() {
     assert_punctual(NEWCOMERS);
+}
+
+#[test]
+fn a_verdict_is_not_forgotten_while_the_last_poll_waits_to_be_recorded() {
+    let (settled, other) = (Uuid::from_u128(3), Uuid::from_u128(4));
+    let mut world = World::new(HELD_UP);
+    world.at(6 * SECOND, Action::Settle(settled));
+    let world = world.run();
+    assert!(world.asked[&settled] < 6 * SECOND, "asked at {}", world.asked[&settled]);
+    assert!(world.asked[&other] > HELD_UP.stall.end, "all others go on");
 }

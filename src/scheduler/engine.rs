@@ -646,7 +646,7 @@ impl Engine {
                 let redaction = self.redaction(&held);
                 let outcome = outcome.cleaned(|text| redaction.line(text));
                 let error = outcome.error();
-                self.outbox.batch.polls.push(Poll {
+                let poll = Poll {
                     transaction_id: held.transaction.id,
                     provider: held.transaction.provider,
                     account: held.transaction.account.clone(),
@@ -656,8 +656,14 @@ impl Engine {
                     http_status: status,
                     outcome: outcome.name(),
                     error: error.clone(),
-                });
-                self.outbox.since.get_or_insert(now);
+                };
+                let lost = held.epoch != self.epoch;
+                if lost {
+                    self.stuck.push(Box::new(Recording::of_nobody(poll, now)));
+                } else {
+                    self.outbox.batch.polls.push(poll);
+                    self.outbox.since.get_or_insert(now);
+                }
                 self.note_health(now, &held, &outcome, out);
                 let known = held.transaction.provider_state.as_deref();
                 let word = match &outcome {
@@ -676,7 +682,10 @@ impl Engine {
                     error,
                     word,
                 });
-                if held.epoch != self.epoch || self.is_overruled(&held) {
+                if lost {
+                    return;
+                }
+                if self.is_overruled(&held) {
                     self.outbox.batch.dropped.push(held.transaction.id);
                     return;
                 }
@@ -704,7 +713,7 @@ impl Engine {
         self.recording = None;
         match result {
             Ok(recorded) => {
-                if recorded.lease_lost && recording.replica == self.replica() {
+                if recorded.lease_lost && recording.replica.is_some() && recording.replica == self.replica() {
                     self.lose_lease(now);
                 }
                 if !recorded.locked.is_empty() {
@@ -933,6 +942,12 @@ impl Engine {
 }
 
 impl Recording {
+    /// A poll from before the lease was lost. It must not be recorded as this replica's: under its new registration it may hold the
+    /// transaction anew, and would seem to let go of it.
+    fn of_nobody(poll: Poll, now: Instant) -> Self {
+        Self { batch: Batch { polls: vec![poll], ..Batch::default() }, since: Some(now), ..Self::default() }
+    }
+
     fn is_empty(&self) -> bool {
         self.batch.polls.is_empty() && self.batch.entries.is_empty() && self.batch.dropped.is_empty()
     }
@@ -1043,7 +1058,9 @@ impl Engine {
             registered.complied = registered.members.newest;
         }
         let complied = registered.complied;
-        let steady = self.steady_since.is_none_or(|since| now.saturating_duration_since(since) >= self.setup.lease);
+        // Whoever has heard nothing for a lease does not know whether the database's clock was set meanwhile.
+        let fresh = now.saturating_duration_since(registered.heard) < self.setup.lease;
+        let steady = fresh && self.steady_since.is_none_or(|since| now.saturating_duration_since(since) >= self.setup.lease);
         let judge = self.clock.filter(|_| steady).map(|clock| clock.at(now));
         out.push(Command::Beat { replica: registered.replica, complied, judge });
     }
@@ -1391,6 +1408,7 @@ impl Engine {
     fn doubt_lease(&mut self, now: Instant) {
         self.next_beat = now;
         self.doubted = Some(now);
+        self.steady_since = Some(now);
         for lane in &mut self.lanes {
             lane.void_slots();
         }

@@ -3,7 +3,7 @@
 use super::{Membership, ReplicaId, Store, StoreError};
 use crate::domain::{Progress, State, Transaction, outcome};
 use crate::wire;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Days, Utc};
 use serde_json::Value;
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{Acquire, Row};
@@ -219,7 +219,7 @@ async fn add_journal(tx: &mut PgConnection, candidates: &mut [Candidate]) -> Res
     if orphans.is_empty() {
         return Ok(());
     }
-    let polled_at = |at: &usize| candidates[*at].transaction.last_polled_at.unwrap_or(candidates[*at].transaction.initiated_at);
+    let polled_at = |at: &usize| counted_until(&candidates[*at].transaction);
     let ids: Vec<Uuid> = orphans.keys().copied().collect();
     let polled: Vec<DateTime<Utc>> = orphans.values().map(polled_at).collect();
     let oldest = polled.iter().min().copied();
@@ -234,6 +234,13 @@ async fn add_journal(tx: &mut PgConnection, candidates: &mut [Candidate]) -> Res
         candidates[*at].unplanned.push(row.try_get("sent_at")?);
     }
     Ok(())
+}
+
+/// Polls that were sent later than this are not in the transaction's row. Before its first one, also those from before its initiation:
+/// the database's clock may have been set back meanwhile.
+fn counted_until(transaction: &Transaction) -> DateTime<Utc> {
+    let initiated = transaction.initiated_at;
+    transaction.last_polled_at.unwrap_or(initiated.checked_sub_days(Days::new(1)).unwrap_or(initiated))
 }
 
 async fn update(tx: &mut PgConnection, replica: ReplicaId, placed: &[(Candidate, Placement)]) -> Result<(), StoreError> {

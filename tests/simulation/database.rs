@@ -216,7 +216,7 @@ impl Database {
         let mut transaction = row.transaction.clone();
         let mut unplanned = Vec::new();
         if row.owner.is_some() && !self.has(Bug::JournalNotConsulted) {
-            let polled = transaction.last_polled_at.unwrap_or(transaction.initiated_at);
+            let polled = transaction.last_polled_at.unwrap_or(transaction.initiated_at - TimeDelta::days(1));
             let mut polls: Vec<&Poll> = self.polls.get(&id).into_iter().flatten().filter(|poll| poll.sent_at > polled).collect();
             polls.sort_by_key(|poll| poll.sent_at);
             for poll in polls {

@@ -635,6 +635,8 @@ impl Engine {
             Asked::Impossible(reason) => {
                 if held.epoch == self.epoch {
                     self.park(now, held, State::Invalid, reason, Source::Poll);
+                } else {
+                    self.leave(now, &held);
                 }
             }
             Asked::Sent { at, latency, status, body, outcome } => {
@@ -659,7 +661,8 @@ impl Engine {
                 };
                 let lost = held.epoch != self.epoch;
                 if lost {
-                    self.stuck.push(Box::new(Recording::of_nobody(poll, now)));
+                    let batch = Batch { polls: vec![poll], ..Batch::default() };
+                    self.stuck.push(Box::new(Recording::of_nobody(batch, now)));
                 } else {
                     self.outbox.batch.polls.push(poll);
                     self.outbox.since.get_or_insert(now);
@@ -728,7 +731,7 @@ impl Engine {
                     }
                 }
                 for Carried { mut held, due, written } in recording.carried.drain(..) {
-                    if recorded.lease_lost || held.epoch != self.epoch || recorded.refused.contains(&held.transaction.id) {
+                    if recorded.lease_lost || recorded.refused.contains(&held.transaction.id) {
                         continue;
                     }
                     held.fence += i64::from(written);
@@ -942,10 +945,10 @@ impl Engine {
 }
 
 impl Recording {
-    /// A poll from before the lease was lost. It must not be recorded as this replica's: under its new registration it may hold the
+    /// Polls from before the lease was lost. They must not be recorded as this replica's: under its new registration it may hold the
     /// transaction anew, and would seem to let go of it.
-    fn of_nobody(poll: Poll, now: Instant) -> Self {
-        Self { batch: Batch { polls: vec![poll], ..Batch::default() }, since: Some(now), ..Self::default() }
+    fn of_nobody(batch: Batch, now: Instant) -> Self {
+        Self { batch, since: Some(now), ..Self::default() }
     }
 
     fn is_empty(&self) -> bool {
@@ -1442,10 +1445,18 @@ impl Engine {
         self.outbox.since.get_or_insert(now);
     }
 
+    /// Its lease is lost. Whoever claims it reads its polls in the journal; where somebody else has settled it, nobody does.
+    fn leave(&mut self, now: Instant, held: &Held) {
+        if held.unsaved.polls > 0 {
+            let batch = Batch { dropped: vec![held.transaction.id], ..Batch::default() };
+            self.stuck.push(Box::new(Recording::of_nobody(batch, now)));
+        }
+    }
+
     /// Waits for its next poll, unless it is not ours any more.
     fn go_on(&mut self, now: Instant, held: Box<Held>, due: Instant) {
         if held.epoch != self.epoch {
-            return;
+            return self.leave(now, &held);
         }
         if self.is_overruled(&held) {
             return self.drop_held(now, held.transaction.id);

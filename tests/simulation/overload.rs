@@ -13,7 +13,7 @@ use paypoll::domain::{State, Transaction};
 use paypoll::scheduler::engine::{Asked, Command, Engine, Event, Setup};
 use paypoll::scheduler::lane::LaneSpec;
 use paypoll::scheduler::watch::Watch;
-use paypoll::store::Candidate;
+use paypoll::store::{Candidate, ReplicaId};
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
@@ -30,6 +30,8 @@ const FAST: Shape = Shape { in_flight: 8, answer: 1_000, khalti: 1_000, dropayme
 const NEWCOMERS: Shape = Shape { khalti: 5_000, end: 20 * SECOND, ..FAST };
 /// Records, and nothing else, are held up for longer than a lease.
 const HELD_UP: Shape = Shape { khalti: 10, stall: 4 * SECOND..25 * SECOND, ..FAST };
+/// Every answer takes 3 s.
+const SLOW: Shape = Shape { khalti: 4, answer: 3 * SECOND, end: 60 * SECOND, ..FAST };
 /// How long a message to or from the database takes.
 const LEG: Micros = 1_000;
 /// When Dropayment's transactions begin to arrive, 20 in a second.
@@ -59,6 +61,8 @@ enum Action {
     Deliver(Box<Event>),
     Arrive(u128),
     Settle(Uuid),
+    /// Takes the first replica for dead.
+    Bury,
 }
 
 struct World {
@@ -75,6 +79,8 @@ struct World {
     polls: HashMap<Uuid, u32>,
     /// When each was asked about last.
     asked: HashMap<Uuid, Micros>,
+    /// The shortest time between two polls of one transaction.
+    least_gap: Micros,
     /// How late Khalti's polls were, in each span.
     waits: [Vec<Duration>; 3],
     in_flight: u32,
@@ -118,6 +124,7 @@ impl World {
             database: Database::new(None, DateTime::UNIX_EPOCH),
             polls: HashMap::new(),
             asked: HashMap::new(),
+            least_gap: Micros::MAX,
             waits: Default::default(),
             in_flight: 0,
         };
@@ -160,6 +167,7 @@ impl World {
                     self.drive(*event);
                 }
                 Action::Arrive(number) => self.insert(number),
+                Action::Bury => self.database.deregister(ReplicaId(1)),
                 Action::Settle(id) => assert!(self.database.settle(id, State::Succeeded)),
             }
             self.database.facts.clear();
@@ -214,7 +222,9 @@ impl World {
 
     fn note(&mut self, id: Uuid, provider: &str, due: DateTime<Utc>) {
         *self.polls.entry(id).or_default() += 1;
-        self.asked.insert(id, self.now);
+        if let Some(last) = self.asked.insert(id, self.now) {
+            self.least_gap = self.least_gap.min(self.now - last);
+        }
         if provider == "khalti" {
             let waited = (self.database.clock - due).to_std().unwrap_or_default();
             if let Some(span) = SPANS.iter().position(|(_, from, until)| (*from..*until).contains(&self.now)) {
@@ -244,7 +254,7 @@ impl World {
             }
             Command::Draw { draws, lanes } => Event::Drawn(Ok(database.draw(&draws)), lanes, asked),
             Command::Record(mut recording) => {
-                let replica = recording.replica.expect("it is registered from the first poll on");
+                let replica = recording.replica.unwrap_or(ReplicaId(0));
                 let recorded = database.record(replica, &recording.batch, &mut recording.attempt).expect("nothing goes wrong");
                 Event::Recorded(recording, Ok(recorded))
             }
@@ -316,4 +326,14 @@ fn a_verdict_is_not_forgotten_while_the_last_poll_waits_to_be_recorded() {
     let world = world.run();
     assert!(world.asked[&settled] < 6 * SECOND, "asked at {}", world.asked[&settled]);
     assert!(world.asked[&other] > HELD_UP.stall.end, "all others go on");
+}
+
+#[test]
+fn a_replica_that_was_taken_for_dead_holds_nothing_twice_when_it_is_back() {
+    let mut world = World::new(SLOW);
+    // All four are in flight, and are claimed anew before they are answered.
+    world.at(10 * SECOND, Action::Bury);
+    let world = world.run();
+    assert!(world.asked.values().all(|at| *at > 50 * SECOND), "all go on");
+    assert!(world.least_gap >= SECOND, "two polls {} us apart", world.least_gap);
 }

@@ -345,7 +345,10 @@ impl Checker {
         for (id, row) in &database.rows {
             let life = &self.lives[id];
             let asked = life.requests.last().map_or(life.initiated, |request| request.at);
-            if row.transaction.state.is_polled() && now - asked > SILENCE {
+            let account = &database.accounts[&(row.transaction.provider.to_owned(), row.transaction.account.to_string())];
+            // The provider wanted a pause not long ago, or so many that the account's pace is a fraction of what it was.
+            let paused = account.held_until.is_some_and(|until| micros(until, database.clock) < SILENCE) || account.slowdown >= 8.0;
+            if row.transaction.state.is_polled() && now - asked > SILENCE && !paused {
                 return Err(format!("stuck: {} was not asked about for {} s ({row:?})", name(*id), (now - asked) / 1_000_000));
             }
             if now - asked < 2 * long(TIMEOUT) {

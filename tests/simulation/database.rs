@@ -45,7 +45,7 @@ pub(crate) struct Replica {
 pub(crate) struct Account {
     arrival: DateTime<Utc>,
     pub(crate) held_until: Option<DateTime<Utc>>,
-    slowdown: f64,
+    pub(crate) slowdown: f64,
     slowed_at: Option<DateTime<Utc>>,
     pub(crate) circuit_since: Option<DateTime<Utc>>,
     probe_at: Option<DateTime<Utc>>,

@@ -7,6 +7,7 @@
 use super::clock::DatabaseClock;
 use super::held::Held;
 use super::lane::{CircuitChange, Lane, LaneSpec, Urgency};
+use super::outbox::{Carried, Outbox, Recording};
 use super::placement::Placer;
 use super::watch::Watch;
 use crate::domain::{Change, Decision, Due, NoAnswer, Outcome, Source, State};
@@ -18,7 +19,7 @@ use chrono::{DateTime, Utc};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
@@ -188,32 +189,6 @@ pub enum Asked {
     },
 }
 
-/// A batch on its way into the database, and the transactions that wait for it.
-#[derive(Default)]
-pub struct Recording {
-    /// What is written.
-    pub batch: Batch,
-    /// Under which replica.
-    pub replica: Option<ReplicaId>,
-    /// When its first part came in.
-    since: Option<Instant>,
-    /// What must be remembered between attempts.
-    pub attempt: crate::store::Attempt,
-    /// Transactions that go on when it is written.
-    carried: Vec<Carried>,
-    /// What to tell when it is written.
-    news: Vec<(Uuid, News)>,
-    /// What could not be stored was taken out of it.
-    stripped: bool,
-}
-
-struct Carried {
-    held: Box<Held>,
-    due: Instant,
-    /// Its row is written, which raises its fence.
-    written: bool,
-}
-
 /// How often the lease is renewed.
 const BEAT_EVERY: Duration = Duration::from_secs(1);
 /// How often new and newly due transactions are looked for.
@@ -229,10 +204,6 @@ const OVERLAP: Duration = Duration::from_millis(500);
 const SWEEP_SHARE: u32 = 50;
 /// However slow the database once was, what was given back is not overlooked for longer than this.
 const RAREST_SWEEP: Duration = Duration::from_secs(5);
-/// The most rows in a batch.
-const BATCH: usize = 1000;
-/// A batch waits so long for company, and until the one before it is written: the longer a commit takes, the more it gathers.
-const GATHER: Duration = Duration::from_millis(5);
 /// Between a request's last moment to be sent and the end of the lease there is its time-out and this.
 const LEASE_MARGIN: Duration = Duration::from_secs(1);
 /// A draw that brought nothing is not repeated at once.
@@ -284,19 +255,9 @@ pub struct Engine {
     doubted: Option<Instant>,
     in_flight: u32,
     sequence: u64,
-    outbox: Recording,
-    #[expect(clippy::vec_box, reason = "they travel boxed")]
-    stuck: Vec<Box<Recording>>,
-    /// Refused with nothing left to take out: tried again with every heartbeat, so that nothing is lost whatever the reason.
-    #[expect(clippy::vec_box, reason = "they travel boxed")]
-    refused: Vec<Box<Recording>>,
-    /// Everything about transactions whose rows another session keeps locked: tried again with every heartbeat.
-    #[expect(clippy::vec_box, reason = "they travel boxed")]
-    locked: Vec<Box<Recording>>,
+    outbox: Outbox,
     /// Since when the database has been there without a break; `None`: there was no registration yet.
     steady_since: Option<Instant>,
-    /// Since when the batch that is under way was gathered.
-    recording: Option<Instant>,
     stopping: bool,
     finished: bool,
 }
@@ -417,12 +378,8 @@ impl Engine {
             doubted: None,
             in_flight: 0,
             sequence: 0,
-            outbox: Recording::default(),
-            stuck: Vec::new(),
-            refused: Vec::new(),
-            locked: Vec::new(),
+            outbox: Outbox::default(),
             steady_since: None,
-            recording: None,
             stopping: false,
             finished: false,
         }
@@ -460,12 +417,11 @@ impl Engine {
         }
         // What is under way is not waited for here: its event wakes the engine.
         let due = |at: Instant, under_way: bool| (!under_way).then_some(at);
-        let outbox = self.outbox.since.map(|since| since + GATHER);
         let moments = [
             due(self.next_beat, self.beating),
             due(self.next_watch, self.watching || self.stopping),
             due(self.next_claim, self.claiming || self.stopping),
-            outbox.and_then(|at| due(at, self.recording.is_some())),
+            self.outbox.due(),
             self.next_start.and_then(|at| due(at, self.stopping)),
             self.last_lease_end(),
         ];
@@ -517,8 +473,7 @@ impl Engine {
                 }
                 self.read_clock(asked, now, beat.clock);
                 self.next_beat = now + BEAT_EVERY;
-                self.stuck.append(&mut self.refused);
-                self.stuck.append(&mut self.locked);
+                self.outbox.retry();
                 if doubtful {
                     // It was answered before the process stood still, nobody knows how long: the next one tells.
                     self.next_beat = now;
@@ -661,11 +616,9 @@ impl Engine {
                 };
                 let lost = held.epoch != self.epoch;
                 if lost {
-                    let batch = Batch { polls: vec![poll], ..Batch::default() };
-                    self.stuck.push(Box::new(Recording::of_nobody(batch, now)));
+                    self.outbox.bygone(now, Batch { polls: vec![poll], ..Batch::default() });
                 } else {
-                    self.outbox.batch.polls.push(poll);
-                    self.outbox.since.get_or_insert(now);
+                    self.outbox.poll(now, poll);
                 }
                 self.note_health(now, &held, &outcome, out);
                 let known = held.transaction.provider_state.as_deref();
@@ -689,8 +642,7 @@ impl Engine {
                     return;
                 }
                 if self.is_overruled(&held) {
-                    self.outbox.batch.dropped.push(held.transaction.id);
-                    return;
+                    return self.outbox.dropped(now, held.transaction.id);
                 }
                 let draw = self.random.random();
                 let mut decision = self.lanes[number].spec.rules.decide(&held.transaction, &outcome, sent, draw);
@@ -713,7 +665,7 @@ impl Engine {
     }
 
     fn on_recorded(&mut self, now: Instant, mut recording: Box<Recording>, result: Result<Recorded, Failed>) {
-        self.recording = None;
+        self.outbox.returned();
         match result {
             Ok(recorded) => {
                 if recorded.lease_lost && recording.replica.is_some() && recording.replica == self.replica() {
@@ -723,7 +675,7 @@ impl Engine {
                     if !recording.batch.skip_locked {
                         self.news.push(News::Locked(recorded.locked.len()));
                     }
-                    self.set_aside(recording.split_off(|id| recorded.locked.contains(&id)));
+                    self.outbox.set_aside(&mut recording, &recorded.locked);
                 }
                 for (id, news) in recording.news.drain(..) {
                     if !recorded.lease_lost && !recorded.refused.contains(&id) {
@@ -739,10 +691,14 @@ impl Engine {
                 }
             }
             Err(Failed::Lost(why)) => {
-                self.stuck.push(recording);
+                self.outbox.again(recording);
                 self.lose_database(now, Failed::Lost(why));
             }
-            Err(Failed::Refused(why)) => self.take_apart(recording, &why),
+            Err(Failed::Refused(why)) => {
+                if !self.outbox.take_apart(recording) {
+                    self.news.push(News::Unrecorded(why));
+                }
+            }
         }
     }
 
@@ -753,12 +709,11 @@ impl Engine {
             Ok(watch) => watch,
             Err(failed) => return self.lose_database(now, failed),
         };
-        // Nothing is in flight for as long as a lease. What came back from there may wait much longer to be recorded. (What waits for
-        // a locked row need not be remembered here: its fence is looked at when it is written.)
-        let waiting = self.stuck.iter().chain(&self.refused).map(|recording| recording.since);
-        let unrecorded = waiting.chain([self.recording, self.outbox.since]).flatten().min();
+        // Nothing is in flight for as long as a lease, but what came back from there may wait much longer to be written. (Where that is
+        // for a locked row, its fence is looked at when it is.)
+        let unwritten_since = self.outbox.unwritten_since().unwrap_or(now);
         let lease = self.setup.lease;
-        self.overruled.retain(|_, (_, heard)| *heard + lease > unrecorded.unwrap_or(now));
+        self.overruled.retain(|_, (_, heard)| *heard + lease > unwritten_since);
         for (transition, id, fence) in watch.verdicts {
             self.last_verdict = self.last_verdict.max(transition);
             self.let_go(now, id, fence);
@@ -822,7 +777,7 @@ impl Engine {
             self.write(now, &mut held, hold, Some(next), transition);
         }
         if hold {
-            self.outbox.carried.push(Carried { held, due, written });
+            self.outbox.carry(Carried { held, due, written });
         }
     }
 
@@ -840,8 +795,7 @@ impl Engine {
         let mut entry = held.entry(hold, next, transition);
         // A redirect URL stands here as it came: the payer needs all of it.
         entry.action = entry.action.map(|action| Redaction::new(Vec::new(), &[]).json(action));
-        self.outbox.batch.entries.push(entry);
-        self.outbox.since.get_or_insert(now);
+        self.outbox.entry(now, entry);
     }
 
     fn tell_transition(&mut self, held: &Held, from: State, reason: Option<String>) {
@@ -856,7 +810,7 @@ impl Engine {
             reason,
             attempt: transaction.attempts,
         };
-        self.outbox.news.push((transaction.id, news));
+        self.outbox.tell(transaction.id, news);
     }
 
     fn redaction<'a>(&'a self, held: &'a Held) -> Redaction<'a> {
@@ -908,91 +862,6 @@ impl Engine {
                 CircuitChange::Close => lane.circuit.set_closed(),
             }
             out.push(Command::Circuit { lane: number, change });
-        }
-    }
-
-    /// The database refuses what a batch says: each transaction gets a batch of its own, so that one cannot hold up the others; one
-    /// that is alone is written without the provider's text, which is all of it that is not ours.
-    fn take_apart(&mut self, mut recording: Box<Recording>, why: &str) {
-        let ids: BTreeSet<Uuid> = (recording.batch.entries.iter().map(|entry| entry.id))
-            .chain(recording.batch.polls.iter().map(|poll| poll.transaction_id))
-            .chain(recording.batch.dropped.iter().copied())
-            .collect();
-        if ids.len() <= 1 {
-            if recording.stripped {
-                self.news.push(News::Unrecorded(why.to_owned()));
-                self.refused.push(recording);
-            } else {
-                recording.strip();
-                self.stuck.push(recording);
-            }
-            return;
-        }
-        for id in ids {
-            self.stuck.push(Box::new(recording.split_off(|of| of == id)));
-        }
-    }
-
-    /// What cannot be written as long as another session keeps the rows locked. One that is set aside already takes it in: otherwise
-    /// there would soon be many, each with a database transaction of its own.
-    fn set_aside(&mut self, mut recording: Recording) {
-        recording.batch.skip_locked = true;
-        match self.locked.last_mut().filter(|last| last.replica == recording.replica && last.stripped == recording.stripped) {
-            Some(last) => last.absorb(recording),
-            None => self.locked.push(Box::new(recording)),
-        }
-    }
-}
-
-impl Recording {
-    /// Polls from before the lease was lost. They must not be recorded as this replica's: under its new registration it may hold the
-    /// transaction anew, and would seem to let go of it.
-    fn of_nobody(batch: Batch, now: Instant) -> Self {
-        Self { batch, since: Some(now), ..Self::default() }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.batch.polls.is_empty() && self.batch.entries.is_empty() && self.batch.dropped.is_empty()
-    }
-
-    fn len(&self) -> usize {
-        self.batch.polls.len().max(self.batch.entries.len())
-    }
-
-    /// Takes out everything about the transactions that `of` names.
-    fn split_off(&mut self, of: impl Fn(Uuid) -> bool) -> Self {
-        Self {
-            batch: self.batch.split_off(&of),
-            replica: self.replica,
-            since: self.since,
-            attempt: crate::store::Attempt::default(),
-            carried: self.carried.extract_if(.., |carried| of(carried.held.transaction.id)).collect(),
-            news: self.news.extract_if(.., |(id, _)| of(*id)).collect(),
-            stripped: self.stripped,
-        }
-    }
-
-    /// Takes in another one under the same replica; neither was ever written.
-    fn absorb(&mut self, mut other: Self) {
-        self.batch.polls.append(&mut other.batch.polls);
-        self.batch.entries.append(&mut other.batch.entries);
-        self.batch.dropped.append(&mut other.batch.dropped);
-        self.carried.append(&mut other.carried);
-        self.news.append(&mut other.news);
-    }
-
-    /// Takes out what the provider said.
-    fn strip(&mut self) {
-        self.stripped = true;
-        for poll in &mut self.batch.polls {
-            poll.error = poll.error.take().map(|_| "not storable".to_owned());
-        }
-        for entry in &mut self.batch.entries {
-            (entry.details, entry.action, entry.word) = (None, None, None);
-            entry.reason = entry.reason.take().map(|reason| reason.map(|_| "not storable".to_owned()));
-            if let Some(transition) = &mut entry.transition {
-                transition.evidence = None;
-            }
         }
     }
 }
@@ -1120,7 +989,7 @@ impl Engine {
         let lease_end = registered.beaten + self.setup.lease;
         let mut open: Vec<usize> = (0..self.lanes.len()).filter(|number| !self.lanes[*number].ready.is_empty()).collect();
         self.ask_for_probes(now, &open, out);
-        while self.in_flight < self.setup.max_in_flight && self.outbox.len() < 4 * BATCH {
+        while self.in_flight < self.setup.max_in_flight && !self.outbox.is_full() {
             let Some((at, number)) = open.iter().copied().enumerate().min_by_key(|(_, number)| self.lanes[*number].turn()) else {
                 break;
             };
@@ -1228,25 +1097,10 @@ impl Engine {
         }
     }
 
-    /// Sends a batch on its way when one has gathered: one at a time.
+    /// Sends a batch on its way when one has gathered.
     fn flush(&mut self, now: Instant, out: &mut Vec<Command>) {
-        if self.recording.is_some() {
-            return;
-        }
-        let gathered = self.outbox.since.is_some_and(|since| since + GATHER <= now || self.stopping) || self.outbox.len() >= BATCH;
-        let mut recording = match self.stuck.pop() {
-            Some(stuck) => stuck,
-            None if gathered && !self.outbox.is_empty() => {
-                let mut recording = Box::new(std::mem::take(&mut self.outbox));
-                recording.replica = self.replica();
-                recording
-            }
-            None => return,
-        };
-        // While somebody keeps rows locked, more of them are to be expected: they are not waited for any more.
-        recording.batch.skip_locked |= !self.locked.is_empty();
-        self.recording = recording.since.or(Some(now));
-        out.push(Command::Record(recording));
+        let replica = self.replica();
+        out.extend(self.outbox.next(now, replica, self.stopping).map(Command::Record));
     }
 
     /// Writes everything back of these lanes that is not in flight, for others to take.
@@ -1266,8 +1120,7 @@ impl Engine {
     }
 
     fn finish(&mut self, out: &mut Vec<Command>) {
-        let written = self.recording.is_none() && self.outbox.is_empty() && self.stuck.is_empty() && self.locked.is_empty();
-        let idle = self.unsure.is_empty() && self.in_flight == 0 && written;
+        let idle = self.unsure.is_empty() && self.in_flight == 0 && self.outbox.is_empty();
         if self.stopping && idle && !self.claiming && !matches!(self.registration, Registration::Asked) {
             self.finished = true;
             out.push(Command::Finish { replica: self.replica() });
@@ -1385,18 +1238,16 @@ impl Engine {
 
     /// Nothing that is held is ours any more. What is in flight is told when it comes back.
     fn lose_lease(&mut self, now: Instant) {
+        let replica = self.replica();
         for lane in &mut self.lanes {
             let held = lane.waiting.take().chain(std::mem::take(&mut lane.ready).into_values());
             // Where somebody else has settled one meanwhile, nobody claims it any more: its polls are counted now.
-            self.outbox.batch.dropped.extend(held.filter(|held| held.unsaved.polls > 0).map(|held| held.transaction.id));
+            for held in held.filter(|held| held.unsaved.polls > 0) {
+                self.outbox.dropped(now, held.transaction.id);
+            }
             lane.share = 0;
         }
-        if !self.outbox.is_empty() {
-            // Its rows were claimed under the lease that is lost: they must not be written under the next one.
-            let mut recording = Box::new(std::mem::take(&mut self.outbox));
-            recording.replica = self.replica();
-            self.stuck.push(recording);
-        }
+        self.outbox.seal(replica);
         self.registration = Registration::No;
         self.epoch += 1;
         self.unsure.clear();
@@ -1441,15 +1292,13 @@ impl Engine {
 
     /// Its polls so far are counted in its row.
     fn drop_held(&mut self, now: Instant, id: Uuid) {
-        self.outbox.batch.dropped.push(id);
-        self.outbox.since.get_or_insert(now);
+        self.outbox.dropped(now, id);
     }
 
     /// Its lease is lost. Whoever claims it reads its polls in the journal; where somebody else has settled it, nobody does.
     fn leave(&mut self, now: Instant, held: &Held) {
         if held.unsaved.polls > 0 {
-            let batch = Batch { dropped: vec![held.transaction.id], ..Batch::default() };
-            self.stuck.push(Box::new(Recording::of_nobody(batch, now)));
+            self.outbox.bygone(now, Batch { dropped: vec![held.transaction.id], ..Batch::default() });
         }
     }
 

@@ -122,11 +122,14 @@ pub struct Recorded {
 
 /// The lease is held while the replica's row is there; the lock keeps it there until this transaction has ended.
 /// The transaction's id answers, after a broken connection, whether it was committed; also without the lease, because the journal is
-/// written all the same. Nobody's lock is waited for longer than others can bear: a row that a console keeps locked must not hold up
-/// all that is recorded with it.
+/// written all the same.
 const LEASE: &str = "
     select pg_current_xact_id()::text as xid, (select id from paypoll.replicas where id = $1 for key share) is not null as held,
-           set_config('lock_timeout', '250ms', true)";
+           set_config('lock_timeout', $2, true)";
+
+/// A lock is waited for so long at first: a row that a console keeps locked must not hold up all that is recorded with it. When such
+/// rows are left out, only a table's lock is still waited for.
+const PATIENCE: &str = "250ms";
 
 /// Locks what is to be written and tells what cannot be: rows that are there and that another session has locked.
 const LOCKED: &str = "
@@ -262,7 +265,8 @@ async fn write_all(
     attempt: &mut Attempt,
 ) -> Result<Recorded, StoreError> {
     let mut tx = connection.begin().await?;
-    let lease = sqlx::query(LEASE).bind(replica.0).fetch_one(&mut *tx).await?;
+    let patience = if skip_locked { "0" } else { PATIENCE };
+    let lease = sqlx::query(LEASE).bind(replica.0).bind(patience).fetch_one(&mut *tx).await?;
     let mut recorded = Recorded { lease_lost: !lease.try_get::<bool, _>("held")?, ..Recorded::default() };
     let mut free = Cow::Borrowed(batch);
     if skip_locked {

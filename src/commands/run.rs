@@ -59,8 +59,9 @@ pub async fn serve(config: &Config, stop: CancellationToken) -> anyhow::Result<(
     // Both end now; what they were doing is not needed any more.
     drop(tokio::join!(upkeep, ops));
     store.close().await;
+    result.map_err(|error| anyhow!(error))?;
     info!(event = event::DAEMON_STOPPED, "stopped: everything that was held is given back");
-    result.map_err(|error| anyhow!(error))
+    Ok(())
 }
 
 /// Tries for as long as the configuration allows to reach the database, then checks its schema.

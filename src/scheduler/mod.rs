@@ -143,7 +143,8 @@ impl Daemon {
                 }
                 () = until(deadline) => {
                     if self.hurry.is_cancelled() {
-                        return Err("the last polls could not be written down: the database is not there".into());
+                        let why = "the database is not there, or another session keeps rows locked";
+                        return Err(format!("the last polls could not be written down: {why}"));
                     }
                     self.hurry.cancel();
                     deadline = Some(now + LAST_WORDS);

@@ -714,6 +714,27 @@ async fn a_row_that_somebody_at_a_console_keeps_locked_holds_up_no_other_transac
 }
 
 #[tokio::test]
+async fn a_stop_that_has_to_leave_something_unwritten_does_not_say_that_all_is_given_back() {
+    let mut world = World::new().await;
+    world.set("WORKER__SHUTDOWN_GRACE", "1s");
+    let daemon = world.process();
+    let locked = world.insert("khalti", "ok").await;
+    eventually("it is held", || async { world.row(locked.id).await.owner }).await;
+    let mut console = world.pool.begin().await.unwrap();
+    sqlx::query("select from paypoll.transactions where id = $1 for update").bind(locked.id).execute(&mut *console).await.unwrap();
+    daemon.tells("poll_failed").await;
+    let log = daemon.log.clone();
+    assert_eq!(daemon.terminate().await.code(), Some(1));
+    assert!(log.lock().unwrap().iter().all(|line| line["event"] != "daemon_stopped"));
+    console.commit().await.unwrap();
+    let successor = world.process();
+    world.settled().await;
+    assert!(successor.terminate().await.success());
+    assert_eq!(world.row(locked.id).await.state, "succeeded");
+    world.assert_rules_kept().await;
+}
+
+#[tokio::test]
 async fn a_row_whose_feeder_commits_late_is_asked_about_nevertheless() {
     let world = World::new().await;
     let daemon = world.daemon();

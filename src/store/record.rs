@@ -281,6 +281,8 @@ async fn write_all(
     let mut late: HashSet<Uuid> = free.dropped.iter().chain(&recorded.refused).copied().collect();
     if recorded.lease_lost {
         late.extend(free.polls.iter().map(|poll| poll.transaction_id));
+        // Their polls are in the journal already.
+        late.extend(free.entries.iter().filter(|entry| entry.polls > 0).map(|entry| entry.id));
     }
     if !late.is_empty() {
         count_late(&mut tx, replica, &late, &free.polls).await?;

@@ -372,6 +372,23 @@ async fn a_replica_that_lost_its_lease_writes_nothing_but_the_journal() {
 }
 
 #[tokio::test]
+async fn polls_of_a_lost_lease_are_counted_where_somebody_else_has_settled_the_transaction() {
+    let database = database().await;
+    let store = open(&database);
+    let id = insert(&database, "R1").await;
+    let (replica, members) = register(&store).await;
+    let claimed = claim_as(&store, replica, &members, 10).await.held.remove(0);
+    let Batch { polls, entries, .. } = success(&store, id, claimed.fence).await;
+    sqlx::query("update paypoll.transactions set state = 'failed' where id = $1").bind(id).execute(&database.pool).await.unwrap();
+    // The poll first, as for a transaction that stays held; its row when the lease is lost.
+    store.record(replica, &Batch { polls, ..Batch::default() }, &mut Attempt::default()).await.unwrap();
+    store.deregister(replica).await.unwrap();
+    let recorded = store.record(replica, &Batch { entries, ..Batch::default() }, &mut Attempt::default()).await.unwrap();
+    assert!(recorded.lease_lost);
+    assert_eq!((state(&database, id).await, counted(&database, id).await.0), ("failed".into(), 1));
+}
+
+#[tokio::test]
 async fn a_dead_replica_is_found_by_its_lease_and_its_transactions_are_taken_over_with_their_journal() {
     let database = database().await;
     let store = open(&database);

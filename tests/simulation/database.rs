@@ -299,6 +299,7 @@ impl Database {
         let mut late: HashSet<Uuid> = batch.dropped.iter().chain(&recorded.refused).copied().collect();
         if recorded.lease_lost {
             late.extend(batch.polls.iter().map(|poll| poll.transaction_id));
+            late.extend(batch.entries.iter().filter(|entry| entry.polls > 0).map(|entry| entry.id));
         }
         for id in late {
             self.count_late(replica, id, &batch.polls);

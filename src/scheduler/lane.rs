@@ -78,7 +78,7 @@ pub struct Lane {
 }
 
 /// Transactions held ready for each request that may be in flight: enough to go on with while the next claim is under way, which takes
-/// the database some 40 ms for 1,000 of them.
+/// the database some 20 ms for 500 of them.
 const READY: usize = 16;
 
 /// When a window closes; open-ended plans come after all others.

@@ -88,8 +88,8 @@ impl Reporter {
                 warn!(
                     event = event::POLL_FAILED,
                     count,
-                    "another session keeps the rows of {count} transactions locked: what came of their polls cannot be written, and they \
-                     are not asked about, until it lets go"
+                    "another session keeps {count} row(s) locked: what came of their polls cannot be written, and they are not asked \
+                     about, until it lets go"
                 );
             }
         }

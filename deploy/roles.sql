@@ -7,11 +7,13 @@
 --   create role grafana login password '…' in role paypoll_reader;
 --
 --   paypoll_feeder  inserts transactions, corrects them, hands over callbacks' verdicts, reads outcomes. Reads no params
---   paypoll_daemon  `paypoll run`, and every other command but `migrate`
+--   paypoll_daemon  `paypoll run`, and every other command but `migrate`; pauses and resumes accounts
 --   paypoll_reader  `paypoll status`, `show`, `audit`, and queries. Reads no params, changes nothing
 --
 -- `paypoll migrate` is for the owner alone. paypoll.override_state changes final states: it is for the owner, and for the people that
 -- he names: grant paypoll_reader to alice; grant execute on function paypoll.override_state(uuid, text, text) to alice;
+-- In the same way for those who may pause accounts under their own names: paypoll.pause(text, text, text, timestamptz) and
+-- paypoll.resume(text, text).
 
 begin;
 
@@ -41,7 +43,7 @@ grant insert (id, provider, account, reference, params, amount, currency, initia
       select (id, provider, account, reference, amount, currency, initiated_at, state, provider_state, reason, action, details, attempts,
               failures, last_polled_at, next_poll_at, finalized_at, created_at, updated_at)
    on paypoll.transactions to paypoll_feeder;
-grant select on paypoll.transitions to paypoll_feeder;
+grant select on paypoll.transitions, paypoll.providers to paypoll_feeder;
 grant execute on function paypoll.settle(text, text, text, text, text, text, jsonb) to paypoll_feeder;
 
 -- The daemon. It neither inserts nor deletes transactions, changes nothing that the feeder said, and rewrites no history.
@@ -53,13 +55,16 @@ grant select, insert on paypoll.transitions, paypoll.polls to paypoll_daemon;
 grant select on sequence paypoll.transitions_id_seq to paypoll_daemon;
 grant select, insert, update, delete on paypoll.replicas to paypoll_daemon;
 grant select, insert, update on paypoll.accounts to paypoll_daemon;
-grant execute on function paypoll.make_journal(date, date), paypoll.prune_journal(date), paypoll.shown_params(uuid) to paypoll_daemon;
+grant select on paypoll.providers to paypoll_daemon;
+grant execute on function paypoll.make_journal(date, date), paypoll.prune_journal(date), paypoll.shown_params(uuid),
+                          paypoll.register_provider(text, text[], text, integer),
+                          paypoll.pause(text, text, text, timestamptz), paypoll.resume(text, text) to paypoll_daemon;
 
 -- The reader.
 grant select (id, provider, account, reference, amount, currency, initiated_at, state, provider_state, reason, action, details, attempts,
               failures, last_polled_at, next_poll_at, finalized_at, created_at, updated_at, owner)
    on paypoll.transactions to paypoll_reader;
-grant select on paypoll.transitions, paypoll.polls, paypoll.replicas, paypoll.accounts to paypoll_reader;
+grant select on paypoll.transitions, paypoll.polls, paypoll.replicas, paypoll.accounts, paypoll.providers to paypoll_reader;
 grant execute on function paypoll.shown_params(uuid) to paypoll_reader;
 
 -- Which version of the schema it is: `paypoll run`, `status` and the others look first. Absent where the schema was not made by `migrate`.

@@ -8,13 +8,14 @@ use sqlx::{Connection, Row, SqlSafeStr};
 use std::borrow::Cow;
 
 /// Every change of the schema, in order: version, description, statements.
-const MIGRATIONS: [(i64, &str, &str); 6] = [
+const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "transactions", include_str!("../../migrations/0001_transactions.sql")),
     (2, "transitions", include_str!("../../migrations/0002_transitions.sql")),
     (3, "writers", include_str!("../../migrations/0003_writers.sql")),
     (4, "polls", include_str!("../../migrations/0004_polls.sql")),
     (5, "replicas", include_str!("../../migrations/0005_replicas.sql")),
     (6, "rights", include_str!("../../migrations/0006_rights.sql")),
+    (9, "providers", include_str!("../../migrations/0009_providers.sql")),
 ];
 
 /// Why the schema cannot be used.

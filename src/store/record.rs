@@ -122,10 +122,10 @@ pub struct Recorded {
 
 /// The lease is held while the replica's row is there; the lock keeps it there until this transaction has ended.
 /// The transaction's id answers, after a broken connection, whether it was committed; also without the lease, because the journal is
-/// written all the same.
+/// written all the same. What is changed here is signed with the replica's number.
 const LEASE: &str = "
     select pg_current_xact_id()::text as xid, (select id from paypoll.replicas where id = $1 for key share) is not null as held,
-           set_config('lock_timeout', $2, true)";
+           set_config('lock_timeout', $2, true), set_config('paypoll.actor', concat('replica ', $1::text), true)";
 
 /// A lock is waited for so long at first: a row that a console keeps locked must not hold up all that is recorded with it. When such
 /// rows are left out, only a table's lock is still waited for.

@@ -10,6 +10,7 @@ mod documents;
 mod ops;
 mod postgres;
 mod rights;
+mod rules;
 mod store;
 mod support;
 mod tidy;

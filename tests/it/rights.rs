@@ -62,6 +62,9 @@ const ALLOWED: &[(&str, &str)] = &[
     (DAEMON, "select paypoll.make_journal(current_date + 30, current_date + 31)"),
     (DAEMON, "select paypoll.prune_journal(current_date - 1)"),
     (DAEMON, "select version from paypoll.migrations"),
+    (DAEMON, "select paypoll.pause('khalti', 'default', 'x'), paypoll.resume('khalti', 'default')"),
+    (DAEMON, "select paypoll.register_provider('paystack', '{}', repeat('0', 64), 1), name from paypoll.providers"),
+    (FEEDER, "select name from paypoll.providers"),
     (READER, "select provider, account, count(*) from paypoll.transactions where state = 'pending' group by 1, 2"),
     (READER, "select * from paypoll.transitions"),
     (READER, "select * from paypoll.polls"),
@@ -87,6 +90,9 @@ const FORBIDDEN: &[(&str, &str)] = &[
     (FEEDER, "select * from paypoll.accounts"),
     (FEEDER, "delete from paypoll.replicas"),
     (FEEDER, "select paypoll.prune_journal(current_date)"),
+    (FEEDER, "select paypoll.pause('khalti', 'default', 'x')"),
+    (FEEDER, "select paypoll.register_provider('paystack', '{}', repeat('0', 64), 1)"),
+    (FEEDER, "select paypoll.without_secrets('dapi', '{}')"),
     (
         FEEDER,
         "create temporary table mine (id uuid, state text); create trigger forge before update on mine for each row \
@@ -102,6 +108,7 @@ const FORBIDDEN: &[(&str, &str)] = &[
     (DAEMON, "update paypoll.polls set sent_at = now()"),
     (DAEMON, "delete from paypoll.polls"),
     (DAEMON, "drop table paypoll.polls"),
+    (DAEMON, "update paypoll.providers set secret_params = '{}'"),
     (DAEMON, "create table paypoll.mine ()"),
     (DAEMON, "select paypoll.override_state(id, 'failed', 'x') from paypoll.transactions"),
     (DAEMON, "alter table paypoll.transactions disable trigger all"),
@@ -112,6 +119,7 @@ const FORBIDDEN: &[(&str, &str)] = &[
     (READER, "select paypoll.settle('dapi', 'default', 'pending', 'succeeded')"),
     (READER, "select paypoll.override_state(id, 'failed', 'x') from paypoll.transactions"),
     (READER, "select paypoll.make_journal(current_date, current_date)"),
+    (READER, "select paypoll.resume('khalti', 'default')"),
     (READER, "update paypoll.accounts set held_until = 'infinity'"),
 ];
 

@@ -165,6 +165,12 @@ async fn a_decision_is_written_once_with_its_transition_and_its_journal_row() {
     assert!(recorded.refused.is_empty() && !recorded.lease_lost);
     assert_eq!(state(&database, id).await, "succeeded");
     assert_eq!(transitions(&database, id).await, [("pending".into(), "succeeded".into(), "poll".into())]);
+    let signed: bool = sqlx::query_scalar("select actor = session_user || ' (as replica ' || $1 || ')' from paypoll.transitions")
+        .bind(replica.0.to_string())
+        .fetch_one(&database.pool)
+        .await
+        .unwrap();
+    assert!(signed, "by the daemon's login and its replica");
     let again = store.record(replica, &batch, &mut Attempt::default()).await.unwrap();
     assert!(again.refused.contains(&id), "the fence has moved on");
     assert_eq!(transitions(&database, id).await.len(), 1);

@@ -127,7 +127,7 @@ fn main() {
     let lanes = lanes();
     for (provider, body, reference, params) in answers() {
         let spec = lanes.iter().find(|spec| spec.provider == provider).unwrap();
-        let ask = Ask { reference, params: &params, now, token: None };
+        let ask = Ask { reference, params: &params, now, token: None, amount: None };
         let response = Response { status: 200, retry_after: None, body: body.as_bytes().to_vec().into() };
         measure(&format!("{provider}: request"), || spec.asks.request(ask).unwrap());
         measure(&format!("{provider}: read ({} bytes)", body.len()), || spec.asks.read(ask, &response));
@@ -135,7 +135,7 @@ fn main() {
         println!("{:<44} {}", "", outcome.name());
         let transaction = transaction(spec, reference, &params, now);
         measure(&format!("{provider}: decide"), || spec.rules.decide(&transaction, &outcome, now, 0.5));
-        let redaction = Redaction::new(spec.asks.secrets(ask), spec.asks.private_keys());
+        let redaction = Redaction::new(spec.asks.secrets(ask), spec.asks.kept(ask));
         measure(&format!("{provider}: evidence of it, redacted"), || redaction.body(&response.body));
         let poll = Sent { at: now, before: None, word: None, acted: false };
         measure(&format!("{provider}: plan step"), || {

@@ -1,6 +1,6 @@
 //! HTTP: a request value goes in, a response value or a failure comes out. Knows no provider and decides nothing.
 
-use crate::wire::{Failure, MAX_BODY, Method, Request, Response};
+use crate::wire::{self, Failure, MAX_BODY, Method, Request, Response};
 use bytes::{Bytes, BytesMut};
 use reqwest::header::{DATE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, redirect};
@@ -16,8 +16,6 @@ pub struct Transport {
 /// A request that is ready to be sent: nothing about it can fail any more but the network.
 pub struct Prepared(reqwest::Request);
 
-/// `Retry-After` is believed up to this.
-const LONGEST_PAUSE: Duration = Duration::from_secs(24 * 3600);
 /// A connection that nobody used for so long is closed.
 const IDLE: Duration = Duration::from_secs(90);
 
@@ -106,16 +104,11 @@ fn described(error: reqwest::Error) -> String {
     text
 }
 
-/// `Retry-After` as a wait from now: seconds, or a date, which counts from the answer's own date where it has one.
+/// `Retry-After` as a wait from now; a date counts from the answer's own date where it has one.
 fn pause(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = text.parse::<u64>() {
-        return Some(Duration::from_secs(seconds).min(LONGEST_PAUSE));
-    }
-    let until = httpdate::parse_http_date(text).ok()?;
     let date = headers.get(DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
-    let wait = until.duration_since(date.unwrap_or_else(SystemTime::now)).unwrap_or_default();
-    Some(wait.min(LONGEST_PAUSE))
+    let values = headers.get_all(RETRY_AFTER).iter().filter_map(|value| value.to_str().ok());
+    wire::retry_after(values, date.unwrap_or_else(SystemTime::now))
 }
 
 #[cfg(test)]
@@ -130,12 +123,11 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_is_read_from_seconds_and_from_dates_and_is_bounded() {
-        assert_eq!(pause(&headers("17")), Some(Duration::from_secs(17)));
+    fn a_pause_counts_from_the_answers_own_date_and_of_several_lines_the_longest_counts() {
         assert_eq!(pause(&headers("Wed, 21 Oct 2026 07:29:30 GMT")), Some(Duration::from_secs(90)));
-        assert_eq!(pause(&headers("Wed, 21 Oct 2015 07:28:00 GMT")), Some(Duration::ZERO));
-        assert_eq!(pause(&headers("99999999")), Some(LONGEST_PAUSE));
-        assert_eq!(pause(&headers("soon")), None);
-        assert_eq!(pause(&headers("-3")), None);
+        let mut several = headers("17");
+        several.append(RETRY_AFTER, "19".parse().expect("a header"));
+        assert_eq!(pause(&several), Some(Duration::from_secs(19)));
+        assert_eq!(pause(&HeaderMap::new()), None);
     }
 }

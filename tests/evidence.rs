@@ -180,7 +180,7 @@ fn params() -> Value {
 
 fn ask<'a>(reference: &'a str, params: &'a Value) -> Ask<'a> {
     let now = DateTime::from_timestamp(1_680_016_407, 0).expect("a time in range");
-    Ask { reference, params, now, token: Some("fetched-token-0001") }
+    Ask { reference, params, now, token: Some("fetched-token-0001"), amount: None }
 }
 
 /// The final state that a reader took from an answer.

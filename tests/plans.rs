@@ -6,8 +6,8 @@ use paypoll::commands;
 use paypoll::config;
 use paypoll::domain::plan::{self, Plan};
 use paypoll::domain::{
-    Backoff, Due, Floors, NotFoundRule, Origin, Outcome, Phase, Progress, Range, Reported, Rules, Sent, State, Status, Transaction,
-    Until, Whose,
+    Amount, Backoff, Due, Floors, NotFoundRule, Origin, Outcome, Phase, Progress, Range, Reported, Rules, Sent, State, Status,
+    Transaction, Until, Whose,
 };
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -298,7 +298,7 @@ fn record(transaction: &mut Transaction, decision: &paypoll::domain::Decision, s
 }
 
 fn status(reported: Reported, word: &str) -> Outcome {
-    let (word, reason, amount, currency, details) = (word.to_owned(), None, None, None, Value::Null);
+    let (word, reason, amount, currency, details) = (word.to_owned(), None, Amount::Untold, None, Value::Null);
     Outcome::Status(Box::new(Status { reported, word, reason, amount, currency, details: details.into() }))
 }
 

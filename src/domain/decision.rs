@@ -1,6 +1,6 @@
 //! What follows from an outcome: the one place where a transaction's fate is decided.
 
-use super::outcome::{Outcome, Reported, Status};
+use super::outcome::{Amount, Outcome, Reported, Status};
 use super::plan::{Floors, Next, Plan, Progress, Sent};
 use super::retry::Backoff;
 use super::transaction::{State, Transaction};
@@ -230,12 +230,13 @@ fn verdict(transaction: &Transaction, outcome: &Outcome) -> Option<Change> {
     (to != transaction.state).then(|| Change { to, reason: status.reason.clone(), source: Source::Poll })
 }
 
-/// A success is believed only about the amount and the currency that the feeder expects, where both sides name them.
+/// A success is believed only about the amount and the currency that the feeder expects, where both sides name them. An amount that is there and cannot
+/// be read is not the expected one.
 fn mismatch(transaction: &Transaction, status: &Status) -> Option<&'static str> {
-    if let (Some(ours), Some(theirs)) = (transaction.amount, status.amount)
-        && ours != theirs
-    {
-        return Some(AMOUNT_MISMATCH);
+    match (transaction.amount, status.amount) {
+        (Some(ours), Amount::Told(theirs)) if ours == theirs => {}
+        (Some(_), Amount::Told(_) | Amount::Unreadable) => return Some(AMOUNT_MISMATCH),
+        (Some(_), Amount::Untold) | (None, _) => {}
     }
     if let (Some(ours), Some(theirs)) = (&transaction.currency, &status.currency)
         && !ours.trim().eq_ignore_ascii_case(theirs.trim())

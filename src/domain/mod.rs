@@ -11,7 +11,7 @@ pub mod retry;
 pub mod transaction;
 
 pub use decision::{Change, Decision, Due, NotFoundRule, Rules, Source};
-pub use outcome::{Health, NoAnswer, Outcome, Reported, Status, Whose};
+pub use outcome::{Amount, Health, NoAnswer, Outcome, Reported, Status, Whose};
 pub use plan::{Anchors, Ending, Floors, Next, Origin, Phase, Plan, Progress, Range, Sent, Until};
 pub use retry::Backoff;
 pub use transaction::{State, Transaction};

@@ -66,8 +66,8 @@ pub struct Status {
     pub word: String,
     /// The provider's explanation.
     pub reason: Option<String>,
-    /// The amount in major units, where the answer has one.
-    pub amount: Option<Decimal>,
+    /// The amount in major units.
+    pub amount: Amount,
     /// The currency, where the answer has one.
     pub currency: Option<String>,
     /// The answer itself, to keep in `transactions.details`.
@@ -83,6 +83,18 @@ impl Status {
             _ => None,
         }
     }
+}
+
+/// What an answer says of the amount.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Amount {
+    /// Nothing.
+    #[default]
+    Untold,
+    /// This, in major units.
+    Told(Decimal),
+    /// Something that is no amount: whatever was paid, it cannot be compared with what is expected.
+    Unreadable,
 }
 
 /// What a documented word means.

@@ -21,13 +21,12 @@
 
 use super::{Ask, Descriptor, Provider, Settings, Token, TokenFlow};
 use crate::domain::{Floors, Outcome, Reported, Status, Whose};
-use crate::wire::{self, Method, Object, Request, Response};
+use crate::wire::{self, Kept, Method, Object, Request, Response};
 use aws_lc_rs::error::Unspecified;
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{RSA_PKCS1_SHA256, RsaKeyPair};
 use aws_lc_rs::{digest, hmac};
 use chrono::{DateTime, Utc};
-use rust_decimal::Decimal;
 use rustls_pki_types::PrivateKeyDer;
 use rustls_pki_types::pem::PemObject;
 use secrecy::{ExposeSecret, SecretString};
@@ -47,11 +46,6 @@ pub(super) const DESCRIPTOR: Descriptor = Descriptor {
     option_keys: &["path_prefix"],
     open: |settings| Ok(Box::new(Ayoconnect::open(settings)?)),
 };
-
-/// A token whose answer does not say how long it lives. Public: tokens live 3600 s; renewing too often only costs a request.
-const UNTOLD_LIFETIME: Duration = Duration::from_secs(900);
-/// No token is trusted for longer, whatever its answer says.
-const LONGEST_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
 struct Ayoconnect {
     /// The URL before `/debit/status`.
@@ -169,8 +163,13 @@ impl Provider for Ayoconnect {
         credentials.into_iter().chain([merchant]).flatten().collect()
     }
 
-    fn private_keys(&self) -> &'static [&'static str] {
-        &["webRedirectUrl", "appRedirectUrl", "bankCardToken", "accessToken"]
+    fn kept<'a>(&'a self, _ask: Ask<'a>) -> Kept<'a> {
+        Kept::AllBut(&["webRedirectUrl", "appRedirectUrl", "bankCardToken", "accessToken"])
+    }
+
+    /// No answer of the published form repeats what was asked.
+    fn answers_name_their_transaction(&self) -> bool {
+        false
     }
 
     fn token_flow(&self) -> Option<&dyn TokenFlow> {
@@ -210,8 +209,7 @@ impl TokenFlow for B2b {
         let token = access_token.filter(|token| !token.is_empty()).ok_or_else(|| unusable("the answer has none".into()))?;
         wire::header_value("it", &token).map_err(unusable)?;
         let seconds = expires_in.as_ref().and_then(wire::scalar).and_then(|text| text.parse().ok());
-        let lifetime = seconds.map_or(UNTOLD_LIFETIME, Duration::from_secs).min(LONGEST_LIFETIME);
-        Ok(Token { value: token.into(), lifetime })
+        Ok(Token::new(token.into(), seconds.map(Duration::from_secs)))
     }
 }
 
@@ -301,18 +299,10 @@ fn read_transaction(answer: Answer, details: Value) -> Result<Outcome, String> {
         word,
         // `responseMessage` is about the request.
         reason: None,
-        amount: amount.and_then(|money| money.value.as_ref()).map(value).transpose()?,
+        amount: wire::amount_at(&details, "/amount/value"),
         currency: amount.and_then(|money| money.currency.clone()),
         details: details.into(),
     })))
-}
-
-/// `amount.value`, seen as text and as a number.
-fn value(value: &Value) -> Result<Decimal, String> {
-    wire::scalar(value)
-        .ok_or_else(String::new)
-        .and_then(|text| wire::decimal(&text))
-        .map_err(|_| "amount.value is no amount".into())
 }
 
 /// What the payer has to do: enter a one-time password, or go where the bank asks for it.
@@ -346,7 +336,6 @@ impl Answer {
 
 #[derive(Deserialize)]
 struct Money {
-    value: Option<Value>,
     currency: Option<String>,
 }
 
@@ -387,6 +376,8 @@ fn meaning(word: &str, answer: &Answer) -> Option<Reported> {
 mod tests {
     use super::super::testing::{ask, header, response, settings, with};
     use super::*;
+    use crate::domain::Amount;
+    use crate::wire::{REDACTED, Redaction};
 
     const SUCCESS: &str = include_str!("../../tests/fixtures/ayoconnect/success.json");
     const WITH_URL: &str = include_str!("../../tests/fixtures/ayoconnect/pending_user_verification_with_url.json");
@@ -581,14 +572,21 @@ mod tests {
     fn a_token_answer_tells_the_token_and_its_lifetime() {
         let provider = b2b();
         let token = |body: &str| provider.token_flow().expect("a flow").read(&response(200, body)).expect("a token");
-        for (lifetime, seconds) in
-            [("\"3600\"", 3600), ("900", 900), ("null", 900), ("\"soon\"", 900), ("-1", 900), ("99999999999", 86400)]
-        {
+        for (lifetime, seconds) in [
+            ("\"3600\"", 3600),
+            ("900", 900),
+            ("null", 900),
+            ("\"soon\"", 900),
+            ("-1", 900),
+            ("0", 60),
+            ("\"1\"", 60),
+            ("99999999999", 86400),
+        ] {
             let token = token(&with(TOKEN, "\"3600\"", lifetime));
             assert_eq!(token.value.expose_secret(), "b2b-token-0001");
             assert_eq!(token.lifetime, Duration::from_secs(seconds), "{lifetime}");
         }
-        assert_eq!(token(r#"{"accessToken":"t"}"#).lifetime, UNTOLD_LIFETIME);
+        assert_eq!(token(r#"{"accessToken":"t"}"#).lifetime, Token::UNTOLD_LIFETIME);
     }
 
     #[test]
@@ -615,17 +613,17 @@ mod tests {
     fn success_is_a_success_with_its_amount() {
         let status = reported(SUCCESS);
         assert_eq!((status.reported, status.word.as_str()), (Reported::Succeeded, "SUCCESS"));
-        assert_eq!(status.amount, Some(10_000.into()));
+        assert_eq!(status.amount, Amount::Told(10_000.into()));
         assert_eq!(status.currency.as_deref(), Some("IDR"));
         assert_eq!(status.details["referenceNo"], "2020102977770000000009");
     }
 
     #[test]
     fn an_amount_may_be_a_number_and_must_be_an_amount() {
-        assert_eq!(reported(&with(SUCCESS, "\"10000.00\"", "10000.5")).amount, Some("10000.5".parse().expect("a decimal")));
-        assert_eq!(reported(&with(SUCCESS, "\"10000.00\"", "null")).amount, None);
+        assert_eq!(reported(&with(SUCCESS, "\"10000.00\"", "10000.5")).amount, Amount::Told("10000.5".parse().expect("a decimal")));
+        assert_eq!(reported(&with(SUCCESS, "\"10000.00\"", "null")).amount, Amount::Untold);
         for value in ["\"ten\"", "\"\"", "true", "[1]"] {
-            assert!(is_unusable(200, &with(SUCCESS, "\"10000.00\"", value)), "{value}");
+            assert_eq!(reported(&with(SUCCESS, "\"10000.00\"", value)).amount, Amount::Unreadable, "{value}");
         }
     }
 
@@ -655,7 +653,9 @@ mod tests {
     fn a_verification_with_a_url_says_where_to_go_and_keeps_the_url_nowhere_else() {
         let action = json!({ "kind": "user_verification", "url": "https://bank.example/verify?id=1" });
         assert_eq!(reported(WITH_URL).reported, Reported::ActionRequired(action));
-        assert!(ayoconnect().private_keys().contains(&"webRedirectUrl"));
+        let body = with(WITH_URL, "https://bank.example/verify?id=1", "u");
+        let kept = Redaction::new(vec![], ayoconnect().kept(ask(REFERENCE, &Value::Null))).body(body.as_bytes());
+        assert_eq!(kept["additionalInfo"]["webRedirectUrl"], REDACTED);
     }
 
     #[test]

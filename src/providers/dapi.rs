@@ -20,8 +20,8 @@
 //! account if the answer's `type` or `msg` names the app secret or the app key, else about the access token, which is the row's.
 
 use super::{Ask, Descriptor, Provider, Settings};
-use crate::domain::{Floors, Outcome, Reported, Status, Whose};
-use crate::wire::{self, Method, Object, Request, Response};
+use crate::domain::{Amount, Floors, Outcome, Reported, Status, Whose};
+use crate::wire::{self, Kept, Method, Object, Request, Response};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -104,8 +104,8 @@ impl Provider for Dapi {
         row.chain(account.map(ExposeSecret::expose_secret)).collect()
     }
 
-    fn private_keys(&self) -> &'static [&'static str] {
-        &["userInputs"]
+    fn kept<'a>(&'a self, _ask: Ask<'a>) -> Kept<'a> {
+        Kept::AllBut(&["userInputs"])
     }
 
     fn exclusive_key<'a>(&self, ask: Ask<'a>) -> Option<&'a str> {
@@ -166,7 +166,7 @@ fn read_operation(answer: Answer, details: Value) -> Result<Outcome, String> {
         reported,
         word: word.to_owned(),
         reason,
-        amount: None,
+        amount: Amount::Untold,
         currency: None,
         details: details.into(),
     })))
@@ -365,7 +365,7 @@ mod tests {
     fn done_is_a_success() {
         let status = reported(DONE);
         assert_eq!((status.reported, status.word.as_str()), (Reported::Succeeded, "done"));
-        assert_eq!((status.amount, status.currency), (None, None));
+        assert_eq!((status.amount, status.currency), (Amount::Untold, None));
         assert_eq!(status.details["reference"], "12345678");
         let body = format!(r#"{{"operationID":"{OPERATION}","success":true,"status":"done"}}"#);
         assert_eq!(reported(&body).reported, Reported::Succeeded, "an operation that is no transfer has no reference");
@@ -383,7 +383,7 @@ mod tests {
         assert_eq!(reported(USER_INPUT).reported, Reported::ActionRequired(action.clone()));
         let answered = with(USER_INPUT, "\"id\": \"otp\"", "\"id\": \"otp\", \"index\": 0, \"answer\": \"123456\"");
         assert_eq!(reported(&answered).reported, Reported::ActionRequired(action));
-        assert!(dapi(&[]).private_keys().contains(&"userInputs"));
+        assert!(matches!(dapi(&[]).kept(ask(OPERATION, &Value::Null)), Kept::AllBut(["userInputs"])));
         let bare = json!({ "kind": "user_input", "inputs": [] });
         assert_eq!(reported(&with(DONE, "\"done\"", "\"user_input_required\"")).reported, Reported::ActionRequired(bare));
         assert!(is_unusable(200, &with(USER_INPUT, "\"otp\"", "1")));

@@ -16,9 +16,8 @@
 //! fact to keep, no proof: a final word about our own `invoiceId` is believed without it.
 
 use super::{Ask, Descriptor, Provider, Settings};
-use crate::domain::{Floors, Outcome, Reported, Status, Whose};
-use crate::wire::{self, Method, Object, Request, Response};
-use rust_decimal::Decimal;
+use crate::domain::{Amount, Floors, Outcome, Reported, Status, Whose};
+use crate::wire::{self, Kept, Method, Object, Request, Response};
 use secrecy::ExposeSecret;
 use serde::Deserialize;
 use serde_json::{Number, Value, json};
@@ -99,8 +98,8 @@ impl Provider for Dropayment {
         row.chain(self.endpoint_id.as_deref().and_then(super::unlike_a_number)).collect()
     }
 
-    fn private_keys(&self) -> &'static [&'static str] {
-        &["session", "redirectUrl"]
+    fn kept<'a>(&'a self, _ask: Ask<'a>) -> Kept<'a> {
+        Kept::AllBut(&["session", "redirectUrl"])
     }
 }
 
@@ -142,7 +141,7 @@ fn read_transfer(ask: Ask<'_>, answer: Answer, details: Value) -> Result<Outcome
         reported,
         word: word.to_owned(),
         reason: reason(&answer),
-        amount: major_units(answer.transaction.as_ref().and_then(|Object(transaction)| transaction.amount_centis.as_ref()))?,
+        amount: major_units(wire::amount_at(&details, "/transaction/amountCentis")),
         currency: None,
         details: details.into(),
     })))
@@ -161,14 +160,13 @@ fn reason(answer: &Answer) -> Option<String> {
 }
 
 /// "1.00 EUR = 100 centis": the same digits, two of them behind the point.
-fn major_units(centis: Option<&Number>) -> Result<Option<Decimal>, String> {
-    let Some(mut amount) = wire::amount(centis)? else { return Ok(None) };
+fn major_units(centis: Amount) -> Amount {
+    let Amount::Told(mut amount) = centis else { return centis };
     if !amount.is_integer() {
-        return Err("amountCentis is no whole number".into());
+        return Amount::Unreadable;
     }
     amount = amount.trunc();
-    amount.set_scale(2).map_err(|_| "amountCentis is no amount")?;
-    Ok(Some(amount))
+    amount.set_scale(2).map_or(Amount::Unreadable, |()| Amount::Told(amount))
 }
 
 /// The payer has to be sent to `redirectUrl`.
@@ -206,15 +204,8 @@ struct Answer {
     error: Option<Object<Failure>>,
     redirect_url: Option<String>,
     transfer_fee_list: Option<Value>,
-    transaction: Option<Object<Transaction>>,
     error_code: Option<Value>,
     error_message: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Transaction {
-    amount_centis: Option<Number>,
 }
 
 #[derive(Deserialize)]
@@ -351,7 +342,7 @@ mod tests {
         let status = reported(APPROVED);
         assert_eq!(status.reported, Reported::Succeeded);
         assert_eq!(status.word, "APPROVED");
-        assert_eq!(status.amount, Some("150.05".parse().expect("a decimal")));
+        assert_eq!(status.amount, Amount::Told("150.05".parse().expect("a decimal")));
         assert_eq!(status.currency, None);
         assert_eq!(status.details["bankOrderId"], "BANK-77");
         assert_eq!(status.details["transaction"]["commissionCentis"].to_string(), "120");
@@ -474,17 +465,19 @@ mod tests {
 
     #[test]
     fn centis_must_be_a_whole_number_that_can_be_compared() {
-        assert!(is_unusable(200, &with(APPROVED, "15005", "15005.5")));
-        assert!(is_unusable(200, &with(APPROVED, "15005", "1e40")));
-        assert!(is_unusable(200, &with(APPROVED, "15005", "\"15005\"")));
-        assert_eq!(reported(&with(APPROVED, "15005", "100.0")).amount, Some(1.into()));
+        for centis in ["15005.5", "1e40", "\"15005.5\"", "\"\"", "{}"] {
+            assert_eq!(reported(&with(APPROVED, "15005", centis)).amount, Amount::Unreadable, "{centis}");
+        }
+        let text = reported(&with(APPROVED, "15005", "\"15005\"")).amount;
+        assert_eq!(text, Amount::Told("150.05".parse().expect("a decimal")));
+        assert_eq!(reported(&with(APPROVED, "15005", "100.0")).amount, Amount::Told(1.into()));
         let most = reported(&with(APPROVED, "15005", "79228162514264337593543950335")).amount;
-        assert_eq!(most.map(|amount| amount.to_string()).as_deref(), Some("792281625142643375935439503.35"));
+        assert_eq!(most, Amount::Told("792281625142643375935439503.35".parse().expect("a decimal")));
     }
 
     #[test]
     fn the_rows_tokens_are_secrets_and_the_session_is_never_kept() {
         assert_eq!(dropayment(&[]).secrets(ask(INVOICE, &params())), ["session-token-0001", "access-token-0001"]);
-        assert_eq!(dropayment(&[]).private_keys(), ["session", "redirectUrl"]);
+        assert!(matches!(dropayment(&[]).kept(ask(INVOICE, &params())), Kept::AllBut(["session", "redirectUrl"])));
     }
 }

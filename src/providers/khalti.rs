@@ -21,7 +21,7 @@ use crate::domain::{Floors, Outcome, Reported, Status, Whose};
 use crate::wire::{self, Method, Request, Response};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
-use serde_json::{Number, Value, json};
+use serde_json::{Value, json};
 use std::time::Duration;
 
 /// The documentation sets none.
@@ -151,7 +151,7 @@ fn read_transaction(ask: Ask<'_>, answer: Answer, details: Value) -> Result<Outc
         reported,
         word,
         reason: answer.details.filter(|text| !text.is_empty()),
-        amount: wire::amount(answer.amount.as_ref())?,
+        amount: wire::amount_at(&details, "/amount"),
         currency: None,
         details: details.into(),
     })))
@@ -169,7 +169,6 @@ struct Answer {
     details: Option<String>,
     reference: Option<String>,
     response_id: Option<Value>,
-    amount: Option<Number>,
     error_code: Option<Value>,
     error: Option<String>,
     message: Option<String>,
@@ -209,6 +208,7 @@ fn meaning(word: &str) -> Option<Reported> {
 mod tests {
     use super::super::testing::{ask, header, response, settings, with};
     use super::*;
+    use crate::domain::Amount;
 
     const SUCCESS: &str = include_str!("../../tests/fixtures/khalti/success.json");
     const FAILED: &str = include_str!("../../tests/fixtures/khalti/failed_with_refund.json");
@@ -278,7 +278,7 @@ mod tests {
         assert_eq!(status.reported, Reported::Succeeded);
         assert_eq!(status.word, "Success");
         assert_eq!(status.reason.as_deref(), Some("Successful recharge"));
-        assert_eq!(status.amount, Some(10.into()));
+        assert_eq!(status.amount, Amount::Told(10.into()));
         assert_eq!(status.currency, None);
     }
 
@@ -300,7 +300,7 @@ mod tests {
     fn the_short_failure_is_a_failure() {
         let status = reported(MANUALLY_FAILED);
         assert_eq!((status.reported, status.reason.as_deref()), (Reported::Failed, Some("Manually Failed")));
-        assert_eq!(status.amount, Some(1.into()));
+        assert_eq!(status.amount, Amount::Told(1.into()));
     }
 
     #[test]
@@ -414,7 +414,7 @@ mod tests {
         assert!(is_unusable(200, &with(SUCCESS, "\"status\": true,", "")));
         assert!(is_unusable(200, &with(SUCCESS, "\"status\": true", "\"status\": \"true\"")));
         assert!(is_unusable(200, &with(SUCCESS, "\"state\"", "\"stat\"")));
-        assert!(is_unusable(200, &with(SUCCESS, "10.0", "\"10.0\"")));
+        assert_eq!(reported(&with(SUCCESS, "10.0", "\"10.0\"")).amount, Amount::Told(10.into()));
     }
 
     #[test]

@@ -7,8 +7,9 @@
 //! line in a migration.
 
 use crate::domain::{Floors, Outcome};
-use crate::wire::{Request, Response};
+use crate::wire::{Kept, Request, Response};
 use chrono::{DateTime, Utc};
+use rust_decimal::Decimal;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -31,6 +32,8 @@ pub struct Ask<'a> {
     pub now: DateTime<Utc>,
     /// The account's access token, where the provider has a [`TokenFlow`].
     pub token: Option<&'a str>,
+    /// The amount that the feeder expects, in major units.
+    pub amount: Option<Decimal>,
 }
 
 /// One merchant account at one provider.
@@ -45,9 +48,17 @@ pub trait Provider: Send + Sync {
     /// The secret values that an answer might echo: the account's and the row's.
     fn secrets<'a>(&'a self, ask: Ask<'a>) -> Vec<&'a str>;
 
-    /// Keys in answers whose values are never kept: payer data, session tokens, redirect URLs.
-    fn private_keys(&self) -> &'static [&'static str] {
-        &[]
+    /// What is kept of an answer: never payer data, session tokens or redirect URLs.
+    fn kept<'a>(&'a self, _ask: Ask<'a>) -> Kept<'a> {
+        Kept::EVERYTHING
+    }
+
+    /// Whether every answer about a transaction carries an identifier that [`Provider::read`] compares with ours.
+    ///
+    /// Where it does not (Ayoconnect), a final word is believed only from a connection that carried no other request: an answer that
+    /// strayed from another question could not be told from one to ours.
+    fn answers_name_their_transaction(&self) -> bool {
+        true
     }
 
     /// Of requests with the same key at most one may be in flight.
@@ -73,8 +84,24 @@ pub trait TokenFlow: Send + Sync {
 pub struct Token {
     /// The token.
     pub value: SecretString,
-    /// How long it is good for.
+    /// How long it is good for, or is taken to be.
     pub lifetime: Duration,
+}
+
+impl Token {
+    /// A token whose answer does not say how long it lives. Renewing too often only costs a request.
+    pub const UNTOLD_LIFETIME: Duration = Duration::from_secs(900);
+    /// However short a life its answer tells, a token is not fetched anew for every poll: should it have run out before, a 401 says so.
+    pub const SHORTEST_LIFETIME: Duration = Duration::from_secs(60);
+    /// No token is trusted for longer, whatever its answer says.
+    pub const LONGEST_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+
+    /// A token with the lifetime that its answer tells, within reason.
+    #[must_use]
+    pub fn new(value: SecretString, told: Option<Duration>) -> Self {
+        let lifetime = told.unwrap_or(Self::UNTOLD_LIFETIME).clamp(Self::SHORTEST_LIFETIME, Self::LONGEST_LIFETIME);
+        Self { value, lifetime }
+    }
 }
 
 /// What is known of a provider before any account of it is configured.
@@ -169,7 +196,7 @@ mod testing {
     /// Asks about `reference` at a fixed time.
     pub(super) fn ask<'a>(reference: &'a str, params: &'a Value) -> Ask<'a> {
         let now = DateTime::from_timestamp_millis(1_680_016_407_123).expect("a time in range");
-        Ask { reference, params, now, token: None }
+        Ask { reference, params, now, token: None, amount: None }
     }
 
     /// An answer without `Retry-After`.

@@ -6,7 +6,7 @@ use super::lane::LaneSpec;
 use crate::domain::{NoAnswer, Outcome};
 use crate::providers::{Ask, TokenFlow};
 use crate::transport::Transport;
-use crate::wire::{self, Failure, Redaction, Response};
+use crate::wire::{self, Failure, Kept, Redaction, Response};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use secrecy::{ExposeSecret, SecretString};
@@ -79,6 +79,7 @@ impl Asker {
             params: &held.transaction.params,
             now: DateTime::<Utc>::from(SystemTime::now()),
             token: token.map(ExposeSecret::expose_secret),
+            amount: held.transaction.amount,
         };
         // Neither this nor the reader has a known way to panic; if one finds it, it must not take a transaction away.
         let request = catch_unwind(AssertUnwindSafe(|| self.spec.asks.request(ask).and_then(Transport::prepare)));
@@ -134,14 +135,13 @@ fn no_answer(failure: Failure) -> Outcome {
     }
 }
 
-/// The response without the access token, should the provider echo it. A backslash may hide it in JSON.
+/// The response without the access token, should the provider echo it, however it is spelt.
 fn without(response: Response, token: Option<&SecretString>) -> Response {
     let (Some(token), Ok(text)) = (token, std::str::from_utf8(&response.body)) else { return response };
-    let token = token.expose_secret();
-    if !text.contains(token) && !text.contains('\\') {
+    let redaction = Redaction::new(vec![token.expose_secret()], Kept::EVERYTHING);
+    if !redaction.finds(text) {
         return response;
     }
-    let redaction = Redaction::new(vec![token], &[]);
     let clean = match wire::json(&response.body) {
         Ok(value) => redaction.json(value).to_string(),
         Err(_) => redaction.text(text),

@@ -10,10 +10,10 @@ use super::lane::{CircuitChange, Lane, LaneSpec, Urgency};
 use super::outbox::{Carried, Outbox, Recording};
 use super::placement::Placer;
 use super::watch::Watch;
-use crate::domain::{Change, Decision, Due, NoAnswer, Outcome, Source, State};
+use crate::domain::{Change, Decision, Due, NoAnswer, Outcome, Source, State, Transaction};
 use crate::providers::Ask;
 use crate::store::{AccountState, Batch, Beat, Claim, Draw, Drawn, LaneRoom, Membership, Poll, Recorded, ReplicaId, Transition};
-use crate::wire::Redaction;
+use crate::wire::{Kept, Redaction};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use rand::rngs::StdRng;
@@ -794,7 +794,7 @@ impl Engine {
     fn write(&mut self, now: Instant, held: &mut Held, hold: bool, next: Option<DateTime<Utc>>, transition: Option<Transition>) {
         let mut entry = held.entry(hold, next, transition);
         // A redirect URL stands here as it came: the payer needs all of it.
-        entry.action = entry.action.map(|action| Redaction::new(Vec::new(), &[]).json(action));
+        entry.action = entry.action.map(|action| Redaction::new(Vec::new(), Kept::EVERYTHING).json(action));
         self.outbox.entry(now, entry);
     }
 
@@ -815,7 +815,7 @@ impl Engine {
 
     fn redaction<'a>(&'a self, held: &'a Held) -> Redaction<'a> {
         let asks = &self.lanes[held.lane].spec.asks;
-        Redaction::new(asks.secrets(ask(held)), asks.private_keys())
+        Redaction::new(asks.secrets(ask(held)), asks.kept(ask(held)))
     }
 
     fn evidence(
@@ -1328,7 +1328,8 @@ impl Engine {
 
 /// What a provider needs to know of a held transaction, apart from the time and the token.
 fn ask(held: &Held) -> Ask<'_> {
-    Ask { reference: &held.transaction.reference, params: &held.transaction.params, now: DateTime::UNIX_EPOCH, token: None }
+    let Transaction { reference, params, amount, .. } = &held.transaction;
+    Ask { reference, params, now: DateTime::UNIX_EPOCH, token: None, amount: *amount }
 }
 
 /// How many transactions a look may plan for later at once.

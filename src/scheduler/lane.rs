@@ -157,6 +157,7 @@ impl Lane {
                 params: &held.transaction.params,
                 now: DateTime::UNIX_EPOCH,
                 token: None,
+                amount: None,
             };
             self.spec.asks.exclusive_key(ask).is_none_or(|key| !self.busy.contains(key))
         };

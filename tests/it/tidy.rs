@@ -25,7 +25,7 @@ const NEVER: &[(&str, &[&str])] = &[
         &["tokio", "sqlx", "reqwest", "std::env", "::now()", "use rand", "crate::store", "crate::scheduler", "crate::transport"],
     ),
     (
-        "src/wire.rs",
+        "src/wire",
         &["tokio", "sqlx", "reqwest", "std::env", "::now()", "use rand", "crate::store", "crate::scheduler", "crate::providers"],
     ),
     ("src/transport.rs", &["crate::domain", "crate::store", "crate::providers", "crate::scheduler", "sqlx"]),

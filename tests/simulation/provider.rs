@@ -1,7 +1,7 @@
 //! The providers as seen from outside: what they were asked and when, and what they said.
 
 use crate::Micros;
-use paypoll::domain::{NoAnswer, Outcome, Reported, State, Status, Whose};
+use paypoll::domain::{Amount, NoAnswer, Outcome, Reported, State, Status, Whose};
 use rand::RngExt;
 use rand::rngs::SmallRng;
 use serde_json::{Value, json};
@@ -85,7 +85,14 @@ pub(crate) fn status(state: State) -> Outcome {
         _ => Reported::Pending,
     };
     let word = state.as_str().to_uppercase();
-    Outcome::Status(Box::new(Status { reported, word, reason: None, amount: None, currency: None, details: Value::Null.into() }))
+    Outcome::Status(Box::new(Status {
+        reported,
+        word,
+        reason: None,
+        amount: Amount::Untold,
+        currency: None,
+        details: Value::Null.into(),
+    }))
 }
 
 fn answer(outcome: Outcome, status: u16, latency: Duration) -> Answer {

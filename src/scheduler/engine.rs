@@ -172,6 +172,8 @@ pub enum Failed {
 pub enum Asked {
     /// No request was sent: it was too late, or there is no token, and this is why.
     NotSent(Option<Outcome>),
+    /// No request was sent, and none is to be before this time has passed. Says nothing about the provider.
+    Later(Duration),
     /// The row cannot be asked about.
     Impossible(String),
     /// A request was sent.
@@ -587,6 +589,7 @@ impl Engine {
                 }
                 self.go_on(now, held, due);
             }
+            Asked::Later(wait) => self.go_on(now, held, now + wait),
             Asked::Impossible(reason) => {
                 if held.epoch == self.epoch {
                     self.park(now, held, State::Invalid, reason, Source::Poll);

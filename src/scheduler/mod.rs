@@ -3,15 +3,16 @@
 //! [`engine`] decides what happens next and is told what happened; this module carries it out with a real clock, a real database and
 //! real sockets. It is the only place that spawns tasks.
 
-pub mod ask;
 pub mod clock;
 pub mod engine;
 pub mod held;
 pub mod lane;
 pub mod outbox;
 pub mod placement;
+pub mod poller;
 mod report;
 mod timer;
+mod token;
 pub mod waiting;
 pub mod watch;
 
@@ -20,10 +21,10 @@ use crate::metrics::Metrics;
 use crate::store::{Recorded, ReplicaId, Store, StoreError};
 use crate::telemetry::event;
 use crate::transport::Transport;
-use ask::Asker;
 use engine::{Command, Engine, Event, Failed, Setup};
 use lane::{CircuitChange, LaneSpec};
 use outbox::Recording;
+use poller::{Poller, Stops};
 use report::Reporter;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -54,15 +55,14 @@ pub fn lanes(config: &Config) -> Vec<Arc<LaneSpec>> {
 pub struct Daemon {
     store: Store,
     lanes: Vec<Arc<LaneSpec>>,
-    askers: Vec<Arc<Asker>>,
+    pollers: Vec<Arc<Poller>>,
     metrics: Arc<Metrics>,
     lease: Duration,
     grace: Duration,
     events: mpsc::UnboundedSender<Event>,
     inbox: mpsc::UnboundedReceiver<Event>,
     engine: Engine,
-    /// Ends the wait for answers.
-    hurry: CancellationToken,
+    stops: Stops,
 }
 
 /// The loop turns no more often than this while nothing happens.
@@ -90,7 +90,7 @@ impl Daemon {
         };
         let (events, inbox) = mpsc::unbounded_channel();
         Ok(Self {
-            askers: lanes.iter().map(|spec| Arc::new(Asker::new(spec.clone(), transport.clone()))).collect(),
+            pollers: lanes.iter().map(|spec| Arc::new(Poller::new(spec.clone(), transport.clone()))).collect(),
             engine: Engine::new(setup, Instant::now()),
             lease: config.worker.lease,
             grace: config.worker.shutdown_grace,
@@ -99,7 +99,7 @@ impl Daemon {
             metrics,
             events,
             inbox,
-            hurry: CancellationToken::new(),
+            stops: Stops { sending: CancellationToken::new(), waiting: CancellationToken::new() },
         })
     }
 
@@ -123,7 +123,7 @@ impl Daemon {
             for news in self.engine.news.drain(..) {
                 reporter.tell(news);
             }
-            reporter.look(&self.engine, now);
+            reporter.look(&self.engine, &self.pollers, now);
             for command in commands.drain(..) {
                 if let Command::Finish { replica } = command {
                     return self.finish(replica).await;
@@ -138,15 +138,16 @@ impl Daemon {
                 () = timer.until(wakeup) => Event::Tick,
                 () = stop.cancelled(), if deadline.is_none() => {
                     deadline = Some(now + self.grace);
+                    self.stops.sending.cancel();
                     info!(event = event::DAEMON_STOPPING, in_flight = self.engine.in_flight(), "stopping: waiting for answers under way");
                     Event::Stop
                 }
                 () = until(deadline) => {
-                    if self.hurry.is_cancelled() {
+                    if self.stops.waiting.is_cancelled() {
                         let why = "the database is not there, or another session keeps rows locked";
                         return Err(format!("the last polls could not be written down: {why}"));
                     }
-                    self.hurry.cancel();
+                    self.stops.waiting.cancel();
                     deadline = Some(now + LAST_WORDS);
                     Event::Tick
                 }
@@ -200,9 +201,9 @@ impl Daemon {
                 });
             }
             Command::Ask { held, before } => {
-                let (asker, hurry) = (self.askers[held.lane].clone(), self.hurry.clone());
+                let (poller, stops) = (self.pollers[held.lane].clone(), self.stops.clone());
                 tokio::spawn(async move {
-                    let asked = asker.ask(&held, before, &hurry).await;
+                    let asked = poller.poll(&held, before, &stops).await;
                     send(Event::Asked(held, asked));
                 });
             }

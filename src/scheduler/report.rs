@@ -2,6 +2,7 @@
 
 use super::engine::{Engine, News};
 use super::lane::LaneSpec;
+use super::poller::Poller;
 use crate::domain::State;
 use crate::metrics::Metrics;
 use crate::telemetry::event;
@@ -183,7 +184,7 @@ impl Reporter {
     }
 
     /// Keeps the gauges, and writes the summary when its time has come.
-    pub(super) fn look(&mut self, engine: &Engine, now: Instant) {
+    pub(super) fn look(&mut self, engine: &Engine, pollers: &[Arc<Poller>], now: Instant) {
         self.metrics.turn(now);
         self.metrics.ready.store(engine.has_database(), Relaxed);
         for (lane, metrics) in engine.lanes.iter().zip(&self.metrics.accounts) {
@@ -193,8 +194,10 @@ impl Reporter {
         }
         if now >= self.next_ages {
             self.next_ages = now + AGES_EVERY;
-            for (lane, metrics) in engine.lanes.iter().zip(&self.metrics.accounts) {
-                let oldest = lane.ready.keys().map(|(_, due, _)| *due).min();
+            for ((lane, poller), metrics) in engine.lanes.iter().zip(pollers).zip(&self.metrics.accounts) {
+                // What waits for a token is in flight, or is tried again in a while, and is late all the same.
+                let tokenless = poller.waits_for_token_since().filter(|_| lane.in_flight > 0 || lane.held() > 0);
+                let oldest = lane.ready.keys().map(|(_, due, _)| *due).chain(tokenless).min();
                 let waited = oldest.map_or(Duration::ZERO, |due| now.saturating_duration_since(due));
                 metrics.oldest_due_us.store(u64::try_from(waited.as_micros()).unwrap_or(u64::MAX), Relaxed);
             }

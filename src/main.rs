@@ -6,6 +6,9 @@ use paypoll::config::{self, Config};
 use paypoll::telemetry;
 use std::io::{stderr, stdout};
 use std::process::ExitCode;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -15,8 +18,19 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => error.exit(),
     };
-    ExitCode::from(conclude(run(&cli), &mut stderr()))
+    ExitCode::from(end(run(&cli)))
 }
+
+/// Says how it ended. Whoever reads standard error and stalls must not keep the process from ending.
+fn end(result: anyhow::Result<()>) -> u8 {
+    let (send, concluded) = mpsc::channel();
+    thread::spawn(move || send.send(conclude(result, &mut stderr())));
+    // Only an error is said, and so only an error stalls.
+    concluded.recv_timeout(LAST_WORDS).unwrap_or(1)
+}
+
+/// An error waits so long for its reader.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 fn run(cli: &Cli) -> anyhow::Result<()> {
     let load = |speed| Config::load(&cli.config, config::environment(), speed);
@@ -24,7 +38,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     match &cli.command {
         Command::Run(asked) => {
             let config = load(asked.speed.factor)?.serving(&asked.accounts)?;
-            telemetry::init(&config.log).map_err(anyhow::Error::msg)?;
+            let _written = telemetry::init(&config.log).map_err(anyhow::Error::msg)?;
             one_thread()?.block_on(commands::run::run(&config))
         }
         Command::Migrate => one_thread()?.block_on(commands::migrate::run(&load(1.0)?, &mut out)),

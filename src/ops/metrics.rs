@@ -52,6 +52,12 @@ pub(super) fn text(metrics: &Metrics, unheld: Option<&[Unheld]>, counts: Option<
         write_counts(&mut page, counts);
     }
     write_unroutable(&mut page, metrics);
+    page.family(
+        "paypoll_log_lines_dropped_total",
+        "counter",
+        "Lines of the log that were dropped because nobody read it fast enough",
+    );
+    page.line("paypoll_log_lines_dropped_total", &[], crate::telemetry::lines_dropped() as f64);
     page.0
 }
 

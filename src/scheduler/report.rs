@@ -5,7 +5,7 @@ use super::lane::LaneSpec;
 use super::poller::Poller;
 use crate::domain::State;
 use crate::metrics::Metrics;
-use crate::telemetry::event;
+use crate::telemetry::{self, event};
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -25,6 +25,8 @@ pub(super) struct Reporter {
     transitions: u64,
     lateness: Vec<Duration>,
     failures: BTreeMap<&'static str, u64>,
+    /// Lines of the log that were dropped, as far as it was told.
+    dropped: u64,
 }
 
 /// A summary comes this often while there is work.
@@ -53,6 +55,7 @@ impl Reporter {
             transitions: 0,
             lateness: Vec::new(),
             failures: BTreeMap::new(),
+            dropped: 0,
         }
     }
 
@@ -202,10 +205,20 @@ impl Reporter {
                 metrics.oldest_due_us.store(u64::try_from(waited.as_micros()).unwrap_or(u64::MAX), Relaxed);
             }
         }
+        self.tell_dropped_lines();
         let due: usize = engine.lanes.iter().map(|lane| lane.ready.len()).sum();
         let busy = self.polls > 0 || due > 0 || engine.in_flight() > 0;
         if now >= self.next_summary && (busy || now >= self.since + IDLE) {
             self.summary(due, engine, now);
+        }
+    }
+
+    /// Tells how many lines of the log are missing, as soon as there is room for that.
+    fn tell_dropped_lines(&mut self) {
+        let count = telemetry::lines_dropped() - self.dropped;
+        if count > 0 && telemetry::flows() {
+            self.dropped += count;
+            warn!(event = event::LOG_LINES_DROPPED, count, "{count} lines of the log are missing: nobody read it fast enough");
         }
     }
 

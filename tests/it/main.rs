@@ -13,6 +13,7 @@ mod postgres;
 mod process;
 mod rights;
 mod rules;
+mod run;
 mod store;
 mod support;
 mod tidy;

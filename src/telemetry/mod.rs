@@ -4,13 +4,19 @@
 //! - Libraries that carry requests see credentials: their lines never pass, whatever the filter says ([`SILENCED`]).
 //! - Other libraries' lines have no `event`. They pass only where the filter asks for `debug` or `trace`, and then at `debug` or
 //!   below, whatever level the library gave them: a library does not know what is an incident here.
+//!
+//! The daemon never waits for whoever reads the log: see [`queue`].
+
+mod queue;
+
+pub use queue::{flows, lines_dropped};
 
 use crate::config::{Log, LogFormat};
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Map, Value};
 use std::fmt;
 use std::io::{self, IsTerminal};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Metadata, Subscriber};
@@ -51,9 +57,11 @@ pub mod event {
     pub const DATABASE_BACK: &str = "database_back";
     /// How the work goes, at regular times (info).
     pub const SUMMARY: &str = "summary";
+    /// Lines of the log had no room, because nobody read it fast enough (warn).
+    pub const LOG_LINES_DROPPED: &str = "log_lines_dropped";
 
     /// Every event.
-    pub const ALL: [&str; 14] = [
+    pub const ALL: [&str; 15] = [
         DAEMON_STARTED,
         DAEMON_STOPPING,
         DAEMON_STOPPED,
@@ -68,6 +76,7 @@ pub mod event {
         DATABASE_LOST,
         DATABASE_BACK,
         SUMMARY,
+        LOG_LINES_DROPPED,
     ];
 }
 
@@ -84,10 +93,26 @@ pub fn filter(text: &str) -> Result<EnvFilter, String> {
         .map_err(|error| format!("no filter ({error}); write it like \"info\" or \"info,paypoll=debug\""))
 }
 
+/// The log on standard output. What it has still to write is written when this is dropped, unless nobody reads.
+#[must_use]
+pub struct Output(queue::Queue);
+
+/// A stop waits so long for whoever reads the log.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        self.0.flush(LAST_LINES);
+    }
+}
+
 /// Sends the log to standard output from now on. Errors when the filter cannot be read or a log has been set up before.
-pub fn init(log: &Log) -> Result<(), String> {
+pub fn init(log: &Log) -> Result<Output, String> {
     let color = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    subscriber(log, io::stdout, color)?.try_init().map_err(|error| error.to_string())
+    let queue = queue::Queue::new(io::stdout()).map_err(|error| format!("no thread for the log: {error}"))?;
+    let writer = queue.clone();
+    subscriber(log, move || writer.clone(), color)?.try_init().map_err(|error| error.to_string())?;
+    Ok(Output(queue))
 }
 
 /// A log that goes to `writer`. A line that cannot be written is lost in silence: nobody reads any more.

@@ -81,6 +81,7 @@ const AYOCONNECT: Subject = Subject {
     evidence: |status, answer, _| {
         let code = match answer.at("responseCode") {
             None => true,
+            Some(Json::Text(code)) if code.is_empty() => true,
             Some(Json::Text(code) | Json::Number(code)) => code.starts_with("200"),
             Some(_) => false,
         };
@@ -111,7 +112,7 @@ const KHALTI: Subject = Subject {
         };
         match answer.text("state").filter(|_| about_us)? {
             "Success" => Some("succeeded"),
-            "Failed" | "Expired" | "Status Error" => Some("failed"),
+            "Failed" | "Expired" | "Status Error" if answer.at("response_id").is_none() || exists() => Some("failed"),
             "Error" if exists() => Some("failed"),
             _ => None,
         }
@@ -130,17 +131,22 @@ const DAPI: Subject = Subject {
         let echoed = ids.iter().flatten().count();
         let others = ids.iter().flatten().filter(|id| !matches!(id, Json::Text(id) if id == reference)).count();
         let inner_type = |key: &str| inner.and_then(|info| info.text(key));
-        let request_failed = [answer.text("type"), inner_type("type"), inner_type("errorType")]
-            .into_iter()
-            .flatten()
-            .any(|kind| matches!(kind, "NOT_FOUND" | "INVALID_JSON" | "INVALID_CREDENTIALS") || kind.starts_with("PARAMETER_"));
+        // In the newer shape a request that worked tells what became of the operation; the types then say why it failed.
+        let worked =
+            answer.at("success") == Some(&Json::True) && answer.text("status") != Some("failed") && answer.at("type").is_none();
+        let failed_inside = inner.is_some_and(|info| info.text("status") == Some("failed")) && worked;
+        let request_failed = !failed_inside
+            && [answer.text("type"), inner_type("type"), inner_type("errorType")]
+                .into_iter()
+                .flatten()
+                .any(|kind| matches!(kind, "NOT_FOUND" | "INVALID_JSON" | "INVALID_CREDENTIALS") || kind.starts_with("PARAMETER_"));
         let word = match inner {
             Some(info) => info.text("status"),
             None => answer.text("status").filter(|_| echoed > 0),
         };
         match word.filter(|_| status == 200 && others == 0 && !request_failed)? {
             "done" if answer.at("success") == Some(&Json::True) => Some("succeeded"),
-            "failed" => Some("failed"),
+            "failed" if inner.is_none() || failed_inside => Some("failed"),
             _ => None,
         }
     },

@@ -176,7 +176,7 @@ mod tests {
     #[test]
     fn a_plan_is_told_in_one_line() {
         let told = |provider| plan(&config::default_plan(provider).expect("known"));
-        assert_eq!(told("dusupay"), "first poll after 2m plus 1s, then every 5m; gives up at 72h");
+        assert_eq!(told("dusupay"), "first poll after 2m10s, then every 5m; gives up at 72h");
         assert_eq!(told("dropayment"), "first poll after 3s–5s, then every 3s–5s for 3m");
     }
 }

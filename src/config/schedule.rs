@@ -16,8 +16,10 @@ pub(super) fn read(mut schedule: Section<'_>, floors: &Floors) -> Option<Plan> {
     let give_up_after = schedule.optional("give_up_after", |schedule, key| schedule.timed(key, give_up_age)).flatten();
     let phases = read_phases(&mut schedule, "phases", floors);
     let by_state = read_by_state(schedule.section("by_state"), floors);
-    let plan =
-        Plan { first: first?, margin: floors.margin, from: from.unwrap_or_default(), phases: phases?, by_state, give_up_after };
+    // A first wait that goes beyond the floor already has its margin, or some of it.
+    let first = first?;
+    let margin = floors.first.saturating_add(floors.margin).saturating_sub(first.min);
+    let plan = Plan { first, margin, from: from.unwrap_or_default(), phases: phases?, by_state, give_up_after };
     check_end(&schedule, &plan);
     check_window(&schedule, &plan, floors);
     schedule.finish();

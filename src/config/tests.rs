@@ -80,7 +80,7 @@ fn an_enabled_provider_comes_with_its_documented_rules() {
     assert_eq!(dusupay.circuit, Circuit { failures: 20, probe_after: seconds(30) });
     assert_eq!(&*dusupay.accounts[0].name, "default");
     let rules = &dusupay.rules;
-    assert_eq!((rules.plan.first, rules.plan.margin), (Range::exactly(seconds(120)), seconds(1)));
+    assert_eq!((rules.plan.first, rules.plan.margin), (Range::exactly(seconds(130)), seconds(0)));
     assert_eq!(rules.plan.phases, [Phase { every: Range::exactly(seconds(300)), until: Until::Open }]);
     assert_eq!(rules.plan.give_up_after, Some(seconds(259_200)));
     assert_eq!((rules.retry.wait(1, 0.0), rules.retry.wait(99, 0.0)), (seconds(5), seconds(300)));
@@ -240,7 +240,11 @@ fn a_plan_that_makes_no_sense_or_breaks_the_documented_floors_is_refused() {
         ("phases = [\"5m\"]", "schedule.phases[0] = \"5m\": must be a table"),
         ("phases = \"5m\"", "schedule.phases = \"5m\": must be a list"),
         ("phases = [], give_up_after = \"never\"", "schedule.phases: must have at least one phase"),
-        ("give_up_after = \"2m\"", "schedule.give_up_after = \"2m\": must be longer than the wait for the first poll, 2m1s"),
+        ("give_up_after = \"2m\"", "schedule.give_up_after = \"2m\": must be longer than the wait for the first poll, 2m10s"),
+        (
+            "first = \"2m\", give_up_after = \"2m\"",
+            "schedule.give_up_after = \"2m\": must be longer than the wait for the first poll, 2m1s",
+        ),
         ("give_up_after = 5", "schedule.give_up_after = 5: a duration is"),
         ("from = \"birth\"", "schedule.from = \"birth\": must be \"initiation\", \"first_poll\" or \"action\""),
     ] {
@@ -297,7 +301,7 @@ fn a_plan_needs_no_account_and_unknown_providers_have_none() {
     let enabled = [("PAYPOLL__PROVIDERS__DUSUPAY__ENABLED", "true")];
     assert!(plan("dusupay", &[], owned(&enabled), 1.0).expect("valid").is_some());
     assert_eq!(plan("stripe", &[], owned(&[]), 1.0), Ok(None));
-    assert_eq!(default_plan("dusupay").map(|plan| plan.first.min), Some(seconds(120)));
+    assert_eq!(default_plan("dusupay").map(|plan| plan.first.min), Some(seconds(130)));
 }
 
 #[test]
@@ -359,7 +363,7 @@ fn speed_divides_the_rules_and_nothing_else_and_only_on_this_machine() {
     let config = Config::load(&[], owned(&local), 60.0).expect("valid");
     let dusupay = &config.providers[0];
     let rules = &dusupay.rules;
-    assert_eq!((rules.plan.first.min, rules.plan.give_up_after), (seconds(2), Some(seconds(4_320))));
+    assert_eq!((rules.plan.first.min, rules.plan.give_up_after), (seconds(130).div_f64(60.0), Some(seconds(4_320))));
     assert_eq!((rules.floors.first, rules.floors.every), (seconds(2), seconds(5)));
     assert_eq!(
         (rules.retry.wait(99, 0.0), rules.not_found.min_age, dusupay.circuit.probe_after),

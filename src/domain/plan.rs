@@ -73,7 +73,7 @@ pub enum Origin {
 pub struct Floors {
     /// The shortest wait from initiation to the first poll.
     pub first: Duration,
-    /// Added to the first wait, because `initiated_at` is the feeder's clock and not the provider's.
+    /// Kept beyond `first`, because `initiated_at` is the feeder's clock and not the provider's.
     pub margin: Duration,
     /// The shortest gap between two polls of the same transaction.
     pub every: Duration,
@@ -99,7 +99,7 @@ impl Floors {
 pub struct Plan {
     /// The wait from initiation to the first poll.
     pub first: Range,
-    /// Added to the first wait: see [`Floors::margin`].
+    /// Added to the first wait, as far as that does not keep [`Floors::margin`] by itself.
     pub margin: Duration,
     /// Where the first phase counts from.
     pub from: Origin,

@@ -21,12 +21,12 @@
 
 use super::{Ask, Descriptor, Provider, Settings, Token, TokenFlow};
 use crate::domain::{Floors, Outcome, Reported, Status, Whose};
-use crate::wire::{self, Kept, Method, Object, Request, Response};
+use crate::wire::{self, Kept, Lenient, Method, Object, Request, Response, Scalar};
 use aws_lc_rs::error::Unspecified;
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{RSA_PKCS1_SHA256, RsaKeyPair};
 use aws_lc_rs::{digest, hmac};
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, FixedOffset, Utc};
 use rustls_pki_types::PrivateKeyDer;
 use rustls_pki_types::pem::PemObject;
 use secrecy::{ExposeSecret, SecretString};
@@ -43,9 +43,13 @@ pub(super) const DESCRIPTOR: Descriptor = Descriptor {
     floors: FLOORS,
     implicit_account: false,
     account_keys: &["merchant_id", "client_id", "client_secret", "channel_id", "access_token", "private_key"],
-    option_keys: &["path_prefix"],
+    option_keys: &["path_prefix", "timestamp"],
     open: |settings| Ok(Box::new(Ayoconnect::open(settings)?)),
 };
+
+/// Keys of answers whose values are not kept; the last three are public.
+const PRIVATE: [&str; 7] =
+    ["webRedirectUrl", "appRedirectUrl", "bankCardToken", "accessToken", "accountToken", "publicUserId", "maskedCard"];
 
 struct Ayoconnect {
     /// The URL before `/debit/status`.
@@ -53,8 +57,11 @@ struct Ayoconnect {
     /// The path that is signed: of the whole URL, without the query.
     status_path: String,
     merchant_id: String,
-    client_id: String,
+    /// "X-CLIENT-KEY" is optional; signing for a token needs it.
+    client_id: Option<String>,
+    /// For rows that name none.
     channel_id: String,
+    clock: Clock,
     client_secret: SecretString,
     signing_key: hmac::Key,
     access: Access,
@@ -73,7 +80,17 @@ struct B2b {
     url: String,
     merchant_id: String,
     client_id: String,
+    clock: Clock,
     key: RsaKeyPair,
+}
+
+/// How time stamps are written.
+#[derive(Clone, Copy)]
+enum Clock {
+    /// In UTC with milliseconds and `Z`: 24 characters.
+    Utc,
+    /// Public: in seconds with this offset, as in the published samples: 25 characters.
+    Offset(FixedOffset),
 }
 
 impl Ayoconnect {
@@ -82,13 +99,14 @@ impl Ayoconnect {
         // "Unique identifier of merchant", "length between 6 and 6"
         let merchant_id = identifier(settings, "merchant_id", 6)?;
         // "Client's client_id (PJP Name)", "length between 32 and 32"
-        let client_id = identifier(settings, "client_id", 32)?;
+        let client_id = settings.optional("client_id").map(|_| identifier(settings, "client_id", 32)).transpose()?;
         // "Numeric String", "length between 5 and 5"
         let channel_id = identifier(settings, "channel_id", 5)?;
         if !channel_id.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err("channel_id is documented as 5 digits: write the number that Ayoconnect assigned".into());
         }
         let client_secret = settings.required("client_secret")?;
+        let clock = clock(settings.option("timestamp"))?;
         let access = match (settings.optional("access_token"), settings.optional("private_key")) {
             (Some(token), None) => {
                 wire::header_value("access_token", token.expose_secret())?;
@@ -97,7 +115,8 @@ impl Ayoconnect {
             (None, Some(key)) => {
                 let url = format!("{base_url}/access-token/b2b");
                 let key = private_key(&key)?;
-                Access::B2b(Box::new(B2b { url, merchant_id: merchant_id.clone(), client_id: client_id.clone(), key }))
+                let client_id = client_id.clone().ok_or("client_id is missing: a token is asked for with it")?;
+                Access::B2b(Box::new(B2b { url, merchant_id: merchant_id.clone(), client_id, clock, key }))
             }
             (None, None) => return Err("access_token or private_key is missing: write one of them".into()),
             (Some(_), Some(_)) => return Err("access_token and private_key exclude each other: write one of them".into()),
@@ -108,6 +127,7 @@ impl Ayoconnect {
             merchant_id,
             client_id,
             channel_id,
+            clock,
             signing_key: hmac::Key::new(hmac::HMAC_SHA512, client_secret.expose_secret().as_bytes()),
             client_secret,
             access,
@@ -122,22 +142,28 @@ impl Provider for Ayoconnect {
             Access::B2b(_) => ask.token.ok_or("the account has no access token yet")?,
         };
         wire::header_value("reference", ask.reference)?;
-        let timestamp = timestamp(ask.now);
+        // "Must be the same in one flow": an app and a web shop of one merchant may differ.
+        let channel_id = match wire::optional_param(ask.params, "channelId")? {
+            Some(id) => wire::header_value("params.channelId", id).map(|()| id)?,
+            None => &self.channel_id,
+        };
+        let timestamp = timestamp(self.clock, ask.now);
         let signature = signature(&self.signing_key, "GET", &self.status_path, token, "", &timestamp);
         let (merchant, reference) = (wire::encoded(&self.merchant_id), wire::encoded(ask.reference));
+        let mut headers = vec![
+            ("accept", "application/json".into()),
+            ("authorization", format!("Bearer {token}")),
+            ("x-timestamp", timestamp),
+            ("x-signature", signature),
+            ("x-partner-id", self.merchant_id.clone()),
+            ("x-external-id", ask.reference.to_owned()),
+            ("channel-id", channel_id.to_owned()),
+        ];
+        headers.extend(self.client_id.clone().map(|id| ("x-client-key", id)));
         Ok(Request {
             method: Method::Get,
             url: format!("{}/debit/status?merchantId={merchant}&XExternalId={reference}", self.base_url),
-            headers: vec![
-                ("accept", "application/json".into()),
-                ("authorization", format!("Bearer {token}")),
-                ("x-timestamp", timestamp),
-                ("x-client-key", self.client_id.clone()),
-                ("x-signature", signature),
-                ("x-partner-id", self.merchant_id.clone()),
-                ("x-external-id", ask.reference.to_owned()),
-                ("channel-id", self.channel_id.clone()),
-            ],
+            headers,
             body: None,
         })
     }
@@ -158,13 +184,13 @@ impl Provider for Ayoconnect {
             Access::Fixed(token) => Some(token.expose_secret()),
             Access::B2b(_) => None,
         };
-        let credentials = [Some(self.client_secret.expose_secret()), fixed, ask.token, Some(&*self.client_id)];
+        let credentials = [Some(self.client_secret.expose_secret()), fixed, ask.token, self.client_id.as_deref()];
         let merchant = super::unlike_a_number(&self.merchant_id);
         credentials.into_iter().chain([merchant]).flatten().collect()
     }
 
     fn kept<'a>(&'a self, _ask: Ask<'a>) -> Kept<'a> {
-        Kept::AllBut(&["webRedirectUrl", "appRedirectUrl", "bankCardToken", "accessToken"])
+        Kept::AllBut(&PRIVATE)
     }
 
     /// No answer of the published form repeats what was asked.
@@ -182,7 +208,7 @@ impl Provider for Ayoconnect {
 
 impl TokenFlow for B2b {
     fn request(&self, now: DateTime<Utc>) -> Request {
-        let timestamp = timestamp(now);
+        let timestamp = timestamp(self.clock, now);
         let signature = rsa_signature(&self.key, &format!("{}|{timestamp}", self.client_id));
         let body = json!({ "grantType": "client_credentials", "additionalInfo": { "merchantId": self.merchant_id } });
         Request {
@@ -202,7 +228,14 @@ impl TokenFlow for B2b {
     fn read(&self, response: &Response) -> Result<Token, Outcome> {
         let answer = wire::form::<TokenAnswer>(&response.body);
         if response.status != 200 {
-            return Err(failure(response, answer.map(|_| "no access token".into())));
+            let outcome = failure(response, answer.map(|_| "no access token".into()));
+            // A request for a token carries nothing of any row: whoever refuses it refuses the account.
+            return Err(match outcome {
+                Outcome::CredentialsRejected { message, park, .. } => {
+                    Outcome::CredentialsRejected { whose: Whose::Account, park, message }
+                }
+                other => other,
+            });
         }
         let unusable = |why: String| Outcome::Unusable { why: format!("access token: {why}") };
         let (TokenAnswer { access_token, expires_in }, _) = answer.map_err(unusable)?;
@@ -250,9 +283,30 @@ fn signature(key: &hmac::Key, method: &str, path: &str, token: &str, body: &str,
     hex(hmac::sign(key, format!("{method}:{path}:{token}:{body}:{timestamp}").as_bytes()).as_ref())
 }
 
-/// "yyyy-MM-ddTHH:mm:ss.SSSTZD", "length between 24 and 27": in UTC with `Z` 24; with an offset it would be 29.
-fn timestamp(now: DateTime<Utc>) -> String {
-    now.format("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
+/// "yyyy-MM-ddTHH:mm:ss.SSSTZD", "length between 24 and 27": in UTC with `Z` 24; with an offset it would be 29, without milliseconds 25.
+fn timestamp(clock: Clock, now: DateTime<Utc>) -> String {
+    match clock {
+        Clock::Utc => now.format("%Y-%m-%dT%H:%M:%S%.3fZ").to_string(),
+        Clock::Offset(offset) => now.with_timezone(&offset).format("%Y-%m-%dT%H:%M:%S%:z").to_string(),
+    }
+}
+
+/// The option `timestamp`; its default stands in `config/default.toml`.
+fn clock(option: &str) -> Result<Clock, String> {
+    if matches!(option, "" | "utc") {
+        return Ok(Clock::Utc);
+    }
+    let hours_and_minutes = option.strip_prefix(['+', '-']).and_then(|rest| rest.split_once(':'));
+    let number =
+        |text: &str| text.parse::<i32>().ok().filter(|_| text.len() == 2 && text.bytes().all(|byte| byte.is_ascii_digit()));
+    let seconds = hours_and_minutes.and_then(|(hours, minutes)| {
+        let (hours, minutes) = (number(hours)?, number(minutes).filter(|minutes| *minutes < 60)?);
+        Some(hours * 3600 + minutes * 60).filter(|seconds| *seconds <= 14 * 3600)
+    });
+    let east = seconds.map(|seconds| if option.starts_with('-') { -seconds } else { seconds });
+    east.and_then(FixedOffset::east_opt)
+        .map(Clock::Offset)
+        .ok_or_else(|| format!("timestamp = {option:?} is unknown: write \"utc\", or an offset like \"+07:00\""))
 }
 
 /// Lower case.
@@ -274,7 +328,9 @@ fn path(url: &str) -> &str {
 fn failure(response: &Response, message: Result<String, String>) -> Outcome {
     let message = format!("HTTP {}: {}", response.status, message.unwrap_or_else(|why| why));
     match response.status {
-        401 | 403 => Outcome::CredentialsRejected { whose: Whose::Account, park: false, message },
+        401 => Outcome::CredentialsRejected { whose: Whose::Account, park: false, message },
+        // Public: "4033618 Inactive Card/Account/Customer" is about a single card. The document says of any code but 200 to ask again.
+        403 => Outcome::CredentialsRejected { whose: Whose::Row, park: false, message },
         300..=399 | 429 | 500.. => wire::unreadable(response, message),
         _ => Outcome::RequestFailed { message },
     }
@@ -282,9 +338,7 @@ fn failure(response: &Response, message: Result<String, String>) -> Outcome {
 
 /// The transaction's status, at HTTP 200. The error says why it is not believed.
 fn read_transaction(answer: Answer, details: Value) -> Result<Outcome, String> {
-    if let Some(code) = &answer.response_code
-        && !wire::scalar(code).ok_or("responseCode is neither text nor number")?.starts_with("200")
-    {
+    if answer.response_code.as_ref().is_some_and(|Scalar(code)| !code.is_empty() && !code.starts_with("200")) {
         return Ok(Outcome::RequestFailed { message: answer.complaint() });
     }
     let word = answer.additional_info.as_ref().and_then(|Object(info)| info.payment_result.as_deref());
@@ -292,24 +346,23 @@ fn read_transaction(answer: Answer, details: Value) -> Result<Outcome, String> {
     let Some(reported) = meaning(word, &answer) else {
         return Ok(Outcome::UnknownWord { word: word.to_owned() });
     };
-    let word = word.to_owned();
-    let amount = answer.amount.as_ref().map(|Object(money)| money);
+    let currency = answer.amount.as_ref().and_then(|Object(money)| money.currency.text());
     Ok(Outcome::Status(Box::new(Status {
         reported,
-        word,
+        word: word.to_owned(),
         // `responseMessage` is about the request.
         reason: None,
         amount: wire::amount_at(&details, "/amount/value"),
-        currency: amount.and_then(|money| money.currency.clone()),
+        currency: currency.map(str::to_owned),
         details: details.into(),
     })))
 }
 
 /// What the payer has to do: enter a one-time password, or go where the bank asks for it.
 fn verification(answer: &Answer) -> Value {
-    let inner = answer.additional_info.as_ref().and_then(|Object(info)| info.web_redirect_url.as_deref());
+    let inner = answer.additional_info.as_ref().and_then(|Object(info)| info.web_redirect_url.text());
     let mut action = json!({ "kind": "user_verification" });
-    if let Some(url) = inner.or(answer.web_redirect_url.as_deref()).filter(|url| !url.is_empty()) {
+    if let Some(url) = inner.or(answer.web_redirect_url.text()) {
         action["url"] = url.into();
     }
     action
@@ -319,31 +372,31 @@ fn verification(answer: &Answer) -> Value {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Answer {
-    response_code: Option<Value>,
-    response_message: Option<String>,
-    amount: Option<Object<Money>>,
+    response_code: Option<Scalar>,
     additional_info: Option<Object<AdditionalInfo>>,
-    web_redirect_url: Option<String>,
+    response_message: Lenient<String>,
+    amount: Lenient<Object<Money>>,
+    web_redirect_url: Lenient<String>,
 }
 
 impl Answer {
     fn complaint(&self) -> String {
-        let code = self.response_code.as_ref().and_then(wire::scalar);
-        let parts: Vec<&str> = [code.as_deref(), self.response_message.as_deref()].into_iter().flatten().collect();
+        let code = self.response_code.as_ref().map(|Scalar(code)| code.as_str()).filter(|code| !code.is_empty());
+        let parts: Vec<&str> = [code, self.response_message.text()].into_iter().flatten().collect();
         if parts.is_empty() { "no responseCode and no responseMessage".into() } else { parts.join(" ") }
     }
 }
 
 #[derive(Deserialize)]
 struct Money {
-    currency: Option<String>,
+    currency: Lenient<String>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct AdditionalInfo {
     payment_result: Option<String>,
-    web_redirect_url: Option<String>,
+    web_redirect_url: Lenient<String>,
 }
 
 /// Public: the answer to a request for a token.
@@ -392,6 +445,9 @@ mod tests {
     const PUBLIC: &str = include_str!("../../tests/fixtures/ayoconnect/keys/public.pem");
     /// Made with OpenSSL from `0123456789abcdef0123456789ABCDEF|2023-03-28T15:13:27.123Z` and the key above.
     const TOKEN_SIGNATURE: &str = include_str!("../../tests/fixtures/ayoconnect/keys/token_signature.hex");
+    const INACTIVE_CARD: &str = include_str!("../../tests/fixtures/ayoconnect/inactive_card.json");
+    const ODD_FAILED: &str = include_str!("../../tests/fixtures/ayoconnect/failed_without_amount.json");
+    const ODD_SUCCESS: &str = include_str!("../../tests/fixtures/ayoconnect/success_with_object_message.json");
     const REFERENCE: &str = "qic5taezfgta7yhn74u7cppr47wan027";
 
     type Account<'a> = Vec<(&'a str, &'a str)>;
@@ -436,6 +492,73 @@ mod tests {
 
     fn is_refused(outcome: &Outcome) -> bool {
         matches!(outcome, Outcome::CredentialsRejected { whose: Whose::Account, park: false, .. })
+    }
+
+    fn is_the_rows(outcome: &Outcome) -> bool {
+        matches!(outcome, Outcome::CredentialsRejected { whose: Whose::Row, park: false, .. })
+    }
+
+    #[test]
+    fn a_403_concerns_its_row_whoever_says_it() {
+        assert!(matches!(read(403, INACTIVE_CARD), Outcome::CredentialsRejected { whose: Whose::Row, park: false, message }
+            if message == "HTTP 403: 4033618 Inactive Card/Account/Customer"));
+        assert!(is_the_rows(&read(403, "<html>403</html>")));
+    }
+
+    #[test]
+    fn what_decides_nothing_costs_no_answer() {
+        assert_eq!(reported(ODD_FAILED).reported, Reported::Failed);
+        assert_eq!(reported(ODD_SUCCESS).reported, Reported::Succeeded);
+        for amount in ["\"10000\"", "[]", "7"] {
+            let status = reported(&with(ODD_FAILED, "{\"value\":\"\",\"currency\":\"IDR\"}", amount));
+            assert_eq!((status.reported, status.amount, status.currency), (Reported::Failed, Amount::Unreadable, None), "{amount}");
+        }
+        let waiting = with(WITH_URL, "\"https://bank.example/verify?id=1\"", "{}");
+        assert_eq!(reported(&waiting).reported, Reported::ActionRequired(json!({ "kind": "user_verification" })));
+    }
+
+    #[test]
+    fn a_client_id_is_needed_only_to_ask_for_tokens() {
+        let without = |with: &[(&'static str, &'static str)]| {
+            let mut account = account(with);
+            account.retain(|(key, _)| *key != "client_id");
+            open(&account)
+        };
+        let provider = without(&[("access_token", "token-0001")]).expect("complete settings");
+        let request = provider.request(ask(REFERENCE, &Value::Null)).expect("a request");
+        assert_eq!(header(&request, "x-client-key"), None);
+        assert_eq!(without(&[("private_key", PKCS8)]).err().as_deref(), Some("client_id is missing: a token is asked for with it"));
+    }
+
+    #[test]
+    fn a_rows_channel_stands_before_the_accounts() {
+        let channel = |params: Value| {
+            let request = ayoconnect().request(ask(REFERENCE, &params))?;
+            Ok::<_, String>(header(&request, "channel-id").map(str::to_owned))
+        };
+        assert_eq!(channel(json!({ "channelId": "12345" })), Ok(Some("12345".into())));
+        for none in [json!({}), json!({ "channelId": null }), Value::Null] {
+            assert_eq!(channel(none), Ok(Some("95221".into())));
+        }
+        for odd in [json!(95221), json!(""), json!("1 2"), json!("1\n2"), json!([])] {
+            assert!(channel(json!({ "channelId": odd })).is_err_and(|why| why.contains("params.channelId")));
+        }
+    }
+
+    #[test]
+    fn a_timestamp_may_have_an_offset_instead_of_milliseconds() {
+        let now = ask("", &Value::Null).now;
+        let written = |option: &str| clock(option).map(|clock| timestamp(clock, now));
+        assert_eq!(written("utc").as_deref(), Ok("2023-03-28T15:13:27.123Z"));
+        assert_eq!(written("+07:00").as_deref(), Ok("2023-03-28T22:13:27+07:00"));
+        assert_eq!(written("-03:30").as_deref(), Ok("2023-03-28T11:43:27-03:30"));
+        for odd in ["UTC", "07:00", "+7:00", "+0700", "+07:60", "+15:00", "+07:00 ", "Asia/Jakarta"] {
+            assert!(written(odd).is_err_and(|why| why.contains("timestamp") && why.contains("+07:00")), "{odd}");
+        }
+        let account = account(&[("access_token", "token-0001")]);
+        let opened = Ayoconnect::open(&settings(&[("path_prefix", "/api/v1.0"), ("timestamp", "+07:00")], &account));
+        let request = opened.expect("complete settings").request(ask(REFERENCE, &Value::Null)).expect("a request");
+        assert_eq!(header(&request, "x-timestamp"), Some("2023-03-28T22:13:27+07:00"));
     }
 
     #[test]
@@ -488,7 +611,7 @@ mod tests {
     #[test]
     fn the_timestamp_has_24_characters_at_a_full_second_too() {
         let now = DateTime::from_timestamp(1_680_016_407, 0).expect("a time in range");
-        assert_eq!(timestamp(now), "2023-03-28T15:13:27.000Z");
+        assert_eq!(timestamp(Clock::Utc, now), "2023-03-28T15:13:27.000Z");
     }
 
     #[test]
@@ -671,7 +794,7 @@ mod tests {
         let failed = with(SUCCESS, "SUCCESS", "FAILED");
         for body in [SUCCESS, &failed, IN_PROGRESS, ""] {
             assert_eq!(read(202, body), Outcome::TooEarly);
-            assert!(is_refused(&read(401, body)) && is_refused(&read(403, body)));
+            assert!(is_refused(&read(401, body)) && is_the_rows(&read(403, body)));
             assert_eq!(read(504, body), Outcome::ServerError { status: 504, wait: None });
             for status in [201, 400, 405, 409] {
                 assert!(matches!(read(status, body), Outcome::RequestFailed { .. }), "HTTP {status}");
@@ -699,11 +822,11 @@ mod tests {
 
     #[test]
     fn a_response_code_that_is_no_success_is_believed_over_http_200() {
-        for code in ["\"4043601\"", "2023600", "\"\"", "5003600"] {
+        for code in ["\"4043601\"", "2023600", "\" \"", "5003600"] {
             let outcome = read(200, &with(SUCCESS, "\"2003600\"", code));
             assert!(matches!(outcome, Outcome::RequestFailed { .. }), "{code}: {outcome:?}");
         }
-        for code in ["2003600", "null", "\"200\""] {
+        for code in ["2003600", "null", "\"200\"", "\"\""] {
             assert_eq!(reported(&with(SUCCESS, "\"2003600\"", code)).reported, Reported::Succeeded, "{code}");
         }
         assert!(is_unusable(200, &with(SUCCESS, "\"2003600\"", "true")));

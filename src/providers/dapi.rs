@@ -16,15 +16,17 @@
 //! `user_input_required`; `done` without `reference` (an operation that is no transfer) is done all the same.
 //!
 //! Decided, because the page is silent: a status is believed at HTTP 200 only, and an answer whose `type` says that the *request*
-//! was wrong (`NOT_FOUND`, `INVALID_JSON`, `PARAMETER_…`) is none, even if it echoes our identifier. A 401 or 403 is about the
-//! account if the answer's `type` or `msg` names the app secret or the app key, else about the access token, which is the row's.
+//! was wrong (`NOT_FOUND`, `INVALID_JSON`, `PARAMETER_…`) is none, even if it echoes our identifier; but where the request worked and
+//! `opInfo.status` says `failed`, the operation failed, and the types say why. A 401 or 403 is about the account if the answer's
+//! `type` or `msg` names the app secret or the app key, about nobody's credentials if it echoes our identifier with a type about the
+//! operation (a wrong one-time password), else about the access token, which is the row's.
 
 use super::{Ask, Descriptor, Provider, Settings};
 use crate::domain::{Amount, Floors, Outcome, Reported, Status, Whose};
-use crate::wire::{self, Kept, Method, Object, Request, Response};
+use crate::wire::{self, Kept, Lenient, Method, Object, Request, Response};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::time::Duration;
 
 /// The documentation sets none.
@@ -93,7 +95,7 @@ impl Provider for Dapi {
         }
         match read_error(response, &answer) {
             Some(outcome) => outcome,
-            None => read_operation(answer, details).unwrap_or_else(|why| Outcome::Unusable { why }),
+            None => read_operation(&answer, details).unwrap_or_else(|why| Outcome::Unusable { why }),
         }
     }
 
@@ -124,18 +126,29 @@ fn unreadable(response: &Response, complaint: &str, why: String) -> Outcome {
     }
 }
 
+/// The letters of a text alone, in lower case.
+fn letters(text: &str) -> String {
+    text.chars().filter(char::is_ascii_alphabetic).map(|letter| letter.to_ascii_lowercase()).collect()
+}
+
 /// Whose credentials were refused, by the provider's own words; the row's where they leave it open.
 fn whose(complaint: &str) -> Whose {
-    let letters: String = complaint.chars().filter(char::is_ascii_alphabetic).map(|letter| letter.to_ascii_lowercase()).collect();
+    let letters = letters(complaint);
     if letters.contains("appsecret") || letters.contains("appkey") { Whose::Account } else { Whose::Row }
 }
 
 /// What an answer says about the request; `None` when it is about the operation. 429 and 503 come first: a `Retry-After` of
 /// theirs concerns the whole account.
 fn read_error(response: &Response, answer: &Answer) -> Option<Outcome> {
+    if response.status == 200 && answer.tells_a_failure_inside() {
+        return None;
+    }
     let message = answer.complaint();
     if answer.types().any(|kind| kind == "INVALID_CREDENTIALS") {
         return Some(Outcome::CredentialsRejected { whose: Whose::Row, park: true, message });
+    }
+    if matches!(response.status, 401 | 403) && answer.is_about_the_operation() && whose(&message) == Whose::Row {
+        return Some(Outcome::RequestFailed { message });
     }
     if matches!(response.status, 401 | 403 | 429 | 503) {
         return Some(unreadable(response, &message, "refused".into()));
@@ -152,20 +165,21 @@ fn read_error(response: &Response, answer: &Answer) -> Option<Outcome> {
 }
 
 /// The operation's status. The error says why it is not believed.
-fn read_operation(answer: Answer, details: Value) -> Result<Outcome, String> {
+fn read_operation(answer: &Answer, details: Value) -> Result<Outcome, String> {
     let word = answer.word()?;
     let success = answer.success.ok_or("the answer does not say whether the request worked")?;
-    let Some(reported) = meaning(word, &answer) else {
+    let Some(reported) = meaning(word, answer) else {
         return Ok(Outcome::UnknownWord { word: word.to_owned() });
     };
-    if !success && reported != Reported::Failed {
+    // In the flat shape a payment that failed says so with `success:false`; in the newer one `success` is the request's alone.
+    if !success && (reported != Reported::Failed || answer.op_info.is_some()) {
         return Err(format!("{word:?} in the answer to a request that failed"));
     }
-    let reason = answer.message().map(str::to_owned);
+    let kind = answer.types().find(|kind| !kind.is_empty() && reported == Reported::Failed);
     Ok(Outcome::Status(Box::new(Status {
+        reason: answer.message().or(kind).map(str::to_owned),
         reported,
         word: word.to_owned(),
-        reason,
         amount: Amount::Untold,
         currency: None,
         details: details.into(),
@@ -182,9 +196,9 @@ struct Answer {
     status: Option<String>,
     #[serde(rename = "type")]
     kind: Option<String>,
-    msg: Option<String>,
-    user_inputs: Option<Vec<Object<UserInput>>>,
     op_info: Option<Object<OpInfo>>,
+    msg: Lenient<String>,
+    user_inputs: Lenient<Value>,
 }
 
 /// Public: what a newer page tells of the operation.
@@ -194,19 +208,11 @@ struct OpInfo {
     #[serde(rename = "operationID")]
     operation_id: Option<String>,
     status: Option<String>,
+    error_type: Lenient<String>,
     #[serde(rename = "type")]
-    kind: Option<String>,
-    error_type: Option<String>,
-    msg: Option<String>,
-    user_inputs: Option<Vec<Object<UserInput>>>,
-}
-
-/// What the user is asked. An answer that stands beside it is not read.
-#[derive(Deserialize)]
-struct UserInput {
-    id: String,
-    #[serde(default)]
-    query: String,
+    kind: Lenient<String>,
+    msg: Lenient<String>,
+    user_inputs: Lenient<Value>,
 }
 
 impl Answer {
@@ -220,15 +226,14 @@ impl Answer {
         self.operation_id.as_deref().into_iter().chain(inner)
     }
 
-    /// Every type of error that the answer names.
+    /// Every type of error that the answer names, the most telling first.
     fn types(&self) -> impl Iterator<Item = &str> {
-        let inner = self.op_info().into_iter().flat_map(|info| [info.kind.as_deref(), info.error_type.as_deref()]);
-        std::iter::once(self.kind.as_deref()).chain(inner).flatten()
+        let inner = self.op_info().into_iter().flat_map(|info| [info.error_type.text(), info.kind.text()]);
+        inner.chain(std::iter::once(self.kind.as_deref())).flatten()
     }
 
     fn message(&self) -> Option<&str> {
-        let inner = self.op_info().and_then(|info| info.msg.as_deref());
-        inner.or(self.msg.as_deref()).filter(|text| !text.is_empty())
+        self.op_info().and_then(|info| info.msg.text()).or(self.msg.text())
     }
 
     fn complaint(&self) -> String {
@@ -236,14 +241,31 @@ impl Answer {
         if parts.is_empty() { "the request failed".into() } else { parts.join(" ") }
     }
 
+    /// In the newer shape the request worked, and the operation inside it failed: its types then say why it did.
+    fn tells_a_failure_inside(&self) -> bool {
+        let failed = self.op_info().is_some_and(|info| info.status.as_deref() == Some("failed"));
+        failed && self.success == Some(true) && self.status.as_deref() != Some("failed") && self.kind.is_none()
+    }
+
+    /// Public: types such as INVALID_MFA, INACTIVE_ACCOUNT or BENEFICIARY_… beside our own identifier (which was compared before) are
+    /// about the operation, whatever the HTTP code; types of refused access are not.
+    fn is_about_the_operation(&self) -> bool {
+        let is_access = |kind: &str| {
+            let letters = letters(kind);
+            ["credential", "token", "secret", "apikey", "appkey", "unauthori", "forbidden", "accessdenied"]
+                .iter()
+                .any(|word| letters.contains(word))
+        };
+        self.operation_id.is_some() && self.kind.as_deref().is_some_and(|kind| !kind.is_empty() && !is_access(kind))
+    }
+
     /// "failed", but nothing proves that this is the operation's status and not the request's.
     fn is_about_the_request(&self) -> bool {
         let names_the_request = |kind: &str| kind == "INVALID_JSON" || kind.starts_with("PARAMETER_");
-        let proven = match self.op_info() {
-            Some(info) => info.status.is_some(),
-            None => self.operation_id.is_some(),
-        };
-        self.types().any(names_the_request) || (!proven && self.status.as_deref() == Some("failed"))
+        let is_failed = self.status.as_deref() == Some("failed");
+        // Beside `opInfo` the outer status is the request's.
+        let unproven = self.op_info.is_some() || self.operation_id.is_none();
+        self.types().any(names_the_request) || (unproven && is_failed)
     }
 
     /// The operation's own status word.
@@ -255,13 +277,25 @@ impl Answer {
         }
     }
 
-    /// What the user has to enter; the page does not promise the list.
+    /// What the user has to enter; the page does not promise the list, and shows a list where a single question was seen.
     fn action(&self) -> Value {
         let inner = self.op_info().and_then(|info| info.user_inputs.as_ref());
-        let inputs = inner.or(self.user_inputs.as_ref()).into_iter().flatten();
-        let inputs: Vec<Value> = inputs.map(|Object(input)| json!({ "id": input.id, "query": input.query })).collect();
-        json!({ "kind": "user_input", "inputs": inputs })
+        let inputs = match inner.or(self.user_inputs.as_ref()) {
+            None => &[],
+            Some(Value::Array(inputs)) => inputs.as_slice(),
+            Some(single) => std::slice::from_ref(single),
+        };
+        json!({ "kind": "user_input", "inputs": inputs.iter().filter_map(question).collect::<Vec<_>>() })
     }
+}
+
+/// What the user is asked, with the choices that there are. An answer that stands beside it is not read.
+fn question(input: &Value) -> Option<Value> {
+    const KEYS: [&str; 5] = ["id", "index", "queryType", "query", "queryOptions"];
+    let input = input.as_object()?;
+    let there = |key: &str| input.get(key).filter(|value| !value.is_null());
+    let question: Map<String, Value> = KEYS.iter().filter_map(|key| Some(((*key).to_owned(), there(key)?.clone()))).collect();
+    (!question.is_empty()).then_some(Value::Object(question))
 }
 
 /// "Operation can have one of the following statuses", in the document's order.
@@ -288,6 +322,11 @@ mod tests {
     const INVALID_CREDENTIALS: &str = include_str!("../../tests/fixtures/dapi/invalid_credentials.json");
     const NEWER_DONE: &str = include_str!("../../tests/fixtures/dapi/newer_done.json");
     const NEWER_FAILED: &str = include_str!("../../tests/fixtures/dapi/newer_failed.json");
+    const PARAMETER_ERROR: &str = include_str!("../../tests/fixtures/dapi/newer_failed_parameter_error.json");
+    const WRONG_OTP: &str = include_str!("../../tests/fixtures/dapi/wrong_otp.json");
+    const ODD_DONE: &str = include_str!("../../tests/fixtures/dapi/done_with_object_msg.json");
+    const CONFIRMATION: &str = include_str!("../../tests/fixtures/dapi/confirmation_required.json");
+    const MULTIPLE_CHOICE: &str = include_str!("../../tests/fixtures/dapi/multiple_choice.json");
     const OPERATION: &str = "355b01ed-fb50-4bf0-b7f6-71b4cf94971c";
 
     fn dapi(account: &[(&str, &str)]) -> Dapi {
@@ -381,12 +420,56 @@ mod tests {
         let query = "Please enter the One Time Password sent to your registered mobile number";
         let action = json!({ "kind": "user_input", "inputs": [{ "id": "otp", "query": query }] });
         assert_eq!(reported(USER_INPUT).reported, Reported::ActionRequired(action.clone()));
-        let answered = with(USER_INPUT, "\"id\": \"otp\"", "\"id\": \"otp\", \"index\": 0, \"answer\": \"123456\"");
+        let answered = with(USER_INPUT, "\"id\": \"otp\"", "\"id\": \"otp\", \"answer\": \"123456\"");
         assert_eq!(reported(&answered).reported, Reported::ActionRequired(action));
         assert!(matches!(dapi(&[]).kept(ask(OPERATION, &Value::Null)), Kept::AllBut(["userInputs"])));
         let bare = json!({ "kind": "user_input", "inputs": [] });
         assert_eq!(reported(&with(DONE, "\"done\"", "\"user_input_required\"")).reported, Reported::ActionRequired(bare));
-        assert!(is_unusable(200, &with(USER_INPUT, "\"otp\"", "1")));
+        let numbered = json!({ "kind": "user_input", "inputs": [{ "id": 1, "query": query }] });
+        assert_eq!(reported(&with(USER_INPUT, "\"otp\"", "1")).reported, Reported::ActionRequired(numbered), "odd, but a question");
+    }
+
+    #[test]
+    fn a_question_is_kept_with_its_choices() {
+        let inputs = |body: &str| match reported(body).reported {
+            Reported::ActionRequired(action) => action["inputs"].clone(),
+            other => panic!("no action: {other:?}"),
+        };
+        assert_eq!(inputs(CONFIRMATION), json!([{ "id": "confirmation" }]));
+        let choice = inputs(MULTIPLE_CHOICE);
+        assert_eq!(choice[0]["queryType"], "multiple_choice");
+        assert_eq!(choice[0]["queryOptions"][1]["label"], "By e-mail");
+        let single = with(&with(CONFIRMATION, "[{", "{"), "}]", "}");
+        assert_eq!(inputs(&single), json!([{ "id": "confirmation" }]), "one question instead of a list");
+        let odd = with(CONFIRMATION, "[{", "[7,null,{},[],{");
+        assert_eq!(inputs(&odd), json!([{ "id": "confirmation" }]), "an odd one hides no other");
+        for none in ["null", "7", "\"otp\"", "[]"] {
+            assert_eq!(inputs(&with(CONFIRMATION, "[{\"id\":\"confirmation\",\"query\":null}]", none)), json!([]), "{none}");
+        }
+    }
+
+    #[test]
+    fn what_decides_nothing_costs_no_answer() {
+        assert_eq!((reported(ODD_DONE).reported, reported(ODD_DONE).reason), (Reported::Succeeded, None));
+        let failed = with(FAILED, "\"Insufficient funds in the account\"", "{}");
+        assert_eq!(reported(&failed).reason.as_deref(), Some("BANK_ERROR"), "the next best text");
+        assert_eq!(reported(&with(NEWER_FAILED, "\"BANK_ERROR\"", "7")).reason.as_deref(), Some("TRANSFER"));
+    }
+
+    #[test]
+    fn a_wrong_password_concerns_nobodys_credentials() {
+        for status in [400, 401, 403, 422] {
+            for kind in ["INVALID_MFA", "INACTIVE_ACCOUNT", "INSUFFICIENT_BALANCE", "BENEFICIARY_COOL_DOWN_PERIOD"] {
+                let outcome = read(status, &with(WRONG_OTP, "INVALID_MFA", kind));
+                assert!(matches!(outcome, Outcome::RequestFailed { .. }), "{kind} at HTTP {status}: {outcome:?}");
+            }
+        }
+        for status in [401, 403] {
+            assert_eq!(refused(status, &with(WRONG_OTP, "INVALID_MFA", "UNAUTHORIZED_ACCESS")), Some((Whose::Row, false)));
+            assert_eq!(refused(status, &with(WRONG_OTP, OPERATION, "another")), Some((Whose::Row, false)));
+            assert_eq!(refused(status, &with(WRONG_OTP, "Wrong OTP", "Wrong appSecret")), Some((Whose::Account, false)));
+            assert_eq!(refused(status, &with(WRONG_OTP, "INVALID_MFA", "INVALID_CREDENTIALS")), Some((Whose::Row, true)));
+        }
     }
 
     #[test]
@@ -429,16 +512,14 @@ mod tests {
         for status in [200, 400, 401, 403, 500] {
             assert_eq!(refused(status, INVALID_CREDENTIALS), Some((Whose::Row, true)), "HTTP {status}");
         }
-        let newer = with(NEWER_FAILED, "BANK_ERROR", "INVALID_CREDENTIALS");
+        let newer = with(NEWER_DONE, "\"errorType\": null", "\"errorType\": \"INVALID_CREDENTIALS\"");
         assert_eq!(refused(200, &newer), Some((Whose::Row, true)));
     }
 
     #[test]
     fn a_refusal_is_the_accounts_only_if_the_answer_says_so() {
         for status in [401, 403] {
-            for body in
-                ["", "<html>", JOB_NOT_FOUND, DONE, FAILED, r#"{"success":false,"status":"failed","msg":"Invalid access token"}"#]
-            {
+            for body in ["", "<html>", JOB_NOT_FOUND, DONE, r#"{"success":false,"status":"failed","msg":"Invalid access token"}"#] {
                 assert_eq!(refused(status, body), Some((Whose::Row, false)), "{body}");
             }
             for msg in ["Invalid appSecret", "App secret is wrong", "unknown APP_KEY"] {
@@ -459,6 +540,24 @@ mod tests {
         let waiting = r#"{"opInfo":{"status":"user_input_required","userInputs":[{"id":"otp","query":"OTP?"}]},"status":"done","success":true}"#;
         let action = json!({ "kind": "user_input", "inputs": [{ "id": "otp", "query": "OTP?" }] });
         assert_eq!(reported(waiting).reported, Reported::ActionRequired(action));
+    }
+
+    #[test]
+    fn an_operation_that_failed_in_a_request_that_worked_has_failed_whatever_the_types_say() {
+        let status = reported(PARAMETER_ERROR);
+        assert_eq!((status.reported, status.reason.as_deref()), (Reported::Failed, Some("PARAMETER_ERROR")));
+        for kind in ["NOT_FOUND", "INVALID_CREDENTIALS", "INVALID_JSON", "PARAMETER_MISSING"] {
+            let status = reported(&with(PARAMETER_ERROR, "PARAMETER_ERROR", kind));
+            assert_eq!((status.reported, status.reason.as_deref()), (Reported::Failed, Some(kind)));
+        }
+        for body in [
+            with(PARAMETER_ERROR, "\"success\":true", "\"success\":false"),
+            with(PARAMETER_ERROR, "\"status\":\"done\"", "\"status\":\"failed\""),
+            with(PARAMETER_ERROR, "\"success\":true", "\"type\":\"PARAMETER_ERROR\",\"success\":true"),
+        ] {
+            assert!(matches!(read(200, &body), Outcome::RequestFailed { .. }), "a request that failed: {body}");
+        }
+        assert!(is_unusable(200, &with(NEWER_FAILED, "\"success\": true", "\"success\": false")));
     }
 
     #[test]

@@ -17,10 +17,10 @@
 
 use super::{Ask, Descriptor, Provider, Settings};
 use crate::domain::{Amount, Floors, Outcome, Reported, Status, Whose};
-use crate::wire::{self, Kept, Method, Object, Request, Response};
+use crate::wire::{self, Kept, Lenient, Method, Object, Request, Response, Scalar};
 use secrecy::ExposeSecret;
 use serde::Deserialize;
-use serde_json::{Number, Value, json};
+use serde_json::{Map, Value, json};
 use std::time::Duration;
 
 const FLOORS: Floors = Floors {
@@ -118,7 +118,7 @@ fn refused(message: String) -> Outcome {
 /// What an `error` says about the request. 429 and 503 come first: a `Retry-After` of theirs concerns the whole account.
 fn read_error(ask: Ask<'_>, response: &Response, error: Failure, invoice_id: Option<String>) -> Outcome {
     let message = error.to_string();
-    match (response.status, error.cause.as_deref()) {
+    match (response.status, error.cause.text()) {
         (429 | 503, _) => wire::unreadable(response, message),
         (401 | 403, _) => refused(message),
         (_, Some("ORDER_NOT_FOUND")) if invoice_id.is_none_or(|id| id == ask.reference) => Outcome::NotFound { message },
@@ -149,11 +149,9 @@ fn read_transfer(ask: Ask<'_>, answer: Answer, details: Value) -> Result<Outcome
 
 /// `errorMessage` and `errorCode`: "Decline reason message / code, may present if state is DECLINED".
 fn reason(answer: &Answer) -> Option<String> {
-    let message = answer.error_message.clone().filter(|text| !text.is_empty());
-    let code = answer.error_code.as_ref().and_then(wire::scalar);
-    match (message, code) {
+    match (answer.error_message.text(), answer.error_code.text()) {
         (Some(message), Some(code)) => Some(format!("{message} (errorCode {code})")),
-        (Some(message), None) => Some(message),
+        (Some(message), None) => Some(message.to_owned()),
         (None, Some(code)) => Some(format!("errorCode {code}")),
         (None, None) => None,
     }
@@ -171,28 +169,33 @@ fn major_units(centis: Amount) -> Amount {
 
 /// The payer has to be sent to `redirectUrl`.
 fn redirect(answer: &Answer) -> Result<Value, String> {
-    match answer.redirect_url.as_deref() {
-        None | Some("") => Err("REDIRECT_REQUEST without a redirectUrl".into()),
-        Some(url) => Ok(json!({ "kind": "redirect", "url": url })),
-    }
+    let url = answer.redirect_url.text().ok_or("REDIRECT_REQUEST without a redirectUrl")?;
+    Ok(json!({ "kind": "redirect", "url": url }))
 }
 
-/// The merchant has to choose a processing gate by its commission.
+/// The merchant has to choose a processing gate by its commission. An odd option hides none of the others.
 fn choose_fee(answer: &Answer) -> Result<Value, String> {
     let list = match &answer.transfer_fee_list {
         None => &[],
         Some(Value::Array(list)) => list.as_slice(),
         Some(single) => std::slice::from_ref(single),
     };
-    if list.is_empty() {
+    let options: Vec<Value> = list.iter().filter_map(option).collect();
+    if options.is_empty() {
         return Err("TRANSFER_FEE_REQUEST without a transferFeeList".into());
     }
-    let options: Result<Vec<Value>, _> = list.iter().map(|fee| Object::deserialize(fee).map(|Object(fee)| option(fee))).collect();
-    Ok(json!({ "kind": "choose_fee", "options": options.map_err(|_| "transferFeeList has not the documented form")? }))
+    Ok(json!({ "kind": "choose_fee", "options": options }))
 }
 
-fn option(fee: Fee) -> Value {
-    json!({ "assignedId": fee.assigned_id, "commissionCentis": fee.commission_centis, "currency": fee.currency })
+/// What is known of an option: what is missing stays missing, and a number that came as text is a number.
+fn option(fee: &Value) -> Option<Value> {
+    let Object(Fee { assigned_id, commission_centis, currency }) = Object::deserialize(fee).ok()?;
+    let mut option = Map::new();
+    let mut put = |key: &str, value: Option<Value>| value.map(|value| option.insert(key.to_owned(), value));
+    put("assignedId", assigned_id.text().map(Into::into));
+    put("commissionCentis", commission_centis.text().and_then(|text| text.parse().ok()).map(Value::Number));
+    put("currency", currency.text().map(Into::into));
+    (!option.is_empty()).then_some(Value::Object(option))
 }
 
 /// The "Success" and the "Fail Response Parameters" in one: which of them it is, `error` says.
@@ -202,35 +205,35 @@ struct Answer {
     invoice_id: Option<String>,
     state: Option<String>,
     error: Option<Object<Failure>>,
-    redirect_url: Option<String>,
+    redirect_url: Lenient<String>,
     transfer_fee_list: Option<Value>,
-    error_code: Option<Value>,
-    error_message: Option<String>,
+    error_code: Lenient<Scalar>,
+    error_message: Lenient<String>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Fee {
-    assigned_id: String,
-    commission_centis: Number,
-    currency: String,
+    assigned_id: Lenient<Scalar>,
+    commission_centis: Lenient<Scalar>,
+    currency: Lenient<String>,
 }
 
 #[derive(Deserialize)]
 struct Failure {
-    cause: Option<String>,
-    code: Option<Value>,
-    message: Option<String>,
+    cause: Lenient<String>,
+    code: Lenient<Scalar>,
+    message: Lenient<String>,
 }
 
 impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.cause.as_deref().unwrap_or("an error without a cause"))?;
-        if let Some(code) = self.code.as_ref().and_then(wire::scalar) {
+        f.write_str(self.cause.text().unwrap_or("an error without a cause"))?;
+        if let Some(code) = self.code.text() {
             write!(f, " {code}")?;
         }
-        match self.message.as_deref() {
-            None | Some("") => Ok(()),
+        match self.message.text() {
+            None => Ok(()),
             Some(message) => write!(f, ": {message}"),
         }
     }
@@ -262,6 +265,8 @@ mod tests {
     const NOT_FOUND: &str = include_str!("../../tests/fixtures/dropayment/order_not_found.json");
     const ERROR: &str = include_str!("../../tests/fixtures/dropayment/processing_failed.json");
     const ERROR_AND_STATE: &str = include_str!("../../tests/fixtures/dropayment/error_beside_state.json");
+    const ODD_FEES: &str = include_str!("../../tests/fixtures/dropayment/transfer_fee_request_odd.json");
+    const ODD_APPROVED: &str = include_str!("../../tests/fixtures/dropayment/approved_odd.json");
     const INVOICE: &str = "INV-2026-0001";
 
     fn dropayment(account: &[(&str, &str)]) -> Dropayment {
@@ -376,9 +381,35 @@ mod tests {
         assert_eq!(reported(FEES).reported.clone(), Reported::ActionRequired(action));
         let action = json!({ "kind": "choose_fee", "options": [gate("gate-a", 100)] });
         assert_eq!(reported(FEE).reported.clone(), Reported::ActionRequired(action), "documented as an object");
-        for list in ["null", "[]", "[1]", "{}", "\"gate-a\"", "[[\"gate-a\",100,\"EUR\"]]"] {
+        for list in ["null", "[]", "[1]", "{}", "[{}]", "\"gate-a\"", "[[\"gate-a\",100,\"EUR\"]]"] {
             let body = format!(r#"{{"invoiceId":"{INVOICE}","state":"TRANSFER_FEE_REQUEST","transferFeeList":{list}}}"#);
             assert!(is_unusable(200, &body), "{list}");
+        }
+    }
+
+    #[test]
+    fn an_odd_option_hides_none_of_the_others() {
+        let options = |body: &str| match reported(body).reported {
+            Reported::ActionRequired(action) => action["options"].clone(),
+            other => panic!("no action: {other:?}"),
+        };
+        let expected = json!([{ "assignedId": "g", "commissionCentis": 150, "currency": "EUR" }, { "assignedId": "h" }]);
+        assert_eq!(options(ODD_FEES), expected);
+        let odd =
+            with(ODD_FEES, "{\"assignedId\":\"h\"}", "7,null,[],{},{\"assignedId\":8,\"commissionCentis\":\"x\",\"currency\":{}}");
+        assert_eq!(options(&odd)[1], json!({ "assignedId": "8" }));
+    }
+
+    #[test]
+    fn what_decides_nothing_costs_no_answer() {
+        let status = reported(ODD_APPROVED);
+        assert_eq!(status.reported, Reported::Succeeded);
+        assert_eq!(status.amount, Amount::Told("10.50".parse().expect("a decimal")));
+        let odd = with(&with(DECLINED, "51", "{}"), "\"Insufficient funds\"", "[]");
+        assert_eq!((reported(&odd).reported, reported(&odd).reason), (Reported::Failed, None));
+        for transaction in ["[]", "\"x\"", "7"] {
+            let body = with(ODD_APPROVED, "{\"amountCentis\":\"1050\"}", transaction);
+            assert_eq!((reported(&body).reported, reported(&body).amount), (Reported::Succeeded, Amount::Unreadable));
         }
     }
 

@@ -10,12 +10,13 @@
 //! | the reason stands in `data.status_message` | "Reason for failure will always be in the data.status_message parameter." |
 //!
 //! Traps: the outer `status:"success"` and `code:200` describe the request; `data:{}` is an error's data, not a transaction; 403
-//! has two meanings, told apart by "Try again"; an HTTP code and a body `code` that disagree are no answer; in cross-currency
-//! payments `transaction_amount` differs from what was requested, so `request_amount` is the one to compare.
+//! has two meanings, told apart by what the message speaks of; an HTTP code and a body `code` that disagree are no answer; in
+//! cross-currency payments `transaction_amount` differs from what was requested, so `request_amount` is the one to compare. The
+//! document shows it in every answer: a success without it is no answer to whoever expects an amount.
 
 use super::{Ask, Descriptor, Provider, Settings};
-use crate::domain::{Floors, Outcome, Reported, Status, Whose};
-use crate::wire::{self, Kept, Method, Object, Request, Response};
+use crate::domain::{Amount, Floors, Outcome, Reported, Status, Whose};
+use crate::wire::{self, Kept, Lenient, Method, Object, Request, Response};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::Value;
@@ -24,7 +25,7 @@ use std::time::Duration;
 const FLOORS: Floors = Floors {
     // "less than 2 minutes from the time the transaction was initiated"
     first: Duration::from_secs(120),
-    // `initiated_at` is the feeder's clock: our choice.
+    // `initiated_at` is the feeder's clock: our choice. The default plan waits longer, because the row often comes before the initiation.
     margin: Duration::from_secs(1),
     // "an interval of 5 minutes"
     every: Duration::from_secs(300),
@@ -60,6 +61,8 @@ impl Provider for DusuPay {
             url: format!("{}/data/transaction/verify/{}", self.base_url, wire::segment("reference", ask.reference)?),
             headers: vec![
                 ("accept", "application/json".into()),
+                // Public: the page "Authentication" requires it of every request, a GET too.
+                ("content-type", "application/json".into()),
                 ("x-api-version", "1".into()),
                 ("public-key", self.public_key.expose_secret().to_owned()),
             ],
@@ -72,13 +75,14 @@ impl Provider for DusuPay {
             Ok(answer) => answer,
             Err(why) => return wire::unreadable(response, why),
         };
+        let message = message.text().unwrap_or_default().to_owned();
         if code != response.status {
             return wire::unreadable(response, format!("HTTP {} and code {code} disagree", response.status));
         }
         match (code, status.as_str()) {
             (200, "success") => read_transaction(ask, answer["data"].take()).unwrap_or_else(|why| Outcome::Unusable { why }),
             (404, "error") => Outcome::NotFound { message },
-            (403, "error") if message.to_ascii_lowercase().contains("try again") => Outcome::TooEarly,
+            (403, "error") if is_too_early(&message) => Outcome::TooEarly,
             (401 | 403, "error") => Outcome::CredentialsRejected { whose: Whose::Account, park: false, message },
             (429, "error") => Outcome::RateLimited { wait: response.retry_after },
             (500.., "error") => Outcome::ServerError { status: code, wait: response.retry_after },
@@ -96,22 +100,35 @@ impl Provider for DusuPay {
     }
 }
 
+/// "Status check denied. Try again after 2 minutes.": it speaks of the status check, or tells a wait. Anything else that is denied with
+/// a 403 is denied to the account, "Access denied. Fix your key and try again." too.
+fn is_too_early(message: &str) -> bool {
+    let message = message.to_ascii_lowercase();
+    let tells_a_wait =
+        |lead: &str| message.split(lead).skip(1).any(|rest| rest.trim_start().starts_with(|first: char| first.is_ascii_digit()));
+    message.contains("status check denied") || tells_a_wait("try again after ") || tells_a_wait("try again in ")
+}
+
 /// The transaction in `data`. The error says why it is not believed.
 fn read_transaction(ask: Ask<'_>, data: Value) -> Result<Outcome, String> {
     let Object(Transaction { merchant_reference, transaction_status: word, status_message, request_currency }) =
         Object::deserialize(&data).map_err(|_| "a success without the documented data")?;
+    let amount = wire::amount_at(&data, "/request_amount");
     if merchant_reference != ask.reference {
         return Err("the answer is about another merchant_reference".into());
     }
     let Some(reported) = meaning(&word) else {
         return Ok(Outcome::UnknownWord { word });
     };
+    if reported == Reported::Succeeded && ask.amount.is_some() && amount == Amount::Untold {
+        return Err("a success without the documented request_amount".into());
+    }
     Ok(Outcome::Status(Box::new(Status {
         reported,
         word,
-        reason: status_message.filter(|text| !text.is_empty()),
-        amount: wire::amount_at(&data, "/request_amount"),
-        currency: request_currency,
+        reason: status_message.text().map(str::to_owned),
+        amount,
+        currency: request_currency.text().map(str::to_owned),
         details: data.into(),
     })))
 }
@@ -121,8 +138,7 @@ fn read_transaction(ask: Ask<'_>, data: Value) -> Result<Outcome, String> {
 struct Envelope {
     code: u16,
     status: String,
-    #[serde(default)]
-    message: String,
+    message: Lenient<String>,
 }
 
 /// `data` of a request that worked.
@@ -130,8 +146,8 @@ struct Envelope {
 struct Transaction {
     merchant_reference: String,
     transaction_status: String,
-    status_message: Option<String>,
-    request_currency: Option<String>,
+    status_message: Lenient<String>,
+    request_currency: Lenient<String>,
 }
 
 /// "Transaction Status Descriptions", in the document's order.
@@ -150,7 +166,6 @@ fn meaning(word: &str) -> Option<Reported> {
 mod tests {
     use super::super::testing::{ask, header, response, settings, with};
     use super::*;
-    use crate::domain::Amount;
 
     const COMPLETED: &str = include_str!("../../tests/fixtures/dusupay/completed.json");
     const FAILED: &str = include_str!("../../tests/fixtures/dusupay/failed.json");
@@ -158,6 +173,8 @@ mod tests {
     const TOO_EARLY: &str = include_str!("../../tests/fixtures/dusupay/too_early.json");
     const TOO_MANY: &str = include_str!("../../tests/fixtures/dusupay/too_many_requests.json");
     const NO_RIGHTS: &str = include_str!("../../tests/fixtures/dusupay/no_rights.json");
+    const FIX_YOUR_KEY: &str = include_str!("../../tests/fixtures/dusupay/access_denied.json");
+    const BARE: &str = include_str!("../../tests/fixtures/dusupay/completed_bare.json");
     const REFERENCE: &str = "MCTREFT2WMNWZ23SBN6Y";
 
     fn dusupay() -> DusuPay {
@@ -183,6 +200,7 @@ mod tests {
         assert_eq!(header(&request, "public-key"), Some("PUBK-1234"));
         assert_eq!(header(&request, "x-api-version"), Some("1"));
         assert_eq!(header(&request, "accept"), Some("application/json"));
+        assert_eq!(header(&request, "content-type"), Some("application/json"));
         assert_eq!(request.body, None);
     }
 
@@ -248,10 +266,64 @@ mod tests {
     }
 
     #[test]
-    fn a_403_without_try_again_is_the_accounts_trouble() {
-        for (status, body) in [(403, NO_RIGHTS.to_owned()), (401, with(NO_RIGHTS, "403", "401"))] {
+    fn a_403_is_too_early_only_where_it_speaks_of_the_status_check() {
+        for message in [
+            "Status check denied. Try again after 2 minutes.",
+            "STATUS CHECK DENIED. Please wait 2 minutes.",
+            "Please try again in 90 seconds",
+            "Denied: try again after  2 minutes",
+        ] {
+            assert_eq!(read(403, &with(TOO_EARLY, "Status check denied. Try again after 2 minutes.", message)), Outcome::TooEarly);
+        }
+        for (status, body) in [
+            (403, NO_RIGHTS.to_owned()),
+            (403, FIX_YOUR_KEY.to_owned()),
+            (403, with(NO_RIGHTS, "Request denied. Invalid public key.", "Try again after you have fixed it")),
+            (403, with(NO_RIGHTS, "\"Request denied. Invalid public key.\"", "null")),
+            (401, with(NO_RIGHTS, "403", "401")),
+        ] {
             let outcome = read(status, &body);
             assert!(matches!(outcome, Outcome::CredentialsRejected { whose: Whose::Account, park: false, .. }), "{outcome:?}");
+        }
+    }
+
+    #[test]
+    fn a_firewalls_403_concerns_its_row() {
+        for body in ["<html>403</html>", "", r#"{"detail":"blocked"}"#, COMPLETED] {
+            let outcome = read(403, body);
+            assert!(matches!(outcome, Outcome::CredentialsRejected { whose: Whose::Row, park: false, .. }), "{outcome:?}");
+        }
+    }
+
+    #[test]
+    fn what_decides_nothing_costs_no_answer() {
+        let status = reported(BARE);
+        assert_eq!((status.reported, status.amount, status.reason), (Reported::Succeeded, Amount::Told(2_000.into()), None));
+        for odd in ["null", "{}", "[1]", "7", "\"\""] {
+            let body = with(COMPLETED, "\"Request completed successfully.\"", odd);
+            let body = with(
+                &with(&body, "\"Transaction Completed Successfully\"", odd),
+                "\"request_currency\": \"UGX\"",
+                &format!("\"request_currency\": {odd}"),
+            );
+            let status = reported(&body);
+            assert_eq!((status.reported, status.reason, status.currency), (Reported::Succeeded, None, None), "{odd}");
+        }
+    }
+
+    #[test]
+    fn a_success_without_its_amount_is_no_answer_to_whoever_expects_one() {
+        let read = |body: &str, amount: Option<i64>| {
+            let ask = Ask { amount: amount.map(Into::into), ..ask(REFERENCE, &Value::Null) };
+            dusupay().read(ask, &response(200, body))
+        };
+        for body in [
+            with(COMPLETED, "\"request_amount\"", "\"amount\""),
+            with(COMPLETED, "\"request_amount\": 2000000", "\"request_amount\": null"),
+        ] {
+            assert!(matches!(read(&body, Some(2_000_000)), Outcome::Unusable { .. }), "{body}");
+            assert!(matches!(read(&body, None), Outcome::Status(_)), "{body}");
+            assert!(matches!(read(&with(&body, "COMPLETED", "FAILED"), Some(2_000_000)), Outcome::Status(_)), "only a success");
         }
     }
 

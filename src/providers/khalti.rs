@@ -12,13 +12,13 @@
 //!
 //! Traps: "state, not status" read literally would fail a live payment when the token is wrong (`status:false`, `state:"Error"`):
 //! with `status:false`, or with any `error_code`, the lookup failed and the transaction did not. `Error` is a failure only of a
-//! transaction that Khalti has (`response_id`). Refunds beside a state (a documented failure has `refunded:false` and a refund in
+//! transaction that Khalti has (`response_id`), and a `response_id` that is none takes the belief from every failure. Refunds beside a state (a documented failure has `refunded:false` and a refund in
 //! its list) are facts to keep, no verdict. The page names no HTTP code, neither for "Transaction Exists but Failure" nor for "No
 //! such Transaction": a state is believed at 200 only, an error by its code at any. The token stands in the URL or in the body.
 
 use super::{Ask, Descriptor, Provider, Settings};
 use crate::domain::{Floors, Outcome, Reported, Status, Whose};
-use crate::wire::{self, Method, Request, Response};
+use crate::wire::{self, Lenient, Method, Request, Response};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -88,23 +88,15 @@ impl Provider for Khalti {
 
     fn read(&self, ask: Ask<'_>, response: &Response) -> Outcome {
         match wire::form::<Answer>(&response.body) {
-            Err(why) => unreadable(response, why),
+            Err(why) => wire::unreadable(response, why),
             Ok((answer, _)) if answer.is_error() => read_error(ask, response, &answer),
-            Ok(_) if response.status != 200 => unreadable(response, "no error where the HTTP code says one".into()),
+            Ok(_) if response.status != 200 => wire::unreadable(response, "no error where the HTTP code says one".into()),
             Ok((answer, details)) => read_transaction(ask, answer, details).unwrap_or_else(|why| Outcome::Unusable { why }),
         }
     }
 
     fn secrets<'a>(&'a self, _ask: Ask<'a>) -> Vec<&'a str> {
         vec![self.token.expose_secret()]
-    }
-}
-
-/// As [`wire::unreadable`]; a 403 too concerns the account, the page knows no other meaning.
-fn unreadable(response: &Response, why: String) -> Outcome {
-    match response.status {
-        403 => refused("HTTP 403".into()),
-        _ => wire::unreadable(response, why),
     }
 }
 
@@ -122,14 +114,16 @@ fn read_error(ask: Ask<'_>, response: &Response, answer: &Answer) -> Outcome {
     }
     let code = answer.error_code.as_ref().and_then(wire::scalar).unwrap_or_default();
     let message = answer.complaint(&code);
-    match (code.parse(), answer.error.as_deref()) {
+    match (code.parse(), answer.error.text()) {
         (Ok(2 | 1012), _) | (_, Some("invalid_reference")) => Outcome::NotFound { message },
         // Public: token or account trouble.
-        (Ok(1001..=1011), _) => refused(message),
+        (Ok(1001..=1009), _) => refused(message),
+        // Public: validation errors, of this one request.
+        (Ok(1010 | 1011), _) => Outcome::RequestFailed { message },
         // Among the others 1016 (no credits) and 1017 to 1021 (their side; public): nothing to do but to ask again.
         _ => match response.status {
-            401 | 403 => refused(message),
-            500.. => wire::unreadable(response, message),
+            401 => refused(message),
+            403 | 500.. => wire::unreadable(response, message),
             _ => Outcome::RequestFailed { message },
         },
     }
@@ -137,51 +131,62 @@ fn read_error(ask: Ask<'_>, response: &Response, answer: &Answer) -> Outcome {
 
 /// The transaction's state. The error says why it is not believed.
 fn read_transaction(ask: Ask<'_>, answer: Answer, details: Value) -> Result<Outcome, String> {
+    if answer.status.is_none() {
+        return Err("the answer does not say whether the lookup worked".into());
+    }
     if answer.reference.as_deref() != Some(ask.reference) {
         return Err("the answer names no reference, or another".into());
     }
-    let word = answer.state.ok_or("the answer has no state")?;
-    if word == "Error" && !is_positive(answer.response_id.as_ref()) {
-        return Err("state \"Error\" without the response_id of a transaction".into());
-    }
-    let Some(reported) = meaning(&word) else {
-        return Ok(Outcome::UnknownWord { word });
+    let word = answer.state.as_deref().ok_or("the answer has no state")?;
+    let Some(reported) = meaning(word) else {
+        return Ok(Outcome::UnknownWord { word: word.to_owned() });
     };
+    // "The unique ID associated with the response": `Error` must have one, and what is there must be one.
+    let exists = match &answer.response_id {
+        None => word != "Error",
+        Some(id) => id.as_u64().is_some_and(|id| id > 0),
+    };
+    if reported == Reported::Failed && !exists {
+        return Err(format!("state {word:?} without the response_id of a transaction"));
+    }
     Ok(Outcome::Status(Box::new(Status {
         reported,
-        word,
-        reason: answer.details.filter(|text| !text.is_empty()),
+        word: word.to_owned(),
+        reason: answer.reason(word),
         amount: wire::amount_at(&details, "/amount"),
         currency: None,
         details: details.into(),
     })))
 }
 
-fn is_positive(id: Option<&Value>) -> bool {
-    id.and_then(Value::as_u64).is_some_and(|id| id > 0)
-}
-
-/// All documented answers in one: one documented failure has the fewest fields, so only `status` is in every one.
+/// All documented answers in one. `status` is in all of them but in one public form of an error, which has an `error_code`.
 #[derive(Deserialize)]
 struct Answer {
-    status: bool,
+    status: Option<bool>,
     state: Option<String>,
-    details: Option<String>,
     reference: Option<String>,
     response_id: Option<Value>,
     error_code: Option<Value>,
-    error: Option<String>,
-    message: Option<String>,
+    error: Lenient<String>,
+    message: Lenient<String>,
+    details: Lenient<String>,
+    original_status: Lenient<String>,
 }
 
 impl Answer {
     /// The lookup failed, whatever `state` says.
     fn is_error(&self) -> bool {
-        !self.status || self.error_code.is_some()
+        self.status == Some(false) || self.error_code.is_some()
+    }
+
+    /// "A description of the transaction status", else the next best text; none that only repeats the state.
+    fn reason(&self, word: &str) -> Option<String> {
+        let texts = [&self.details, &self.message, &self.original_status];
+        texts.into_iter().find_map(Lenient::text).filter(|text| *text != word).map(str::to_owned)
     }
 
     fn complaint(&self, code: &str) -> String {
-        let parts = [Some(code), self.error.as_deref(), self.message.as_deref()];
+        let parts = [Some(code), self.error.text(), self.message.text()];
         let parts: Vec<&str> = parts.into_iter().flatten().filter(|part| !part.is_empty()).collect();
         if parts.is_empty() { "the lookup failed".into() } else { parts.join(" ") }
     }
@@ -216,6 +221,9 @@ mod tests {
     const INVALID_REFERENCE: &str = include_str!("../../tests/fixtures/khalti/invalid_reference.json");
     const INVALID_TOKEN: &str = include_str!("../../tests/fixtures/khalti/invalid_token.json");
     const ERROR: &str = include_str!("../../tests/fixtures/khalti/error.json");
+    const SHORT_INVALID_TOKEN: &str = include_str!("../../tests/fixtures/khalti/invalid_token_short.json");
+    const VALIDATION_ERROR: &str = include_str!("../../tests/fixtures/khalti/validation_error.json");
+    const ODD_SUCCESS: &str = include_str!("../../tests/fixtures/khalti/success_with_object_details.json");
     const REFERENCE: &str = "7068074f-d04f-4262-8d9b-6a171da647b5";
 
     fn khalti(lookup: &str) -> Khalti {
@@ -335,6 +343,13 @@ mod tests {
             assert!(is_unusable(200, &with(ERROR, "123611", id)), "{id}");
         }
         assert!(is_unusable(200, &with(ERROR, "response_id", "id")));
+        for word in ["Failed", "Expired", "Status Error"] {
+            let failed = with(ERROR, "\"state\": \"Error\"", &format!("\"state\": {word:?}"));
+            assert_eq!(reported(&with(&failed, "response_id", "id")).reported, Reported::Failed, "{word}");
+            for id in ["0", "-1", "\"123611\"", "1.5", "true", "{}"] {
+                assert!(is_unusable(200, &with(&failed, "123611", id)), "{word} {id}");
+            }
+        }
         assert!(matches!(read(200, &with(ERROR, "\"status\": true", "\"status\": false")), Outcome::RequestFailed { .. }));
         assert!(is_unusable(200, &with(ERROR, REFERENCE, "another")));
     }
@@ -356,7 +371,7 @@ mod tests {
 
     #[test]
     fn a_wrong_token_is_the_accounts_trouble_whatever_the_state_says() {
-        for code in 1001..=1011 {
+        for code in 1001..=1009 {
             for code in [format!("\"{code}\""), code.to_string()] {
                 let body = with(INVALID_TOKEN, "\"1001\"", &code);
                 for status in [200, 400, 401, 500] {
@@ -364,14 +379,41 @@ mod tests {
                 }
             }
         }
-        for (status, body) in [(401, ""), (403, "<html>"), (401, r#"{"detail":"Invalid token."}"#), (403, SUCCESS)] {
+        for (status, body) in [(401, ""), (401, r#"{"detail":"Invalid token."}"#), (401, SUCCESS), (400, SHORT_INVALID_TOKEN)] {
             assert!(is_refused(&read(status, body)), "{body}");
         }
     }
 
     #[test]
+    fn a_403_without_a_code_of_the_accounts_concerns_its_row() {
+        for body in ["<html>", "", SUCCESS, r#"{"status":false,"state":"Error"}"#] {
+            let outcome = read(403, body);
+            assert!(matches!(outcome, Outcome::CredentialsRejected { whose: Whose::Row, park: false, .. }), "{outcome:?}");
+        }
+        assert!(is_refused(&read(403, INVALID_TOKEN)));
+    }
+
+    #[test]
+    fn validation_errors_do_not_touch_the_account() {
+        for code in [1010, 1011] {
+            for status in [200, 400, 401, 403] {
+                let outcome = read(status, &with(VALIDATION_ERROR, "1011", &code.to_string()));
+                assert!(matches!(outcome, Outcome::RequestFailed { .. }), "{code} at HTTP {status}: {outcome:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_decides_nothing_costs_no_answer() {
+        let status = reported(ODD_SUCCESS);
+        assert_eq!((status.reported, status.amount, status.reason), (Reported::Succeeded, Amount::Told(10.into()), None));
+        let body = with(FAILED, "\"details\": \"rtii\"", "\"details\": {\"en\":\"rtii\"}");
+        assert_eq!(reported(&body).reason.as_deref(), Some("Error"), "the next best text");
+    }
+
+    #[test]
     fn other_error_codes_fail_the_request_and_not_the_transaction() {
-        for code in ["\"1016\"", "1017", "\"1021\"", "\"003\"", "\"E\"", "\"\"", "{}", "false", "1013"] {
+        for code in ["\"1016\"", "1017", "\"1021\"", "\"003\"", "\"E\"", "\"\"", "{}", "false", "1013", "1010", "\"1011\""] {
             let body = with(INVALID_TOKEN, "\"1001\"", code);
             assert!(matches!(read(200, &body), Outcome::RequestFailed { .. }), "{code}");
         }

@@ -88,19 +88,11 @@ impl<T> Lenient<T> {
     }
 }
 
-impl Lenient<String> {
+impl<T: AsRef<str>> Lenient<T> {
     /// The text, where there is any.
     #[must_use]
     pub fn text(&self) -> Option<&str> {
-        self.0.as_deref().filter(|text| !text.trim().is_empty())
-    }
-}
-
-impl Lenient<Scalar> {
-    /// The text or the digits, where there are any.
-    #[must_use]
-    pub fn text(&self) -> Option<&str> {
-        self.0.as_ref().map(|Scalar(text)| text.as_str()).filter(|text| !text.trim().is_empty())
+        self.0.as_ref().map(AsRef::as_ref).filter(|text| !text.trim().is_empty())
     }
 }
 
@@ -122,6 +114,12 @@ impl<'de, T: DeserializeOwned> Deserialize<'de> for Lenient<T> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Scalar(pub String);
 
+impl AsRef<str> for Scalar {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
+
 impl<'de> Deserialize<'de> for Scalar {
     fn deserialize<D: Deserializer<'de>>(reader: D) -> Result<Self, D::Error> {
         let value = Value::deserialize(reader)?;
@@ -140,7 +138,7 @@ pub fn amount_at(answer: &Value, pointer: &str) -> Amount {
         let key = key.replace("~1", "/").replace("~0", "~");
         let inner = match value {
             Value::Object(map) => map.get(&key),
-            Value::Array(list) => key.parse::<usize>().ok().and_then(|index| list.get(index)),
+            Value::Array(list) if key.parse::<usize>().is_ok() => key.parse::<usize>().ok().and_then(|index| list.get(index)),
             _ => return Amount::Unreadable,
         };
         match inner {
@@ -418,7 +416,11 @@ mod tests {
         {
             assert_eq!(at(&format!(r#"{{"data":{{"amount":{odd}}}}}"#)), Amount::Unreadable, "{odd}");
         }
-        assert_eq!(at(r#"{"data":"10"}"#), Amount::Unreadable, "in the place of what holds it");
+        for data in ["\"10\"", "10", "[]", "[10]"] {
+            assert_eq!(at(&format!(r#"{{"data":{data}}}"#)), Amount::Unreadable, "in the place of what holds it: {data}");
+        }
+        let list = json(br#"[{"amount":7}]"#).expect("valid");
+        assert_eq!((amount_at(&list, "/0/amount"), amount_at(&list, "/1/amount")), (told("7"), Amount::Untold));
     }
 
     #[test]

@@ -16,6 +16,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (5, "replicas", include_str!("../../migrations/0005_replicas.sql")),
     (6, "rights", include_str!("../../migrations/0006_rights.sql")),
     (9, "providers", include_str!("../../migrations/0009_providers.sql")),
+    (10, "rows", include_str!("../../migrations/0010_rows.sql")),
 ];
 
 /// Why the schema cannot be used.

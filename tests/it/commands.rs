@@ -197,7 +197,7 @@ async fn retry_opens_a_new_window_with_one_transition_and_keeps_what_was_sent() 
         &format!(
             "insert into paypoll.polls select '{id}', 'dropayment', 'default', at, at, 1, 200, 'pending', null
                from (values (now() - interval '60 s'), (now() - interval '9 s'), (now() - interval '5 s')) as x (at);
-             update paypoll.transactions set fence = 5, owner = 3, attempts = 2, failures = 4, not_found = 2, phase = 1, gaps = 9,
+             update paypoll.transactions set fence = fence + 1, owner = 3, attempts = 2, failures = 4, not_found = 2, phase = 1, gaps = 9,
                     last_polled_at = (select min(sent_at) from paypoll.polls), opened_at = now() - interval '70 s', phase_since = now(),
                     action_at = now();
              update paypoll.transactions set state = 'unresolved', reason = 'window_over'"

@@ -696,11 +696,16 @@ async fn what_no_daemon_could_read_is_refused_whoever_writes_it() {
     let times =
         ["last_polled_at", "opened_at", "phase_since", "not_before", "reopened_at", "action_at", "finalized_at", "created_at"];
     let times = times.into_iter().flat_map(|column| ["'infinity'", "'-infinity'", "'294000-01-01'"].map(|value| (column, value)));
-    let counts = [("gaps", "-1"), ("phase", "-1"), ("not_found", "-1"), ("attempts", "-1"), ("fence", "9223372036854775807")];
-    let rows = times.chain(counts).map(|(column, value)| ("transactions", column, value));
-    let accounts = [("held_until", "'infinity'"), ("probe_at", "'infinity'"), ("slowdown", "'NaN'")];
-    for (table, column, value) in rows.chain(accounts.map(|(column, value)| ("accounts", column, value))) {
-        assert_eq!(refused(format!("update paypoll.{table} set {column} = {value}")).await, "23514", "{table}.{column} = {value}");
+    let counts = [("gaps", "-1"), ("phase", "-1"), ("not_found", "-1"), ("attempts", "-1")];
+    for (column, value) in times.chain(counts) {
+        let anybody = format!("update paypoll.transactions set {column} = {value}");
+        assert_eq!(refused(anybody).await, "23001", "{column} = {value}");
+        let daemon = format!("update paypoll.transactions set fence = fence + 1, {column} = {value}");
+        assert_eq!(refused(daemon).await, "23514", "{column} = {value}");
+    }
+    assert_eq!(refused("update paypoll.transactions set fence = 9223372036854775807".into()).await, "23001");
+    for (column, value) in [("held_until", "'infinity'"), ("probe_at", "'infinity'"), ("slowdown", "'NaN'")] {
+        assert_eq!(refused(format!("update paypoll.accounts set {column} = {value}")).await, "23514", "{column} = {value}");
     }
 }
 
@@ -782,4 +787,202 @@ async fn a_poll_that_a_dead_owner_may_have_sent_is_reckoned_with_even_when_a_han
         .await
         .unwrap();
     assert!(waits, "its documented interval");
+}
+
+#[tokio::test]
+async fn a_hand_takes_no_transaction_from_a_living_owner_and_none_from_the_journal() {
+    let database = database().await;
+    let store = open(&database);
+    let id = insert(&database, "R1").await;
+    let (replica, members) = register(&store).await;
+    let claimed = claim_as(&store, replica, &members, 10).await.held.remove(0);
+    for owner in ["null", "0"] {
+        execute(&database, &format!("update paypoll.transactions set owner = {owner}")).await;
+        assert_eq!(counted(&database, id).await.1, Some(replica.0), "it may have a poll under way");
+    }
+    let recorded = store.record(replica, &success(&store, id, claimed.fence).await, &mut Attempt::default()).await.unwrap();
+    assert!(recorded.refused.is_empty(), "and nothing has changed for it");
+
+    let id = insert(&database, "R2").await;
+    claim_as(&store, replica, &members, 10).await;
+    store.deregister(replica).await.unwrap();
+    execute(&database, "update paypoll.transactions set owner = null where reference = 'R2'").await;
+    assert_eq!(counted(&database, id).await.1, Some(0), "what the dead one has sent is looked up");
+}
+
+#[tokio::test]
+async fn a_transaction_that_was_reopened_while_it_was_held_is_let_go_of() {
+    let database = database().await;
+    let store = open(&database);
+    let id = insert(&database, "R1").await;
+    let (replica, members) = register(&store).await;
+    let claimed = claim_as(&store, replica, &members, 10).await.held.remove(0);
+    execute(&database, "update paypoll.transactions set state = 'unresolved'").await;
+    assert_eq!(store.reopen(&[id], true).await.unwrap()[0].obstacle, None);
+    assert!(claim_as(&store, replica, &members, 10).await.held.is_empty(), "its owner may have a poll under way");
+    let recorded = store.record(replica, &success(&store, id, claimed.fence).await, &mut Attempt::default()).await.unwrap();
+    assert!(recorded.refused.contains(&id));
+    assert_eq!(counted(&database, id).await.1, Some(0));
+    assert_eq!(claim_as(&store, replica, &members, 10).await.held.len(), 1);
+}
+
+#[tokio::test]
+async fn a_transaction_that_was_settled_or_overridden_while_it_was_held_is_let_go_of() {
+    for settle in [
+        "select paypoll.settle('khalti', 'default', 'R1', 'unresolved')".to_owned(),
+        "select paypoll.override_state(id, 'unresolved', 'x') from paypoll.transactions".to_owned(),
+    ] {
+        let database = database().await;
+        let store = open(&database);
+        let id = insert(&database, "R1").await;
+        let (replica, members) = register(&store).await;
+        let claimed = claim_as(&store, replica, &members, 10).await.held.remove(0);
+        execute(&database, &settle).await;
+        let recorded = store.record(replica, &success(&store, id, claimed.fence).await, &mut Attempt::default()).await.unwrap();
+        assert!(recorded.refused.contains(&id));
+        assert_eq!(counted(&database, id).await, (1, None), "{settle}");
+    }
+}
+
+#[tokio::test]
+async fn a_fence_at_the_end_of_its_range_stops_no_claim_and_is_no_end_of_its_transaction() {
+    let database = database().await;
+    let store = open(&database);
+    let ids = [insert(&database, "R1").await, insert(&database, "R2").await];
+    execute(
+        &database,
+        "alter table paypoll.transactions disable trigger user;
+         update paypoll.transactions set fence = (1::bigint << 62) - 1 where reference = 'R1';
+         alter table paypoll.transactions enable trigger user",
+    )
+    .await;
+    let (replica, members) = register(&store).await;
+    let held = claim_as(&store, replica, &members, 10).await.held;
+    assert_eq!(held.len(), 2);
+    for claimed in held {
+        store
+            .record(replica, &success(&store, claimed.transaction.id, claimed.fence).await, &mut Attempt::default())
+            .await
+            .unwrap();
+    }
+    assert_eq!(state(&database, ids[1]).await, "succeeded");
+    let again = claim_as(&store, replica, &members, 10).await.held.remove(0);
+    store.record(replica, &success(&store, again.transaction.id, again.fence).await, &mut Attempt::default()).await.unwrap();
+    assert_eq!(state(&database, ids[0]).await, "succeeded");
+}
+
+async fn execute(database: &TestDatabase, statements: &str) {
+    let done = sqlx::raw_sql(sqlx::AssertSqlSafe(statements.to_owned())).execute(&database.pool).await;
+    done.unwrap_or_else(|error| panic!("{statements}: {error}"));
+}
+
+/// Until when the transaction with that reference may not be asked about because of its last poll: by Khalti's rules.
+async fn last_polled(database: &TestDatabase, reference: &str) -> Option<DateTime<Utc>> {
+    sqlx::query_scalar("select last_polled_at from paypoll.transactions where reference = $1")
+        .bind(reference)
+        .fetch_one(&database.pool)
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn two_transactions_that_exchange_their_references_ask_about_neither_early() {
+    let database = database().await;
+    let store = open(&database);
+    let rows = "insert into paypoll.transactions (provider, reference, initiated_at)
+                select 'khalti', unnest(array['A', 'B']), now() - interval '1 hour'";
+    execute(&database, rows).await;
+    let (replica, members) = register(&store).await;
+    let held = claim_by_rules(&store, replica, &members).await.held;
+    assert_eq!(held.len(), 2);
+    // A was asked about just now, B long ago; nobody holds them any more.
+    let moment = now(&store).await;
+    let sent = |of: &str| if of == "A" { moment } else { moment - Duration::from_secs(1800) };
+    let mut batch = Batch::default();
+    for claimed in &held {
+        let transaction = &claimed.transaction;
+        let mut one = success(&store, transaction.id, claimed.fence).await;
+        let at = sent(&transaction.reference);
+        one.polls[0].sent_at = at;
+        let entry = &mut one.entries[0];
+        (entry.state, entry.transition, entry.next, entry.last_polled_at) = (State::Pending, None, Some(moment), Some(at));
+        entry.progress.opened_at = Some(at);
+        batch.polls.extend(one.polls);
+        batch.entries.extend(one.entries);
+    }
+    store.record(replica, &batch, &mut Attempt::default()).await.unwrap();
+    execute(
+        &database,
+        "update paypoll.transactions set reference = 'C' where reference = 'A';
+         update paypoll.transactions set reference = 'A' where reference = 'B';
+         update paypoll.transactions set reference = 'B' where reference = 'C'",
+    )
+    .await;
+    assert_eq!(last_polled(&database, "A").await, Some(moment), "whose reference it is now");
+    execute(&database, "update paypoll.transactions set next_poll_at = now()").await;
+    assert!(claim_by_rules(&store, replica, &members).await.held.is_empty(), "A for A's poll, B for its own");
+}
+
+#[tokio::test]
+async fn a_reference_that_was_given_up_while_its_row_was_held_is_not_free_before_its_owner_has_noticed() {
+    for give_up in ["update paypoll.transactions set reference = 'B' where reference = 'A'", "delete from paypoll.transactions"] {
+        let database = database().await;
+        let store = open(&database);
+        insert(&database, "A").await;
+        let (replica, members) = register(&store).await;
+        assert_eq!(claim_as(&store, replica, &members, 10).await.held.len(), 1);
+        let before = now(&store).await;
+        execute(&database, give_up).await;
+        insert(&database, "A").await;
+        let polled = last_polled(&database, "A").await.unwrap();
+        assert!(polled >= before + LEASE && polled <= now(&store).await + LEASE, "{give_up}: {before} {polled}");
+        assert_eq!(claim_by_rules(&store, replica, &members).await.held.len(), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_reference_that_was_never_asked_about_is_free_at_once() {
+    let database = database().await;
+    insert(&database, "A").await;
+    execute(&database, "update paypoll.transactions set reference = 'B'").await;
+    insert(&database, "A").await;
+    assert_eq!((last_polled(&database, "A").await, last_polled(&database, "B").await), (None, None));
+}
+
+#[tokio::test]
+async fn a_reference_that_is_being_given_up_at_this_moment_keeps_its_floor_too() {
+    let database = database().await;
+    let store = open(&database);
+    insert(&database, "A").await;
+    let (replica, members) = register(&store).await;
+    assert_eq!(claim_as(&store, replica, &members, 10).await.held.len(), 1);
+    let mut correction = database.pool.begin().await.unwrap();
+    sqlx::query("update paypoll.transactions set reference = 'B'").execute(&mut *correction).await.unwrap();
+    let inserted = tokio::spawn({
+        let pool = database.pool.clone();
+        async move { sqlx::query("insert into paypoll.transactions (provider, reference) values ('khalti', 'A')").execute(&pool).await }
+    });
+    eventually("the insert waits for the correction", || async {
+        let waiting =
+            "select exists (select from pg_stat_activity where wait_event_type = 'Lock' and query like 'insert into paypoll.tr%')";
+        sqlx::query_scalar::<_, bool>(waiting).fetch_one(&database.pool).await.unwrap().then_some(())
+    })
+    .await;
+    correction.commit().await.unwrap();
+    inserted.await.unwrap().unwrap();
+    assert!(last_polled(&database, "A").await.is_some());
+}
+
+#[tokio::test]
+async fn what_was_given_up_long_ago_is_forgotten() {
+    let database = database().await;
+    execute(
+        &database,
+        "insert into paypoll.vacated select 'khalti', 'default', 'old' || n, now() - interval '3 days' from generate_series(1, 15) n;
+         insert into paypoll.transactions (provider, reference) values ('khalti', 'A'), ('khalti', 'B');
+         update paypoll.transactions set reference = reference || '1'",
+    )
+    .await;
+    let left: i64 = sqlx::query_scalar("select count(*) from paypoll.vacated").fetch_one(&database.pool).await.unwrap();
+    assert_eq!(left, 0);
 }

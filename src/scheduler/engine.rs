@@ -85,7 +85,7 @@ pub enum Command {
     Record(Box<Recording>),
     /// Look for others' verdicts and for the accounts' state: [`Event::Watched`].
     Watch {
-        /// The last verdict seen.
+        /// The transition up to which all verdicts are known.
         after: i64,
     },
     /// The provider asked for a pause. No answer.
@@ -717,8 +717,8 @@ impl Engine {
         let unwritten_since = self.outbox.unwritten_since().unwrap_or(now);
         let lease = self.setup.lease;
         self.overruled.retain(|_, (_, heard)| *heard + lease > unwritten_since);
-        for (transition, id, fence) in watch.verdicts {
-            self.last_verdict = self.last_verdict.max(transition);
+        self.last_verdict = self.last_verdict.max(watch.heard);
+        for (_, id, fence) in watch.verdicts {
             self.let_go(now, id, fence);
         }
         self.take_over_accounts(now, &watch.accounts);

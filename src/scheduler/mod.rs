@@ -270,7 +270,8 @@ async fn record(store: &Store, recording: &mut Recording) -> Result<Recorded, St
 }
 
 async fn watch(store: &Store, after: i64) -> Result<Watch, StoreError> {
-    Ok(Watch { verdicts: store.verdicts(after).await?, accounts: store.account_states().await? })
+    let (verdicts, heard) = store.verdicts(after).await?;
+    Ok(Watch { verdicts, heard, accounts: store.account_states().await? })
 }
 
 async fn tell_circuit(store: Store, spec: Arc<LaneSpec>, change: CircuitChange) {

@@ -15,6 +15,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (4, "polls", include_str!("../../migrations/0004_polls.sql")),
     (5, "replicas", include_str!("../../migrations/0005_replicas.sql")),
     (6, "rights", include_str!("../../migrations/0006_rights.sql")),
+    (7, "feed", include_str!("../../migrations/0007_feed.sql")),
     (9, "providers", include_str!("../../migrations/0009_providers.sql")),
     (10, "rows", include_str!("../../migrations/0010_rows.sql")),
 ];

@@ -25,7 +25,7 @@ pub use migrate::{SchemaError, Server, migrate};
 pub use overview::{AccountOverview, MOST, Unroutable, counted};
 pub use record::{Attempt, Batch, Commit, Entry, Poll, Recorded, Transition};
 pub use reopen::{Parked, Reopened};
-pub use replicas::{Beat, Membership, ReplicaId};
+pub use replicas::{Beat, Membership, ReplicaId, Verdict};
 
 use crate::config::Database;
 use percent_encoding::percent_decode_str;

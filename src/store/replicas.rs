@@ -89,13 +89,20 @@ const BEAT: &str = "
      where r.id not in (select id from dead)
      order by r.id";
 
+/// Somebody else's change of a transaction: the transition, the transaction, and its fence now.
+pub type Verdict = (i64, Uuid, i64);
+
+/// So many verdicts are read by one statement, and so many times at once.
+const PAGE: usize = 1000;
+const PAGES: usize = 10;
+
 const VERDICTS: &str = "
     select x.id as transition, t.id, t.fence
       from paypoll.transitions x
       join paypoll.transactions t on t.id = x.transaction_id
      where x.source in ('external', 'operator') and x.id > $1
      order by x.id
-     limit 1000";
+     limit $2";
 
 impl Store {
     /// Registers a replica that serves `accounts` under a lease of that length.
@@ -140,14 +147,35 @@ impl Store {
         Ok(())
     }
 
-    /// The highest transition there is.
+    /// Up to this transition whatever is going to be there is there: nobody is under way any more who could add one below it.
     pub async fn last_transition(&self) -> Result<i64, StoreError> {
-        Ok(sqlx::query_scalar("select coalesce(max(id), 0) from paypoll.transitions").fetch_one(&self.pool).await?)
+        Ok(sqlx::query_scalar("select paypoll.safe_id()").fetch_one(&self.pool).await?)
     }
 
-    /// What callback handlers and operators wrote after the transition `after`: the transition, the transaction, and its fence now.
-    pub async fn verdicts(&self, after: i64) -> Result<Vec<(i64, Uuid, i64)>, StoreError> {
-        let rows = sqlx::query(VERDICTS).bind(after).fetch_all(&self.pool).await?;
+    /// What callback handlers and operators wrote after the transition `after`: and up to which transition that
+    /// is all. What lies between that one and the last is told again the next time, with what commits late there.
+    pub async fn verdicts(&self, after: i64) -> Result<(Vec<Verdict>, i64), StoreError> {
+        // Mostly there is nothing, and then nobody's locks need to be looked at.
+        if self.page(after).await?.is_empty() {
+            return Ok((Vec::new(), after));
+        }
+        // How far is safe has to be known before the rows are read.
+        let safe = self.last_transition().await?;
+        let (mut verdicts, mut last) = (Vec::new(), after);
+        for _ in 0..PAGES {
+            let page = self.page(last).await?;
+            let is_last = page.len() < PAGE;
+            last = page.last().map_or(last, |(transition, ..)| *transition);
+            verdicts.extend(page);
+            if is_last {
+                return Ok((verdicts, safe.max(after)));
+            }
+        }
+        Ok((verdicts, safe.clamp(after, last)))
+    }
+
+    async fn page(&self, after: i64) -> Result<Vec<Verdict>, StoreError> {
+        let rows = sqlx::query(VERDICTS).bind(after).bind(PAGE as i64).fetch_all(&self.pool).await?;
         rows.iter().map(|row| Ok((row.try_get("transition")?, row.try_get("id")?, row.try_get("fence")?))).collect()
     }
 }

@@ -294,7 +294,7 @@ async fn an_external_final_state_wins_over_a_poll_in_flight_and_the_poll_is_coun
     let (replica, members) = register(&store).await;
     let claimed = claim_as(&store, replica, &members, 10).await.held.remove(0);
     sqlx::query("update paypoll.transactions set state = 'failed' where id = $1").bind(id).execute(&database.pool).await.unwrap();
-    let verdicts = store.verdicts(0).await.unwrap();
+    let (verdicts, _) = store.verdicts(0).await.unwrap();
     assert_eq!(verdicts.len(), 1);
     assert!(verdicts[0].1 == id && verdicts[0].2 > claimed.fence);
     let recorded = store.record(replica, &success(&store, id, claimed.fence).await, &mut Attempt::default()).await.unwrap();

@@ -99,6 +99,8 @@ fn seconds(span: TimeDelta) -> f64 {
 
 const RECOVERY_S: f64 = 20.0;
 const SLOWEST: f64 = 32.0;
+/// So many transitions may still be followed by one with a lower number, as far as a daemon can know.
+const SEEM_UNDER_WAY: i64 = 3;
 
 impl Database {
     pub(crate) fn new(bug: Option<Bug>, clock: DateTime<Utc>) -> Self {
@@ -467,6 +469,11 @@ impl Database {
 
     pub(crate) fn last_transition(&self) -> i64 {
         self.transitions.len() as i64
+    }
+
+    /// How far is known that nobody can add a verdict any more. Somebody always seems to be under way: some are told again.
+    pub(crate) fn heard(&self) -> i64 {
+        self.last_transition() - SEEM_UNDER_WAY
     }
 
     pub(crate) fn verdicts(&self, after: i64) -> Vec<(i64, Uuid, i64)> {

@@ -258,9 +258,11 @@ impl World {
                 let recorded = database.record(replica, &recording.batch, &mut recording.attempt).expect("nothing goes wrong");
                 Event::Recorded(recording, Ok(recorded))
             }
-            Command::Watch { after } => {
-                Event::Watched(Ok(Watch { verdicts: database.verdicts(after), accounts: database.account_states() }))
-            }
+            Command::Watch { after } => Event::Watched(Ok(Watch {
+                verdicts: database.verdicts(after),
+                heard: database.heard(),
+                accounts: database.account_states(),
+            })),
             Command::SlowDown { .. }
             | Command::Circuit { .. }
             | Command::Probe { .. }

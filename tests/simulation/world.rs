@@ -605,7 +605,8 @@ impl World {
                 Some(Event::Recorded(recording, result))
             }
             Command::Watch { after } => {
-                let watch = Watch { verdicts: database.verdicts(after), accounts: database.account_states() };
+                let watch =
+                    Watch { verdicts: database.verdicts(after), heard: database.heard(), accounts: database.account_states() };
                 for (_, id, fence) in &watch.verdicts {
                     self.say(|| format!("host {host} hears that {} has fence {fence}", name(*id)));
                 }

@@ -49,7 +49,8 @@ grant execute on function paypoll.settle(text, text, text, text, text, text, jso
 -- The daemon. It neither inserts nor deletes transactions, changes nothing that the feeder said, and rewrites no history.
 grant select,
       update (state, provider_state, reason, action, details, attempts, failures, last_polled_at, next_poll_at, updated_at,
-              fence, owner, not_found, reopened_at, action_at, not_before, opened_at, phase, phase_since, gaps)
+              fence, owner, not_found, reopened_at, action_at, not_before, opened_at, phase, phase_since, gaps,
+              answered)
    on paypoll.transactions to paypoll_daemon;
 grant select, insert on paypoll.transitions, paypoll.polls to paypoll_daemon;
 grant select on sequence paypoll.transitions_id_seq to paypoll_daemon;

@@ -276,6 +276,55 @@ fn a_plan_that_cannot_be_shown_is_a_usage_error() {
     assert!(code == 2 && error.contains("/nowhere.toml"), "{error}");
 }
 
+#[test]
+fn a_window_without_one_usable_answer_says_so() {
+    let rules = |plan: &str| Rules {
+        plan: config::default_plan(plan).expect("known"),
+        retry: Backoff::new(seconds(5), seconds(5), 1.0),
+        not_found: NotFoundRule { limit: u32::MAX, min_age: Duration::ZERO },
+        floors: Floors::default(),
+    };
+    let down = || Outcome::ServerError { status: 500, wait: None };
+    let ends = |rules: &Rules, transaction: &mut Transaction, answers: &dyn Fn(usize) -> Outcome| {
+        let mut next = rules.first_look(transaction, 0.0);
+        for poll in 0.. {
+            if let Due::Park(reason) = rules.due(transaction) {
+                return reason.to_owned();
+            }
+            let decision = rules.decide(transaction, &answers(poll), next, 0.0);
+            record(transaction, &decision, next);
+            match decision.next {
+                Some(at) => next = at,
+                None => return decision.reason.expect("a reason"),
+            }
+        }
+        unreachable!("every plan here ends");
+    };
+    for (provider, reason) in [("dropayment", "window_over"), ("dusupay", "gave_up")] {
+        let rules = rules(provider);
+        let mut transaction = new_transaction(0);
+        assert_eq!(ends(&rules, &mut transaction, &|_| down()), "no_usable_answer", "{provider}");
+        // A new window counts by itself, whatever the one before heard.
+        let mut heard = new_transaction(0);
+        assert_eq!(ends(&rules, &mut heard, &|poll| if poll == 1 { pending("P") } else { down() }), reason, "{provider}");
+        let mut reopened = Transaction { reopened_at: heard.last_polled_at, failures: 0, progress: Progress::default(), ..heard };
+        reopened.state = State::Pending;
+        assert_eq!(ends(&rules, &mut reopened, &|_| down()), "no_usable_answer", "{provider}");
+    }
+    assert_eq!(ends(&rules("dropayment"), &mut new_transaction(0), &|_| Outcome::TooEarly), "window_over", "the provider spoke");
+    // Polled so far by a daemon that did not count this: a failure fewer than polls means that there was an answer.
+    let rules = rules("dropayment");
+    let old = Transaction {
+        attempts: 40,
+        failures: 3,
+        last_polled_at: Some(at(180)),
+        progress: Progress { opened_at: Some(at(3)), phase_since: Some(at(3)), ..Progress::default() },
+        ..new_transaction(0)
+    };
+    assert_eq!(ends(&rules, &mut old.clone(), &|_| down()), "window_over");
+    assert_eq!(ends(&rules, &mut Transaction { failures: 40, ..old }, &|_| down()), "no_usable_answer");
+}
+
 // ---------------------------------------------------------------------------------------------------------------------------------
 
 fn new_transaction(initiated: i64) -> Transaction {

@@ -58,6 +58,11 @@ async fn read(journal: &mut JournalReader, audit: &mut Audit) -> anyhow::Result<
         if batch.is_empty() {
             break;
         }
+        let with_first_wait: Vec<Uuid> = batch.iter().filter(|one| audit.has_first_wait(one)).map(|one| one.id).collect();
+        if !with_first_wait.is_empty() {
+            let mut too_early = journal.too_early(&with_first_wait).await?;
+            batch.iter_mut().for_each(|one| one.history.too_early = too_early.remove(&one.id).unwrap_or_default());
+        }
         let suspects: Vec<Uuid> = batch.iter().filter(|one| audit.misses_polls(one)).map(|one| one.id).collect();
         if !suspects.is_empty() {
             let failed = journal.failed(&suspects).await?;
@@ -184,6 +189,11 @@ impl Audit {
         self.metered = Some((second.provider.clone(), second.account.clone(), meter));
     }
 
+    /// Whether the provider documents a wait before the first poll: then it says "too early" of polls that break a rule.
+    fn has_first_wait(&mut self, one: &PolledTransaction) -> bool {
+        !self.book(&one.provider).law.floors.first.is_zero()
+    }
+
     /// Whether polls seem to be missing, as long as none of them is known to have failed.
     fn misses_polls(&mut self, one: &PolledTransaction) -> bool {
         let complete_since = self.complete_since;
@@ -303,6 +313,7 @@ impl Book {
 fn told(finding: &Finding) -> String {
     let exactly = duration::text(finding.by);
     match finding.kind {
+        Kind::Early if finding.by.is_zero() => "polled when the provider said that it was too early: is initiated_at right?".into(),
         Kind::Early => format!("polled {exactly} before its documented first poll"),
         Kind::Interval => format!("polled {exactly} sooner after the poll before than the rules allow"),
         Kind::Rate => "more polls within a second than the account's budget".into(),

@@ -32,6 +32,8 @@ pub struct History {
     pub reopened: Vec<DateTime<Utc>>,
     /// When its polls were sent, rising.
     pub sent: Vec<DateTime<Utc>>,
+    /// Those of them that the provider answered with "too early", rising.
+    pub too_early: Vec<DateTime<Utc>>,
     /// One of them got no usable answer: the gap after it may have been a back-off's.
     pub failed: bool,
 }
@@ -105,12 +107,19 @@ impl Law {
         found
     }
 
-    /// Every poll before the documented first one, not just the first: the provider would refuse them all.
+    /// Every poll before the documented first one, not just the first: the provider would refuse them all. And every poll that it did
+    /// refuse as too early, whatever our clock says: it counts from its own initiation. Where no first wait is documented, "too early"
+    /// says only that there is no answer yet.
     fn judge_first(&self, history: &History, found: &mut Vec<Finding>) {
-        let Some(row) = history.row.filter(|_| !self.floors.first.is_zero()) else { return };
-        let floor = after(row.initiated_at, self.floors.first);
-        let early = history.sent.iter().take_while(|sent| after(**sent, TOLERANCE) < floor);
-        found.extend(early.map(|at| Finding { kind: Kind::Early, at: *at, by: between(*at, floor) }));
+        if self.floors.first.is_zero() {
+            return;
+        }
+        let floor = history.row.map(|row| after(row.initiated_at, self.floors.first));
+        let is_before = |sent: DateTime<Utc>| floor.is_some_and(|floor| after(sent, TOLERANCE) < floor);
+        let by = |at: DateTime<Utc>| floor.map_or(Duration::ZERO, |floor| between(at, floor));
+        let early = history.sent.iter().take_while(|sent| is_before(**sent));
+        let refused = history.too_early.iter().filter(|sent| !is_before(**sent));
+        found.extend(early.chain(refused).map(|at| Finding { kind: Kind::Early, at: *at, by: by(*at) }));
     }
 
     fn judge_intervals(&self, sent: &[DateTime<Utc>], found: &mut Vec<Finding>) {
@@ -308,6 +317,7 @@ mod tests {
             row: Some(HistoryRow { initiated_at: at(0.0), created_at: at(0.0), until }),
             reopened: Vec::new(),
             sent: sent.iter().copied().map(at).collect(),
+            too_early: Vec::new(),
             failed: false,
         }
     }
@@ -332,6 +342,21 @@ mod tests {
     fn a_poll_before_the_first_wait_is_over_is_early() {
         assert_eq!(found(&slow(), &history(&[90.0, 390.0])), [(Kind::Early, 30_000)]);
         assert_eq!(found(&slow(), &history(&[119.999])), [], "within the precision of the clock");
+    }
+
+    #[test]
+    fn a_poll_that_the_provider_calls_too_early_is_early_whatever_our_clock_says() {
+        let told =
+            |history: History, too_early: &[f64]| History { too_early: too_early.iter().copied().map(at).collect(), ..history };
+        assert_eq!(found(&slow(), &told(history(&[121.0, 421.0]), &[121.0])), [(Kind::Early, 0)]);
+        assert_eq!(found(&slow(), &told(history(&[90.0, 421.0]), &[90.0])), [(Kind::Early, 30_000)], "counted once");
+        assert_eq!(
+            found(&windowed(), &told(history(&[3.0, 7.0]), &[3.0])),
+            [],
+            "no wait is documented: the answer is not there yet"
+        );
+        let deleted = History { row: None, ..told(history(&[121.0]), &[121.0]) };
+        assert_eq!(found(&slow(), &deleted), [(Kind::Early, 0)]);
     }
 
     #[test]

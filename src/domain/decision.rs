@@ -1,7 +1,7 @@
 //! What follows from an outcome: the one place where a transaction's fate is decided.
 
-use super::outcome::{Amount, Outcome, Reported, Status};
-use super::plan::{Floors, Next, Plan, Progress, Sent};
+use super::outcome::{Amount, Health, Outcome, Reported, Status};
+use super::plan::{Ending, Floors, Next, Plan, Progress, Sent};
 use super::retry::Backoff;
 use super::transaction::{State, Transaction};
 use super::{outcome, since};
@@ -99,6 +99,8 @@ pub enum Due {
     Park(&'static str),
 }
 
+/// The reason when a window, or an age, ends without one usable answer in it: asking again in the same way will fail in the same way.
+pub const NO_USABLE_ANSWER: &str = "no_usable_answer";
 /// The reason when the provider does not find a transaction.
 pub const NOT_FOUND: &str = "not_found";
 /// The reason when a success is about another amount.
@@ -120,7 +122,10 @@ impl Rules {
     pub fn due(&self, transaction: &Transaction) -> Due {
         let word = transaction.provider_state.as_deref();
         match self.plan.is_over(&transaction.progress, transaction.anchors(), word, transaction.last_polled_at) {
-            Some(ending) => Due::Park(ending.reason),
+            Some(ending) => {
+                let counts = (transaction.attempts, transaction.failures);
+                Due::Park(ending_reason(transaction, &transaction.progress, counts, ending))
+            }
             None => Due::Poll,
         }
     }
@@ -158,6 +163,7 @@ impl Rules {
             anchors.action = Some(sent);
         }
         let mut progress = transaction.progress;
+        progress.answered |= outcome.health() == Health::Usable;
         let wait = match outcome {
             // The provider's own words: "Try again after 2 minutes", its floor from initiation to the first poll.
             Outcome::TooEarly => self.floors.first,
@@ -168,7 +174,8 @@ impl Rules {
             _ if change.as_ref().is_some_and(|change| !change.to.is_polled()) => None,
             Next::Look(at) => Some(at),
             Next::Over(ending) => {
-                change = Some(Change::park(ending.reason, Source::Deadline));
+                let reason = ending_reason(transaction, &progress, (transaction.attempts.saturating_add(1), failures), ending);
+                change = Some(Change::park(reason, Source::Deadline));
                 None
             }
         };
@@ -199,6 +206,13 @@ impl Change {
     pub fn park(reason: &str, source: Source) -> Self {
         Self { to: State::Unresolved, reason: Some(reason.to_owned()), source }
     }
+}
+
+/// Why polling ends: the ending's own reason, or that nothing usable was ever answered. Whoever was polled by a daemon that did not yet
+/// count this had a usable answer wherever failures are fewer than polls.
+fn ending_reason(transaction: &Transaction, progress: &Progress, (polls, failures): (u32, u32), ending: Ending) -> &'static str {
+    let failed_throughout = failures > 0 && (transaction.reopened_at.is_some() || failures >= polls);
+    if !progress.answered && failed_throughout { NO_USABLE_ANSWER } else { ending.reason }
 }
 
 fn word(outcome: &Outcome) -> Option<&str> {

@@ -268,6 +268,12 @@ impl Outcome {
 const NOT_FOUND: &str = "not_found";
 const TOO_EARLY: &str = "too_early";
 
+/// Whether an outcome of that name was a usable answer.
+#[must_use]
+pub fn is_usable(outcome: &str) -> bool {
+    matches!(outcome, "pending" | "action_required" | "succeeded" | "failed" | "cancelled" | "refunded" | TOO_EARLY)
+}
+
 /// The two counters of a transaction, moved by one journal row: how a successor rebuilds them from `polls.outcome`.
 ///
 /// A usable answer sets both to zero, "too early" moves neither, anything else is a failure.

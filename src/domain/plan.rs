@@ -122,6 +122,8 @@ pub struct Progress {
     pub phase_since: Option<DateTime<Utc>>,
     /// How many of its gaps are over.
     pub gaps: u32,
+    /// A poll of this window got a usable answer.
+    pub answered: bool,
 }
 
 /// The moments that a plan counts from.
@@ -263,7 +265,8 @@ impl Plan {
                 Origin::Initiation => anchors.start,
                 Origin::Action => anchors.action.unwrap_or(opened),
             };
-            *progress = Progress { opened_at: Some(opened), phase: 0, phase_since: Some(since), gaps: 0 };
+            *progress =
+                Progress { opened_at: Some(opened), phase: 0, phase_since: Some(since), gaps: 0, answered: progress.answered };
         } else {
             progress.gaps = progress.gaps.saturating_add(1);
         }

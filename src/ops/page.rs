@@ -394,6 +394,7 @@ fn meaning(reason: &str) -> Option<&'static str> {
     Some(match reason {
         "window_over" => "the provider gave no final word while its rules let it be asked",
         "gave_up" => "no final word came within give_up_after",
+        "no_usable_answer" => "no poll of the whole window got a usable answer: retried as it is, it will fail in the same way",
         "not_found" => "the provider does not know the reference",
         "amount_mismatch" => "the provider reports success with another amount",
         "currency_mismatch" => "the provider reports success in another currency",

@@ -5,7 +5,7 @@ use crate::domain::audit::{History, HistoryRow};
 use chrono::{DateTime, SecondsFormat, Utc};
 use sqlx::postgres::{PgRow, Postgres};
 use sqlx::{AssertSqlSafe, Row, Transaction};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -23,7 +23,8 @@ pub struct PolledTransaction {
     pub provider: String,
     /// The key that the provider looks up; `None` when the row was deleted.
     pub reference: Option<String>,
-    /// What the audit judges; whether polls failed is not known yet: see [`JournalReader::failed`].
+    /// What the audit judges; what became of its polls is not known yet: see
+    /// [`JournalReader::failed`] and [`JournalReader::too_early`].
     pub history: History,
 }
 
@@ -81,6 +82,12 @@ const FAILED: &str = "
     select distinct transaction_id from paypoll.polls
      where transaction_id = any ($1)
        and outcome <> all ('{pending,action_required,succeeded,failed,cancelled,refunded,too_early}')";
+
+/// What the provider itself called too early.
+const TOO_EARLY: &str = "
+    select transaction_id, array_agg(sent_at order by sent_at) as sent from paypoll.polls
+     where transaction_id = any ($1) and outcome = 'too_early'
+     group by transaction_id";
 
 /// First half: how many polls each account sent in each second. Second half: the polls of those seconds that, with the one before or
 /// the one after, have more than the budget allows in any second. So only what may be too much is sorted and looked at.
@@ -156,6 +163,12 @@ impl JournalReader {
     pub async fn failed(&mut self, ids: &[Uuid]) -> Result<HashSet<Uuid>, StoreError> {
         let failed: Vec<Uuid> = sqlx::query_scalar(FAILED).bind(ids).fetch_all(&mut *self.tx).await?;
         Ok(failed.into_iter().collect())
+    }
+
+    /// The polls of these transactions that the provider called too early.
+    pub async fn too_early(&mut self, ids: &[Uuid]) -> Result<HashMap<Uuid, Vec<DateTime<Utc>>>, StoreError> {
+        let rows = sqlx::query(TOO_EARLY).bind(ids).fetch_all(&mut *self.tx).await?;
+        rows.iter().map(|row| Ok((row.try_get("transaction_id")?, sent(row)?))).collect()
     }
 
     /// Every transaction that ought to have been polled and of which the journal has no poll.
@@ -240,6 +253,12 @@ fn polled(row: &PgRow) -> Result<PolledTransaction, StoreError> {
         id: row.try_get("id")?,
         provider: row.try_get("provider")?,
         reference: row.try_get("reference")?,
-        history: History { row: facts, reopened: reopened.unwrap_or_default(), sent: sent(row)?, failed: false },
+        history: History {
+            row: facts,
+            reopened: reopened.unwrap_or_default(),
+            sent: sent(row)?,
+            too_early: Vec::new(),
+            failed: false,
+        },
     })
 }

@@ -96,7 +96,7 @@ pub struct Claim {
 const SELECT: &str = "
     select lane.number, t.id, t.reference, t.params, t.amount::text as amount, t.currency, t.initiated_at, t.reopened_at, t.action_at,
            t.state, t.provider_state, t.attempts, t.failures, t.not_found, t.last_polled_at, t.next_poll_at,
-           t.opened_at, t.phase, t.phase_since, t.gaps, t.not_before, t.fence, t.owner, clock_timestamp() as clock
+           t.opened_at, t.phase, t.phase_since, t.gaps, t.answered, t.not_before, t.fence, t.owner, clock_timestamp() as clock
       from unnest($1::text[], $2::text[], $3::timestamptz[], $4::bigint[]) with ordinality as lane (provider, account, since, room, number)
      cross join lateral (
            select * from paypoll.transactions t
@@ -120,10 +120,11 @@ const UPDATE: &str = "
     update paypoll.transactions t
        set fence = t.fence + 1, owner = x.owner, next_poll_at = x.due,
            attempts = x.attempts, failures = x.failures, not_found = x.not_found, last_polled_at = x.polled_at,
-           opened_at = x.opened_at, phase = x.phase, phase_since = x.phase_since, gaps = x.gaps, not_before = x.not_before
+           opened_at = x.opened_at, phase = x.phase, phase_since = x.phase_since, gaps = x.gaps, answered = x.answered,
+           not_before = x.not_before
       from unnest($1::uuid[], $2::bigint[], $3::timestamptz[], $4::int[], $5::int[], $6::int[], $7::timestamptz[],
-                  $8::timestamptz[], $9::smallint[], $10::timestamptz[], $11::int[], $12::timestamptz[])
-           as x (id, owner, due, attempts, failures, not_found, polled_at, opened_at, phase, phase_since, gaps, not_before)
+                  $8::timestamptz[], $9::smallint[], $10::timestamptz[], $11::int[], $12::timestamptz[], $13::bool[])
+           as x (id, owner, due, attempts, failures, not_found, polled_at, opened_at, phase, phase_since, gaps, not_before, answered)
      where t.id = x.id";
 
 /// Frees what this replica owns without knowing. Waits for a commit that is still under way.
@@ -231,6 +232,7 @@ async fn add_journal(tx: &mut PgConnection, candidates: &mut [Candidate]) -> Res
         transaction.last_polled_at = Some(row.try_get("sent_at")?);
         let name: String = row.try_get("outcome")?;
         (transaction.failures, transaction.not_found) = outcome::count(&name, transaction.failures, transaction.not_found);
+        transaction.progress.answered |= outcome::is_usable(&name);
         candidates[*at].unplanned.push(row.try_get("sent_at")?);
     }
     Ok(())
@@ -266,6 +268,7 @@ async fn update(tx: &mut PgConnection, replica: ReplicaId, placed: &[(Candidate,
         .bind(all().map(|t| t.progress.phase_since).collect::<Vec<_>>())
         .bind(all().map(|t| int(t.progress.gaps)).collect::<Vec<_>>())
         .bind(placed.iter().map(|(candidate, _)| candidate.not_before).collect::<Vec<_>>())
+        .bind(all().map(|t| t.progress.answered).collect::<Vec<_>>())
         .execute(tx)
         .await?;
     Ok(())
@@ -315,6 +318,7 @@ fn candidate(row: &PgRow, lane: &LaneRoom, number: usize) -> Result<Candidate, S
                 phase: u16::try_from(row.try_get::<i16, _>("phase")?).unwrap_or(0),
                 phase_since: row.try_get("phase_since")?,
                 gaps: count("gaps")?,
+                answered: row.try_get("answered")?,
             },
         },
         lane: number,

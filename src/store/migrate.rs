@@ -18,6 +18,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (7, "feed", include_str!("../../migrations/0007_feed.sql")),
     (9, "providers", include_str!("../../migrations/0009_providers.sql")),
     (10, "rows", include_str!("../../migrations/0010_rows.sql")),
+    (30, "answered", include_str!("../../migrations/0030_answered.sql")),
 ];
 
 /// Why the schema cannot be used.

@@ -143,10 +143,10 @@ const ENTRIES: &str = "
     with x as (
         select * from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::bool[], $8::text[], $9::text[],
                              $10::text[], $11::int[], $12::int[], $13::int[], $14::timestamptz[], $15::timestamptz[], $16::timestamptz[],
-                             $17::timestamptz[], $18::smallint[], $19::timestamptz[], $20::int[], $21::text[], $22::text[])
+                             $17::timestamptz[], $18::smallint[], $19::timestamptz[], $20::int[], $21::text[], $22::text[], $23::bool[])
             as x (id, fence, owner, state, word, reason, explains, action, details,
                   source, polls, failures, not_found, polled_at, next, action_at,
-                  opened_at, phase, phase_since, gaps, from_state, evidence)
+                  opened_at, phase, phase_since, gaps, from_state, evidence, answered)
     ), written as (
         update paypoll.transactions t
            set fence = t.fence + 1, owner = x.owner, state = x.state,
@@ -156,7 +156,7 @@ const ENTRIES: &str = "
                details = coalesce(x.details::jsonb, t.details),
                attempts = t.attempts + x.polls, failures = x.failures, not_found = x.not_found,
                last_polled_at = greatest(t.last_polled_at, x.polled_at), next_poll_at = x.next, action_at = x.action_at,
-               opened_at = x.opened_at, phase = x.phase, phase_since = x.phase_since, gaps = x.gaps,
+               opened_at = x.opened_at, phase = x.phase, phase_since = x.phase_since, gaps = x.gaps, answered = x.answered,
                updated_at = now()
           from x
          where t.id = x.id and t.fence = x.fence
@@ -327,6 +327,7 @@ async fn write(tx: &mut PgConnection, replica: ReplicaId, entries: &[Entry]) -> 
         .bind(column(entries, |e| int(e.progress.gaps)))
         .bind(column(entries, |e| transition(e).map(|(from, _)| from)))
         .bind(column(entries, |e| e.transition.as_ref().and_then(|change| json(&change.evidence))))
+        .bind(column(entries, |e| e.progress.answered))
         .fetch_all(tx)
         .await?;
     rows.iter().map(|row| Ok(row.try_get("id")?)).collect()

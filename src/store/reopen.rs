@@ -74,7 +74,7 @@ const REOPEN: &str = "
            set fence = t.fence + 1, state = 'pending', reason = null, action = null,
                failures = 0, not_found = 0, attempts = t.attempts + c.polls, last_polled_at = greatest(t.last_polled_at, c.polled_at),
                next_poll_at = clock_timestamp(), reopened_at = clock_timestamp(), action_at = null,
-               opened_at = null, phase = 0, phase_since = null, gaps = 0
+               opened_at = null, phase = 0, phase_since = null, gaps = 0, answered = false
           from counted c
          where t.id = c.id
         returning t.id, c.state as from_state, t.provider_state

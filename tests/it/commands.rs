@@ -371,7 +371,7 @@ async fn an_audit_of_polls_by_the_book_is_clean() {
 }
 
 #[tokio::test]
-async fn a_journal_doctored_in_five_ways_is_found_out_in_each() {
+async fn a_journal_doctored_in_six_ways_is_found_out_in_each() {
     let nth = |provider: &str, n: u32| {
         format!(
             "(transaction_id, sent_at) = (select transaction_id, sent_at from paypoll.polls where transaction_id = (select id from paypoll.transactions where reference = '{provider}1')
@@ -383,6 +383,14 @@ async fn a_journal_doctored_in_five_ways_is_found_out_in_each() {
     };
     let doctored = [
         ("early", moved("dusupay", 0, "-2 s"), "dusupay", 26, [1, 0, 0, 0, 0], "before its documented first poll"),
+        (
+            "called early",
+            format!("update paypoll.polls set outcome = 'too_early' where {}", nth("dusupay", 0)),
+            "dusupay",
+            26,
+            [1, 0, 0, 0, 0],
+            "the provider said that it was too early",
+        ),
         ("interval", moved("dropayment", 5, "-1.5 s"), "dropayment", 26, [0, 1, 0, 0, 0], "500ms sooner") ,
         (
             "window",

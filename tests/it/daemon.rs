@@ -350,6 +350,26 @@ async fn every_provider_is_polled_to_the_end_that_its_answers_mean() {
 }
 
 #[tokio::test]
+async fn a_window_without_one_usable_answer_says_so() {
+    let world = World::new().await;
+    let unusable = ["500", "garbage", "html"];
+    let mut expected = Vec::new();
+    for script in unusable {
+        expected.push((world.insert("dropayment", script).await, "no_usable_answer"));
+    }
+    expected.push((world.insert("dropayment", "500x3-never").await, "window_over"));
+    expected.push((world.insert("dropayment", "never2-500").await, "window_over"));
+    let daemon = world.daemon();
+    world.settled().await;
+    daemon.stop().await;
+    for (Inserted { id, reference, .. }, reason) in &expected {
+        let row = world.row(*id).await;
+        let parked = (row.state.as_str(), row.reason.as_deref());
+        assert_eq!(parked, ("unresolved", Some(*reason)), "{reference}: {:?}", world.outcomes(*id).await);
+    }
+}
+
+#[tokio::test]
 async fn answers_that_are_none_settle_nothing_and_the_next_good_one_does() {
     let mut world = World::new().await;
     // What is long takes its time to read on a busy machine, and is not to be taken for silence.

@@ -226,6 +226,7 @@ impl Database {
                 transaction.last_polled_at = Some(poll.sent_at);
                 (transaction.failures, transaction.not_found) =
                     outcome::count(poll.outcome, transaction.failures, transaction.not_found);
+                transaction.progress.answered |= outcome::is_usable(poll.outcome);
                 unplanned.push(poll.sent_at);
             }
         }

@@ -57,6 +57,8 @@ pub enum Command {
     Retry(Retry),
     /// Prove from the journal of polls that the providers' rules were kept; exit code 1 on any breach
     Audit(Audit),
+    /// Declare a provider in a file: a skeleton, a test without network or database, and what it means
+    Provider(Provider),
     /// Serve the five providers' status APIs in one process, strict about their rules
     Simulate(Simulate),
     /// Show everything at once, with nothing to set up: database, simulator, daemon, and a live view
@@ -170,6 +172,56 @@ pub struct Audit {
     /// How many times as fast.
     #[command(flatten)]
     pub speed: Speed,
+}
+
+/// `paypoll provider`.
+#[derive(Debug, Args)]
+pub struct Provider {
+    /// What to do with it.
+    #[command(subcommand)]
+    pub action: ProviderAction,
+}
+
+/// What to do with a provider's file.
+#[derive(Debug, Subcommand)]
+pub enum ProviderAction {
+    /// Print a skeleton: every required key, and a question in place of each value
+    New {
+        /// The provider's name: small letters, digits and hyphens
+        #[arg(value_name = "NAME")]
+        name: String,
+    },
+    /// Play a file's examples and, for those that end a transaction, changed answers that must not
+    #[command(
+        after_help = "Exit code 0 when all is as it must be, 1 when an example or a changed answer fails, 2 when a file is refused."
+    )]
+    Test(ProviderTest),
+    /// Print what a provider means to paypoll: words, errors, floors, plan; compiled ones included
+    Show {
+        /// A provider's name or its file
+        #[arg(value_name = "NAME|FILE")]
+        provider: String,
+    },
+}
+
+/// `paypoll provider test`.
+#[derive(Debug, Args)]
+pub struct ProviderTest {
+    /// The files
+    #[arg(value_name = "FILE", required = true)]
+    pub files: Vec<PathBuf>,
+    /// Send one real request with a configured account's credentials, and print what the answer would mean; writes nothing
+    #[arg(long, requires = "reference")]
+    pub live: bool,
+    /// The reference that is asked about
+    #[arg(long, value_name = "R", requires = "live")]
+    pub reference: Option<String>,
+    /// The account that asks
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    pub account: String,
+    /// What the lookup needs beside the reference, as JSON
+    #[arg(long, value_name = "JSON", requires = "live")]
+    pub params: Option<String>,
 }
 
 /// `paypoll simulate`.

@@ -46,6 +46,7 @@ pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod domain;
+pub mod duration;
 pub mod metrics;
 pub mod notify;
 pub mod ops;

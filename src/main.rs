@@ -48,6 +48,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Show(asked) => one_thread()?.block_on(commands::show::run(&load(1.0)?, asked, &mut out)),
         Command::Retry(asked) => one_thread()?.block_on(commands::retry::run(&load(1.0)?, asked, &mut out)),
         Command::Audit(asked) => one_thread()?.block_on(commands::audit::run(&load(asked.speed.factor)?, asked, &mut out)),
+        Command::Provider(asked) => commands::provider::run(asked, || load(1.0), &mut out),
         Command::Simulate(asked) => workers()?.block_on(commands::simulate::run(asked.listen, asked.speed.factor)),
         Command::Demo(asked) => commands::demo::run(asked),
         Command::Completions { shell } => Ok(commands::completions::run(*shell, &mut out)?),

@@ -162,7 +162,7 @@ impl Subject {
             options: self.options.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect(),
             account: self.account.iter().map(|&(key, value)| (key.to_owned(), value.into())).collect(),
         };
-        (find(self.name).expect("a known provider").open)(&settings).expect("complete settings")
+        find(self.name).expect("a known provider").open(&settings).expect("complete settings")
     }
 
     /// The documented answers, by file name.
@@ -290,7 +290,7 @@ fn fuzz(subject: &Subject) -> String {
         let case = || format!("{} #{execution} HTTP {status} {}", subject.name, String::from_utf8_lossy(&response.body));
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             if let Some(flow) = provider.token_flow() {
-                let _ = flow.read(&response);
+                let _ = flow.read(&response, DateTime::UNIX_EPOCH);
             }
             provider.read(ask(reference, &params), &response)
         }));

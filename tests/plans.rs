@@ -416,7 +416,7 @@ impl Dice {
             plan: Plan { first, margin, from, phases: self.phases(floor), by_state, give_up_after },
             retry: Backoff::new(seconds(5), seconds(60), 2.0),
             not_found: NotFoundRule { limit: 1_000_000, min_age: Duration::ZERO },
-            floors: Floors { first: first.min, margin, every: seconds(floor), window: None },
+            floors: Floors { first: first.min, margin, every: seconds(floor), window: None, rate: None },
         }
     }
 

@@ -162,7 +162,7 @@ impl Audit {
 
     /// How many polls any second of an account may have, for every provider there is.
     fn budgets(&mut self) -> Vec<(&'static str, usize)> {
-        let known = providers::REGISTRY.iter().map(|descriptor| descriptor.name);
+        let known = providers::all().into_iter().map(|descriptor| descriptor.name);
         known
             .map(|name| {
                 let rate = self.book(name).rate;

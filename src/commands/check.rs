@@ -46,7 +46,7 @@ pub async fn run(config: &Config, out: &mut impl Write) -> anyhow::Result<()> {
 
 fn write_summary(out: &mut impl Write, config: &Config) -> io::Result<()> {
     let enabled: Vec<&str> = config.providers.iter().map(|provider| provider.descriptor.name).collect();
-    let known = providers::REGISTRY.iter().map(|descriptor| descriptor.name);
+    let known = providers::all().into_iter().map(|descriptor| descriptor.name);
     let off: Vec<&str> = known.filter(|name| !enabled.contains(name)).collect();
     field(out, "enabled", if enabled.is_empty() { "–".into() } else { enabled.join(", ") }.as_str())?;
     field(out, "not enabled", if off.is_empty() { "–".into() } else { off.join(", ") }.as_str())
@@ -94,6 +94,9 @@ fn write_provider(out: &mut impl Write, provider: &ProviderConfig) -> io::Result
     let accounts: Vec<&str> = provider.accounts.iter().map(|account| &*account.name).collect();
     let (rules, rate) = (&provider.rules, provider.rate);
     field(out, provider.descriptor.name, &provider.base_url)?;
+    if let Some(declaration) = provider.descriptor.declaration() {
+        super::provider::write_meaning(out, declaration)?;
+    }
     field(out, "accounts", &accounts.join(", "))?;
     field(out, "plan", &plan(&rules.plan))?;
     if let Some(floors) = floors(&rules.floors) {
@@ -112,7 +115,7 @@ fn write_provider(out: &mut impl Write, provider: &ProviderConfig) -> io::Result
 }
 
 /// A plan in one line.
-fn plan(plan: &Plan) -> String {
+pub(super) fn plan(plan: &Plan) -> String {
     let margin = if plan.margin.is_zero() { String::new() } else { format!(" plus {}", duration::text(plan.margin)) };
     let mut text = format!("first poll after {}{margin}, then {}", duration::range_text(plan.first), phases(&plan.phases));
     match plan.from {
@@ -143,12 +146,13 @@ fn phases(list: &[Phase]) -> String {
 }
 
 /// What the provider's documentation forbids; `None` where it forbids nothing.
-fn floors(floors: &Floors) -> Option<String> {
+pub(super) fn floors(floors: &Floors) -> Option<String> {
     let text = |duration: Duration, words: &str| (!duration.is_zero()).then(|| format!("{words} {}", duration::text(duration)));
     let rules = [
         text(floors.first, "no poll before"),
         text(floors.every, "no gap under"),
         floors.window.and_then(|window| text(window, "no window over")),
+        floors.rate.map(|rate| format!("at most {rate} requests in any second")),
     ];
     let rules: Vec<String> = rules.into_iter().flatten().collect();
     (!rules.is_empty()).then(|| rules.join(", "))

@@ -12,6 +12,7 @@ pub mod demo;
 pub mod man;
 pub mod migrate;
 pub mod plan;
+pub mod provider;
 pub mod retry;
 pub mod run;
 pub mod show;

@@ -51,7 +51,7 @@ pub fn run(asked: &cli::Plan, files: &[PathBuf], out: &mut impl Write) -> anyhow
 
 fn read(asked: &cli::Plan, files: &[PathBuf], environment: impl Iterator<Item = (String, String)>) -> Result<Plan, ConfigError> {
     config::plan(&asked.provider, files, environment, asked.speed.factor)?.ok_or_else(|| {
-        let known: Vec<&str> = providers::REGISTRY.iter().map(|descriptor| descriptor.name).collect();
+        let known: Vec<&str> = providers::all().iter().map(|descriptor| descriptor.name).collect();
         ConfigError::one(format!("PROVIDER = {:?}: is not a known provider; known are {}", asked.provider, known.join(", ")))
     })
 }

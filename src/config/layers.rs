@@ -2,8 +2,8 @@
 //!
 //! Knows nothing of what the keys mean, except that `x` and `x_file` are two ways to give one secret.
 
-use super::ConfigError;
-use crate::providers;
+use super::{ConfigError, declared};
+use crate::providers::{self, Descriptor};
 use ::config::{FileFormat, Source as _};
 use std::path::PathBuf;
 
@@ -22,25 +22,71 @@ pub(super) fn from_environment(value: &Value) -> bool {
     value.origin() == Some(ENVIRONMENT)
 }
 
-/// The defaults, the files in their order, and the environment, merged: later layers win.
+/// The defaults, the files in their order, and the environment, merged: later layers win. With them, the providers that files
+/// declare: what their files bring along lies over the defaults and below everything else.
 pub(super) fn merged(
     defaults: &str,
     files: &[PathBuf],
     environment: impl Iterator<Item = (String, String)>,
-) -> Result<Table, ConfigError> {
+) -> Result<(Table, Vec<&'static Descriptor>), ConfigError> {
     let mut tree = parsed("the defaults", defaults)?;
+    let mut layers = Vec::with_capacity(files.len());
     for file in files {
         let name = format!("--config {}", file.display());
         let text = std::fs::read_to_string(file)
             .map_err(|error| ConfigError::one(format!("{name}: the file cannot be read ({error})")))?;
-        merge(&mut tree, parsed(&name, &text)?);
+        let mut layer = parsed(&name, &text)?;
+        declared::anchor(&mut layer, file);
+        layers.push(layer);
     }
-    add_environment(&mut tree, environment)?;
-    Ok(tree)
+    // In the order of their names a variable for a whole table comes before those for keys in it.
+    let mut variables: Vec<(String, String)> = environment.collect();
+    variables.sort();
+    let declared = add_declared(&mut tree, &layers, &variables)?;
+    for layer in layers {
+        merge(&mut tree, layer);
+    }
+    add_environment(&mut tree, variables, &declared)?;
+    Ok((tree, declared))
+}
+
+/// Lays the sections of declared providers over the defaults. Errors with all that is wrong with any of their files.
+fn add_declared(
+    tree: &mut Table,
+    layers: &[Table],
+    variables: &[(String, String)],
+) -> Result<Vec<&'static Descriptor>, ConfigError> {
+    let mut named: Vec<(String, String)> = layers.iter().flat_map(declared::named).collect();
+    for (name, file) in variables {
+        let path: Vec<&str> = name.strip_prefix(PREFIX).unwrap_or_default().split("__").collect();
+        if let [providers, section, key] = path.as_slice()
+            && providers.eq_ignore_ascii_case("providers")
+            && key.eq_ignore_ascii_case(declared::KEY)
+        {
+            named.push((section.to_lowercase(), file.clone()));
+        }
+    }
+    let (mut found, mut problems) = (Vec::<&'static Descriptor>::new(), Vec::new());
+    // The last layer that names a file wins.
+    while let Some((section, file)) = named.pop() {
+        named.retain(|(other, _)| !declared::is_named(&section, other) && !declared::is_named(other, &section));
+        match declared::load(&section, &file) {
+            Ok((descriptor, defaults)) => {
+                found.push(descriptor);
+                let section = Value::new(None, defaults);
+                if let Some(Kind::Table(providers)) = tree.get_mut("providers").map(|value| &mut value.kind) {
+                    providers.insert(descriptor.name.to_owned(), section);
+                }
+            }
+            Err(error) => problems.extend(error.0),
+        }
+    }
+    found.reverse();
+    if problems.is_empty() { Ok(found) } else { Err(ConfigError(problems)) }
 }
 
 /// The text as TOML. The error names the place without quoting the line: it may hold a secret.
-fn parsed(name: &str, text: &str) -> Result<Table, ConfigError> {
+pub(super) fn parsed(name: &str, text: &str) -> Result<Table, ConfigError> {
     ::config::File::from_str(text, FileFormat::Toml).collect().map_err(|error| {
         let ::config::ConfigError::FileParse { cause, .. } = error else {
             return ConfigError::one(format!("{name}: {error}"));
@@ -76,36 +122,38 @@ fn merge(tree: &mut Table, layer: Table) {
 }
 
 /// Lays the environment over `tree`.
-fn add_environment(tree: &mut Table, environment: impl Iterator<Item = (String, String)>) -> Result<(), ConfigError> {
+fn add_environment(
+    tree: &mut Table,
+    variables: Vec<(String, String)>,
+    declared: &[&'static Descriptor],
+) -> Result<(), ConfigError> {
     let mut database_url = None;
     let mut layer = Table::new();
-    // In the order of their names a variable for a whole table comes before those for keys in it.
-    let mut variables: Vec<(String, String)> = environment.collect();
-    variables.sort();
     for (name, text) in variables {
         if name == DATABASE_URL && !text.is_empty() {
             database_url = Some(text);
         } else if let Some(path) = name.strip_prefix(PREFIX) {
             let path: Vec<&str> = path.split("__").collect();
-            set(&mut layer, tree, &path, text).map_err(|mend| ConfigError::one(format!("{name}: {mend}")))?;
+            set(&mut layer, tree, &path, text, declared).map_err(|mend| ConfigError::one(format!("{name}: {mend}")))?;
         }
     }
     let has_own = matches!(layer.get("database").map(|value| &value.kind),
         Some(Kind::Table(database)) if database.contains_key("url") || database.contains_key("url_file"));
     if let (Some(url), false) = (database_url, has_own) {
-        set(&mut layer, tree, &["database", "url"], url).map_err(|mend| ConfigError::one(format!("{DATABASE_URL}: {mend}")))?;
+        let set = set(&mut layer, tree, &["database", "url"], url, declared);
+        set.map_err(|mend| ConfigError::one(format!("{DATABASE_URL}: {mend}")))?;
     }
     merge(tree, layer);
     Ok(())
 }
 
 /// Puts one variable into the layer. `below` shows how its keys are spelt, and where a table or a list is wanted.
-fn set(layer: &mut Table, below: &Table, path: &[&str], text: String) -> Result<(), String> {
+fn set(layer: &mut Table, below: &Table, path: &[&str], text: String, declared: &[&'static Descriptor]) -> Result<(), String> {
     let (key, rest) = path.split_first().map_or(("", &[][..]), |(key, rest)| (*key, rest));
     if key.is_empty() {
         return Err("two underscores stand between the levels, as in PAYPOLL__LOG__FORMAT".into());
     }
-    let key = spelt(key, below);
+    let key = spelt(key, below, declared);
     let origin = ENVIRONMENT.to_owned();
     let no_table = Table::new();
     let below = below.get(&key).map(|value| &value.kind);
@@ -120,16 +168,21 @@ fn set(layer: &mut Table, below: &Table, path: &[&str], text: String) -> Result<
     let below = if let Some(Kind::Table(table)) = below { table } else { &no_table };
     let entry = layer.entry(key).or_insert_with(|| Value::new(Some(&origin), Table::new()));
     match &mut entry.kind {
-        Kind::Table(table) => set(table, below, rest, text),
+        Kind::Table(table) => set(table, below, rest, text, declared),
         _ => Err("another variable sets the level above it".into()),
     }
 }
 
-/// Names of variables have lost their case: a key is spelt as in the layers below or as the providers spell it, else in lower case.
-fn spelt(key: &str, below: &Table) -> String {
+/// Names of variables have lost their case and their hyphens: a key is spelt as in the layers below or as the providers spell it, else
+/// in lower case.
+fn spelt(key: &str, below: &Table, declared: &[&'static Descriptor]) -> String {
     let account_keys = providers::REGISTRY.into_iter().flat_map(|descriptor| descriptor.account_keys);
-    let mut known = below.keys().cloned().chain(account_keys.flat_map(|key| [(*key).to_owned(), format!("{key}_file")]));
-    known.find(|known| known.eq_ignore_ascii_case(key)).unwrap_or_else(|| key.to_lowercase())
+    let account_keys = account_keys.chain(declared.iter().flat_map(|descriptor| descriptor.account_keys));
+    let account_keys = account_keys.flat_map(|key| [(*key).to_owned(), format!("{key}_file")]);
+    let known: Vec<String> = below.keys().cloned().chain(account_keys).collect();
+    let exact = known.iter().find(|known| known.eq_ignore_ascii_case(key));
+    let found = exact.or_else(|| known.iter().find(|known| declared::is_named(key, known)));
+    found.cloned().unwrap_or_else(|| key.to_lowercase())
 }
 
 /// A table or a list, written as TOML in one variable.

@@ -3,13 +3,16 @@
 //! Nothing behind this module reads a file, a variable or a text again. `config/default.toml` documents every key and is the lowest
 //! layer. Every mistake is named with its key, its value (never a secret's) and its mend, and all of them at once.
 
-pub mod duration;
+mod declared;
 mod layers;
 mod provider;
 mod reader;
 mod schedule;
 #[cfg(test)]
 mod tests;
+
+pub use crate::duration;
+pub use declared::read as read_declaration;
 
 use crate::domain::{Plan, Rules};
 use crate::providers::{self, Descriptor, Provider};
@@ -165,6 +168,11 @@ impl ConfigError {
         Self(vec![problem])
     }
 
+    /// Mistakes, one sentence each.
+    pub(crate) fn all(problems: Vec<String>) -> Self {
+        Self(problems)
+    }
+
     /// The mistakes, one sentence each; never empty.
     #[must_use]
     pub fn problems(&self) -> &[String] {
@@ -206,9 +214,9 @@ impl Config {
     /// The settings out of all layers: the defaults, `files` in their order, `environment`. `speed` divides the rules' durations;
     /// other than 1 it is refused unless every enabled provider is on this machine.
     pub fn load(files: &[PathBuf], environment: impl Iterator<Item = (String, String)>, speed: f64) -> Result<Self, ConfigError> {
-        let tree = layers::merged(DEFAULTS, files, environment)?;
+        let (tree, declared) = layers::merged(DEFAULTS, files, environment)?;
         let problems = Problems::default();
-        let config = read(tree, &problems).open(speed, &problems);
+        let config = read(tree, &declared, &problems).open(speed, &problems);
         finish(config, problems)
     }
 }
@@ -260,9 +268,9 @@ pub fn plan(
     environment: impl Iterator<Item = (String, String)>,
     speed: f64,
 ) -> Result<Option<Plan>, ConfigError> {
-    let tree = layers::merged(DEFAULTS, files, environment)?;
+    let (tree, declared) = layers::merged(DEFAULTS, files, environment)?;
     let problems = Problems::default();
-    let layout = read(tree, &problems);
+    let layout = read(tree, &declared, &problems);
     let speed = layout.checked_speed(speed, &problems);
     let plan = layout.providers.into_iter().find(|read| read.descriptor.name == provider).map(|read| read.plan);
     finish(Some(plan.flatten().map(|plan| plan.divided(speed))), problems)
@@ -288,8 +296,8 @@ pub struct ProviderDefaults {
 /// How `provider` is polled without any configuration; `None` for a provider that nobody knows.
 #[must_use]
 pub fn defaults_of(provider: &str) -> Option<ProviderDefaults> {
-    let tree = layers::merged(DEFAULTS, &[], std::iter::empty()).ok()?;
-    let layout = read(tree, &Problems::default());
+    let (tree, declared) = layers::merged(DEFAULTS, &[], std::iter::empty()).ok()?;
+    let layout = read(tree, &declared, &Problems::default());
     layout.providers.into_iter().find(|read| read.descriptor.name == provider)?.defaults()
 }
 
@@ -311,7 +319,7 @@ struct Layout {
     providers: Vec<provider::Read>,
 }
 
-fn read(tree: layers::Table, problems: &Problems) -> Layout {
+fn read(tree: layers::Table, declared: &[&'static Descriptor], problems: &Problems) -> Layout {
     let mut root = Section::new(String::new(), tree, problems);
     let layout = Layout {
         database: read_database(root.section("database")),
@@ -319,7 +327,7 @@ fn read(tree: layers::Table, problems: &Problems) -> Layout {
         ops: read_ops(root.section("ops")),
         worker: read_worker(root.section("worker")),
         journal: read_journal(root.section("journal")),
-        providers: read_providers(root.section("providers")),
+        providers: read_providers(root.section("providers"), declared),
     };
     root.finish();
     layout
@@ -369,10 +377,10 @@ fn read_journal(mut section: Section<'_>) -> Option<Journal> {
     Some(Journal { retention: retention? })
 }
 
-fn read_providers(mut section: Section<'_>) -> Vec<provider::Read> {
-    let known = providers::REGISTRY.iter().map(|descriptor| descriptor.name);
-    let found = known.filter_map(providers::find);
-    let read = found.map(|descriptor| provider::read(descriptor, section.section(descriptor.name))).collect();
+fn read_providers(mut section: Section<'_>, declared: &[&'static Descriptor]) -> Vec<provider::Read> {
+    let compiled = providers::REGISTRY.iter().filter_map(|descriptor| providers::find(descriptor.name));
+    let known = compiled.chain(declared.iter().copied());
+    let read = known.map(|descriptor| provider::read(descriptor, section.section(descriptor.name))).collect();
     section.finish();
     read
 }

@@ -48,7 +48,7 @@ pub(super) fn read(descriptor: &'static Descriptor, mut section: Section<'_>) ->
         base_url: section.optional("base_url", |section, key| section.parsed_hidden(key, may_hold_credentials, base_url)).flatten(),
         timeout: section.duration_from("timeout", MILLISECOND),
         max_in_flight: section.number("max_in_flight", 1..=100_000),
-        rate: read_rate(section.section("rate_limit")),
+        rate: read_rate(section.section("rate_limit"), descriptor.floors.rate),
         plan: schedule::read(section.section("schedule"), &descriptor.floors),
         retry: read_retry(section.section("retry")),
         circuit: read_circuit(section.section("circuit")),
@@ -56,14 +56,27 @@ pub(super) fn read(descriptor: &'static Descriptor, mut section: Section<'_>) ->
         options: read_options(descriptor, &mut section),
         accounts: read_accounts(descriptor, section.section("accounts")),
     };
+    if descriptor.declaration().is_some() {
+        // It has been read long since: its file says what all the other keys mean.
+        section.optional(super::declared::KEY, Section::text);
+    }
     section.finish();
     read
 }
 
-fn read_rate(mut section: Section<'_>) -> Option<Rate> {
-    let per_second = section.number("per_second", 0.001..=1_000_000_000.0);
-    let burst = section.number("burst", 1..=u32::MAX);
+/// The budget. Of a documented rate no second may see more, so what may come at once counts too.
+fn read_rate(mut section: Section<'_>, documented: Option<f64>) -> Option<Rate> {
+    let per_second: Option<f64> = section.number("per_second", 0.001..=1_000_000_000.0);
+    let burst: Option<u32> = section.number("burst", 1..=u32::MAX);
     section.finish();
+    if let (Some(per_second), Some(burst), Some(rate)) = (per_second, burst, documented)
+        && per_second + f64::from(burst) - 1.0 > rate
+    {
+        let mend = format_args!(
+            "with burst = {burst} that is more than the provider's documented limit, {rate} requests in any second; lower one of them"
+        );
+        section.wrong("per_second", per_second, mend);
+    }
     Some(Rate { per_second: per_second?, burst: burst? })
 }
 
@@ -90,8 +103,10 @@ fn read_not_found(mut section: Section<'_>) -> Option<NotFoundRule> {
 }
 
 fn read_options(descriptor: &Descriptor, section: &mut Section<'_>) -> BTreeMap<String, String> {
-    let read = |key: &&str| Some(((*key).to_owned(), section.text(key)?));
-    descriptor.option_keys.iter().filter_map(read).collect()
+    // What a declared provider must have is asked for when it is opened, as its account's keys are.
+    let is_declared = descriptor.declaration().is_some();
+    let mut text = |key: &str| if is_declared { section.optional(key, Section::text) } else { section.text(key) };
+    descriptor.option_keys.iter().filter_map(|key| Some(((*key).to_owned(), text(key)?))).collect()
 }
 
 fn read_accounts(descriptor: &Descriptor, mut section: Section<'_>) -> BTreeMap<String, BTreeMap<String, Secret>> {
@@ -235,7 +250,7 @@ fn open_account(
     for (key, secret) in keys {
         settings.account.insert(key, secret.reveal()?);
     }
-    let opened = (descriptor.open)(&settings).map_err(|problem| full_name(descriptor, path, name, &problem))?;
+    let opened = descriptor.open(&settings).map_err(|problem| full_name(descriptor, path, name, &problem))?;
     Ok(Arc::from(opened))
 }
 

@@ -273,7 +273,7 @@ fn the_documented_window_cannot_be_stretched() {
     ] {
         let problems = Problems::default();
         let text = format!("schedule = {{ first = \"3s..5s\", {schedule} }}");
-        let tree = layers::merged(&text, &[], owned(&[])).expect("TOML");
+        let (tree, _) = layers::merged(&text, &[], owned(&[])).expect("TOML");
         schedule::read(Section::new(String::new(), tree, &problems).section("schedule"), &floors);
         assert_eq!(problems.into_list().is_empty(), allowed, "{schedule}");
     }

@@ -305,7 +305,7 @@ mod tests {
     /// DusuPay's document: 2 minutes since initiation, 5 minutes between polls.
     fn slow() -> Law {
         Law {
-            floors: Floors { first: seconds(120), margin: seconds(1), every: seconds(300), window: None },
+            floors: Floors { first: seconds(120), margin: seconds(1), every: seconds(300), window: None, rate: None },
             plan: Some((plan(120, 1, Range::exactly(seconds(300)), Until::Open), seconds(300))),
         }
     }

@@ -69,7 +69,7 @@ pub enum Origin {
 }
 
 /// What a provider's documentation forbids to go below or beyond. Compiled in: no configuration can relax it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Floors {
     /// The shortest wait from initiation to the first poll.
     pub first: Duration,
@@ -79,6 +79,8 @@ pub struct Floors {
     pub every: Duration,
     /// The longest window from the first poll to the last.
     pub window: Option<Duration>,
+    /// The most requests that an account may send in any second. A count, no duration: no speed divides it.
+    pub rate: Option<f64>,
 }
 
 impl Floors {
@@ -90,6 +92,7 @@ impl Floors {
             margin: self.margin.div_f64(speed),
             every: self.every.div_f64(speed),
             window: self.window.map(|window| window.div_f64(speed)),
+            rate: self.rate,
         }
     }
 }

@@ -19,7 +19,7 @@
 //! with 200, and a known `additionalInfo.paymentResult`. It carries no identifier to compare. HTTP 202 says that the answer is not
 //! there yet: a snooze, no failure.
 
-use super::{Ask, Descriptor, Provider, Settings, Token, TokenFlow};
+use super::{Ask, Descriptor, Open, Provider, Settings, Token, TokenFlow};
 use crate::domain::{Floors, Outcome, Reported, Status, Whose};
 use crate::wire::{self, Kept, Lenient, Method, Object, Request, Response, Scalar};
 use aws_lc_rs::error::Unspecified;
@@ -36,7 +36,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 /// The documentation sets none.
-const FLOORS: Floors = Floors { first: Duration::ZERO, margin: Duration::ZERO, every: Duration::ZERO, window: None };
+const FLOORS: Floors = Floors { first: Duration::ZERO, margin: Duration::ZERO, every: Duration::ZERO, window: None, rate: None };
 
 pub(super) const DESCRIPTOR: Descriptor = Descriptor {
     name: "ayoconnect",
@@ -44,7 +44,7 @@ pub(super) const DESCRIPTOR: Descriptor = Descriptor {
     implicit_account: false,
     account_keys: &["merchant_id", "client_id", "client_secret", "channel_id", "access_token", "private_key"],
     option_keys: &["path_prefix", "timestamp"],
-    open: |settings| Ok(Box::new(Ayoconnect::open(settings)?)),
+    open: Open::Compiled(|settings| Ok(Box::new(Ayoconnect::open(settings)?))),
 };
 
 /// Keys of answers whose values are not kept; the last three are public.
@@ -225,7 +225,7 @@ impl TokenFlow for B2b {
         }
     }
 
-    fn read(&self, response: &Response) -> Result<Token, Outcome> {
+    fn read(&self, response: &Response, _now: DateTime<Utc>) -> Result<Token, Outcome> {
         let answer = wire::form::<TokenAnswer>(&response.body);
         if response.status != 200 {
             let outcome = failure(response, answer.map(|_| "no access token".into()));
@@ -694,7 +694,8 @@ mod tests {
     #[test]
     fn a_token_answer_tells_the_token_and_its_lifetime() {
         let provider = b2b();
-        let token = |body: &str| provider.token_flow().expect("a flow").read(&response(200, body)).expect("a token");
+        let token =
+            |body: &str| provider.token_flow().expect("a flow").read(&response(200, body), DateTime::UNIX_EPOCH).expect("a token");
         for (lifetime, seconds) in [
             ("\"3600\"", 3600),
             ("900", 900),
@@ -715,8 +716,9 @@ mod tests {
     #[test]
     fn a_token_that_is_not_given_is_never_about_the_transaction() {
         let provider = b2b();
-        let read =
-            |status, body: &str| provider.token_flow().expect("a flow").read(&response(status, body)).err().expect("no token");
+        let read = |status, body: &str| {
+            provider.token_flow().expect("a flow").read(&response(status, body), DateTime::UNIX_EPOCH).err().expect("no token")
+        };
         assert!(is_refused(&read(401, UNAUTHORIZED)) && is_refused(&read(403, "")));
         assert_eq!(read(429, ""), Outcome::RateLimited { wait: None });
         assert_eq!(read(500, "<html>"), Outcome::ServerError { status: 500, wait: None });

@@ -21,7 +21,7 @@
 //! `type` or `msg` names the app secret or the app key, about nobody's credentials if it echoes our identifier with a type about the
 //! operation (a wrong one-time password), else about the access token, which is the row's.
 
-use super::{Ask, Descriptor, Provider, Settings};
+use super::{Ask, Descriptor, Open, Provider, Settings};
 use crate::domain::{Amount, Floors, Outcome, Reported, Status, Whose};
 use crate::wire::{self, Kept, Lenient, Method, Object, Request, Response};
 use secrecy::{ExposeSecret, SecretString};
@@ -30,7 +30,7 @@ use serde_json::{Map, Value, json};
 use std::time::Duration;
 
 /// The documentation sets none.
-const FLOORS: Floors = Floors { first: Duration::ZERO, margin: Duration::ZERO, every: Duration::ZERO, window: None };
+const FLOORS: Floors = Floors { first: Duration::ZERO, margin: Duration::ZERO, every: Duration::ZERO, window: None, rate: None };
 
 pub(super) const DESCRIPTOR: Descriptor = Descriptor {
     name: "dapi",
@@ -38,7 +38,7 @@ pub(super) const DESCRIPTOR: Descriptor = Descriptor {
     implicit_account: false,
     account_keys: &["app_secret", "app_key"],
     option_keys: &["path"],
-    open: |settings| Ok(Box::new(Dapi::open(settings)?)),
+    open: Open::Compiled(|settings| Ok(Box::new(Dapi::open(settings)?))),
 };
 
 struct Dapi {

@@ -15,7 +15,7 @@
 //! page names no HTTP code: a state is believed at 200 only. `bankOrderId` ("Required if state is APPROVED or DECLINED") is a
 //! fact to keep, no proof: a final word about our own `invoiceId` is believed without it.
 
-use super::{Ask, Descriptor, Provider, Settings};
+use super::{Ask, Descriptor, Open, Provider, Settings};
 use crate::domain::{Amount, Floors, Outcome, Reported, Status, Whose};
 use crate::wire::{self, Kept, Lenient, Method, Object, Request, Response, Scalar};
 use secrecy::ExposeSecret;
@@ -30,6 +30,7 @@ const FLOORS: Floors = Floors {
     every: Duration::from_secs(3),
     // "for a period of 2-3 minutes"
     window: Some(Duration::from_secs(180)),
+    rate: None,
 };
 
 pub(super) const DESCRIPTOR: Descriptor = Descriptor {
@@ -38,7 +39,7 @@ pub(super) const DESCRIPTOR: Descriptor = Descriptor {
     implicit_account: true,
     account_keys: &["endpointId"],
     option_keys: &["path_prefix"],
-    open: |settings| Ok(Box::new(Dropayment::open(settings)?)),
+    open: Open::Compiled(|settings| Ok(Box::new(Dropayment::open(settings)?))),
 };
 
 struct Dropayment {

@@ -14,7 +14,7 @@
 //! cross-currency payments `transaction_amount` differs from what was requested, so `request_amount` is the one to compare. The
 //! document shows it in every answer: a success without it is no answer to whoever expects an amount.
 
-use super::{Ask, Descriptor, Provider, Settings};
+use super::{Ask, Descriptor, Open, Provider, Settings};
 use crate::domain::{Amount, Floors, Outcome, Reported, Status, Whose};
 use crate::wire::{self, Kept, Lenient, Method, Object, Request, Response};
 use secrecy::{ExposeSecret, SecretString};
@@ -30,6 +30,7 @@ const FLOORS: Floors = Floors {
     // "an interval of 5 minutes"
     every: Duration::from_secs(300),
     window: None,
+    rate: None,
 };
 
 pub(super) const DESCRIPTOR: Descriptor = Descriptor {
@@ -38,7 +39,7 @@ pub(super) const DESCRIPTOR: Descriptor = Descriptor {
     implicit_account: false,
     account_keys: &["public_key"],
     option_keys: &[],
-    open: |settings| Ok(Box::new(DusuPay::open(settings)?)),
+    open: Open::Compiled(|settings| Ok(Box::new(DusuPay::open(settings)?))),
 };
 
 struct DusuPay {

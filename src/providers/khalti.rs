@@ -16,7 +16,7 @@
 //! its list) are facts to keep, no verdict. The page names no HTTP code, neither for "Transaction Exists but Failure" nor for "No
 //! such Transaction": a state is believed at 200 only, an error by its code at any. The token stands in the URL or in the body.
 
-use super::{Ask, Descriptor, Provider, Settings};
+use super::{Ask, Descriptor, Open, Provider, Settings};
 use crate::domain::{Floors, Outcome, Reported, Status, Whose};
 use crate::wire::{self, Lenient, Method, Request, Response};
 use secrecy::{ExposeSecret, SecretString};
@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 use std::time::Duration;
 
 /// The documentation sets none.
-const FLOORS: Floors = Floors { first: Duration::ZERO, margin: Duration::ZERO, every: Duration::ZERO, window: None };
+const FLOORS: Floors = Floors { first: Duration::ZERO, margin: Duration::ZERO, every: Duration::ZERO, window: None, rate: None };
 
 pub(super) const DESCRIPTOR: Descriptor = Descriptor {
     name: "khalti",
@@ -33,7 +33,7 @@ pub(super) const DESCRIPTOR: Descriptor = Descriptor {
     implicit_account: false,
     account_keys: &["token"],
     option_keys: &["lookup"],
-    open: |settings| Ok(Box::new(Khalti::open(settings)?)),
+    open: Open::Compiled(|settings| Ok(Box::new(Khalti::open(settings)?))),
 };
 
 struct Khalti {

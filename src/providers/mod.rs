@@ -1,22 +1,26 @@
-//! The five providers: each knows its documented request, its documented words, and nothing else.
+//! The providers: each knows its documented request, its documented words, and nothing else. Five are compiled in, any number is
+//! [`declared`] in files; nobody outside of here sees a difference.
 //!
 //! A provider builds a request *value* and reads a response *value*; it never sees a clock, a socket or the database. What a
 //! provider file does not know: when it is asked, how often, by whom, and what follows from its [`Outcome`].
 //!
-//! A sixth provider is one new file, one line in [`REGISTRY`], one section in `config/default.toml`, one fixture folder and one
+//! A sixth compiled provider is one new file, one line in [`REGISTRY`], one section in `config/default.toml`, one fixture folder and one
 //! line in a migration.
 
 use crate::domain::{Floors, Outcome};
 use crate::wire::{Kept, Request, Response};
 use chrono::{DateTime, Utc};
+use declared::Declaration;
 use rust_decimal::Decimal;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
 mod ayoconnect;
 mod dapi;
+pub mod declared;
 mod dropayment;
 mod dusupay;
 mod khalti;
@@ -76,8 +80,12 @@ pub trait Provider: Send + Sync {
 pub trait TokenFlow: Send + Sync {
     /// The request for a token at `now`.
     fn request(&self, now: DateTime<Utc>) -> Request;
-    /// What the response means: a token, or the outcome of the poll that wanted one.
-    fn read(&self, response: &Response) -> Result<Token, Outcome>;
+    /// What the response to a request at `now` means: a token, or the outcome of the poll that wanted one.
+    fn read(&self, response: &Response, now: DateTime<Utc>) -> Result<Token, Outcome>;
+    /// Whether an answer about this reference says that the token was not accepted: then it is renewed, once.
+    fn is_refused(&self, _reference: &str, response: &Response) -> bool {
+        response.status == 401
+    }
 }
 
 /// An access token.
@@ -86,6 +94,8 @@ pub struct Token {
     pub value: SecretString,
     /// How long it is good for, or is taken to be.
     pub lifetime: Duration,
+    /// So long before its end it is renewed, where the documentation says; else when a tenth of its lifetime is left.
+    pub renew_before: Option<Duration>,
 }
 
 impl Token {
@@ -100,7 +110,7 @@ impl Token {
     #[must_use]
     pub fn new(value: SecretString, told: Option<Duration>) -> Self {
         let lifetime = told.unwrap_or(Self::UNTOLD_LIFETIME).clamp(Self::SHORTEST_LIFETIME, Self::LONGEST_LIFETIME);
-        Self { value, lifetime }
+        Self { value, lifetime, renew_before: None }
     }
 }
 
@@ -118,7 +128,35 @@ pub struct Descriptor {
     pub option_keys: &'static [&'static str],
     /// Opens an account: checks the values against their documented lengths and forms. The error names the key and the mend, and
     /// never holds a secret.
-    pub open: fn(&Settings) -> Result<Box<dyn Provider>, String>,
+    pub open: Open,
+}
+
+/// How an account is opened.
+#[derive(Clone, Copy)]
+pub enum Open {
+    /// The provider is compiled in.
+    Compiled(fn(&Settings) -> Result<Box<dyn Provider>, String>),
+    /// It stands in a file.
+    Declared(&'static Declaration),
+}
+
+impl Descriptor {
+    /// Opens an account: see [`Descriptor::open`].
+    pub fn open(&self, settings: &Settings) -> Result<Box<dyn Provider>, String> {
+        match self.open {
+            Open::Compiled(open) => open(settings),
+            Open::Declared(declaration) => declaration.open(settings),
+        }
+    }
+
+    /// The file that declares it; `None` for the compiled ones.
+    #[must_use]
+    pub fn declaration(&self) -> Option<&'static Declaration> {
+        match self.open {
+            Open::Compiled(_) => None,
+            Open::Declared(declaration) => Some(declaration),
+        }
+    }
 }
 
 /// What an account is opened with.
@@ -162,15 +200,47 @@ impl Settings {
     }
 }
 
-/// Every provider that paypoll knows.
+/// The providers that are compiled in.
 pub const REGISTRY: [Descriptor; 5] =
     [dropayment::DESCRIPTOR, dusupay::DESCRIPTOR, ayoconnect::DESCRIPTOR, khalti::DESCRIPTOR, dapi::DESCRIPTOR];
+
+static COMPILED: [Descriptor; 5] = REGISTRY;
+/// The providers that files declare, by the configuration that was read last.
+static DECLARED: RwLock<Vec<&'static Descriptor>> = RwLock::new(Vec::new());
+
+/// Every provider that paypoll knows: the compiled ones, then those that the configuration declares.
+#[must_use]
+pub fn all() -> Vec<&'static Descriptor> {
+    let declared = DECLARED.read().unwrap_or_else(PoisonError::into_inner);
+    COMPILED.iter().chain(declared.iter().copied()).collect()
+}
 
 /// The provider of that name.
 #[must_use]
 pub fn find(name: &str) -> Option<&'static Descriptor> {
-    static REGISTERED: [Descriptor; 5] = REGISTRY;
-    REGISTERED.iter().find(|descriptor| descriptor.name == name)
+    all().into_iter().find(|descriptor| descriptor.name == name)
+}
+
+/// Makes a declared provider known, in place of an earlier one of its name. The same file is the same provider.
+pub fn declare(declaration: Declaration) -> &'static Descriptor {
+    let mut declared = DECLARED.write().unwrap_or_else(PoisonError::into_inner);
+    let same = |known: &&Descriptor| {
+        known.declaration().is_some_and(|known| known.origin() == declaration.origin() && known.sha256() == declaration.sha256())
+    };
+    if let Some(known) = declared.iter().find(|known| same(known)) {
+        return known;
+    }
+    // Files are read at the start and when they have changed: a few kilobytes each.
+    let declaration: &'static Declaration = Box::leak(Box::new(declaration));
+    let descriptor: &'static Descriptor = Box::leak(Box::new(declaration.descriptor()));
+    declared.retain(|known| known.name != descriptor.name);
+    declared.push(descriptor);
+    descriptor
+}
+
+/// Whether a provider of that name is compiled in.
+fn is_compiled(name: &str) -> bool {
+    REGISTRY.iter().any(|descriptor| descriptor.name == name)
 }
 
 /// An identifier that may be scrubbed by value: digits alone would blot out amounts and references as well.

@@ -112,7 +112,10 @@ impl Poller {
             Some(Err(NoToken::Failed { outcome, pause, first })) => return self.without_token(held, outcome, pause, first),
         };
         let first = self.exchange(held, Some(&token), before, stops, sent).await;
-        let Asked::Sent { status: Some(401), .. } = first else { return first };
+        let Asked::Sent { status: Some(status), body, .. } = &first else { return first };
+        if !flow.is_refused(&held.transaction.reference, &Response { status: *status, retry_after: None, body: body.clone() }) {
+            return first;
+        }
         // The token has run out before its time: one renewal and one repeat, and both requests are one poll.
         match self.token(flow, Some(&token), stops).await {
             Some(Ok(renewed)) if renewed.expose_secret() != token.expose_secret() => {
@@ -144,10 +147,10 @@ impl Poller {
     }
 
     async fn fetch(&self, flow: &dyn TokenFlow) -> Result<Token, Outcome> {
-        let request =
-            Transport::prepare(flow.request(SystemTime::now().into())).map_err(|message| Outcome::RequestFailed { message })?;
+        let now = SystemTime::now().into();
+        let request = Transport::prepare(flow.request(now)).map_err(|message| Outcome::RequestFailed { message })?;
         let response = self.transport.send(request, self.spec.timeout).await.map_err(no_answer)?;
-        flow.read(&response)
+        flow.read(&response, now)
     }
 
     /// What a poll comes to that has no token: told once for all who waited, a failure of each, and nobody's poll.
@@ -308,7 +311,7 @@ mod tests {
         fn request(&self, _: DateTime<Utc>) -> Request {
             panic!("a panic that the test wants");
         }
-        fn read(&self, _: &Response) -> Result<Token, Outcome> {
+        fn read(&self, _: &Response, _: DateTime<Utc>) -> Result<Token, Outcome> {
             Err(Outcome::TooEarly)
         }
     }

@@ -105,7 +105,9 @@ impl Tokens {
         state.under_way = None;
         match fetched {
             Ok(token) => {
-                let (renew_at, ends_at) = (asked + token.lifetime.mul_f64(1.0 - RENEW_EARLY), asked + token.lifetime);
+                let early = token.renew_before.filter(|early| *early < token.lifetime);
+                let early = early.unwrap_or_else(|| token.lifetime.mul_f64(RENEW_EARLY));
+                let (renew_at, ends_at) = (asked + token.lifetime - early, asked + token.lifetime);
                 state.token = Some(Kept { value: token.value.clone(), renew_at, ends_at });
                 (state.failures, state.pause_until, state.missing_since) = (0, None, None);
                 Ok(token.value)

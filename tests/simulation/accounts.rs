@@ -50,21 +50,21 @@ pub(crate) fn rules(account: usize) -> Rules {
         // A short window of quick polls.
         0 => (
             (1_000, 2_000),
-            Floors { first: ms(1_000), margin: Duration::ZERO, every: ms(1_000), window: Some(ms(15_000)) },
+            Floors { first: ms(1_000), margin: Duration::ZERO, every: ms(1_000), window: Some(ms(15_000)), rate: None },
             vec![phase((1_000, 1_600), Until::For(ms(15_000)))],
             None,
         ),
         // Rare polls that are refused when they come early, until an age.
         1 => (
             (3_000, 3_000),
-            Floors { first: ms(3_000), margin: ms(250), every: ms(8_000), window: None },
+            Floors { first: ms(3_000), margin: ms(250), every: ms(8_000), window: None, rate: None },
             vec![phase((8_000, 8_000), Until::Open)],
             Some(ms(40_000)),
         ),
         // Phases by count, then an open end.
         _ => (
             (0, 500),
-            Floors { first: Duration::ZERO, margin: Duration::ZERO, every: ms(1_500), window: None },
+            Floors { first: Duration::ZERO, margin: Duration::ZERO, every: ms(1_500), window: None, rate: None },
             vec![phase((1_500, 2_000), Until::Count(4)), phase((3_000, 5_000), Until::Open)],
             Some(ms(60_000)),
         ),

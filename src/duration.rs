@@ -42,7 +42,7 @@ pub fn parse(text: &str) -> Result<Duration, String> {
 }
 
 /// Reads a range `"3s..5s"`, or a single duration as a range of one.
-pub(super) fn parse_range(text: &str) -> Result<Range, String> {
+pub(crate) fn parse_range(text: &str) -> Result<Range, String> {
     let Some((min, max)) = text.split_once("..") else {
         return parse(text).map(Range::exactly);
     };

@@ -1,0 +1,421 @@
+//! Providers that stand in a file: what is refused and how that is told, and what their answers come to.
+
+use chrono::DateTime;
+use paypoll::config::{Config, read_declaration};
+use paypoll::domain::{Outcome, Reported};
+use paypoll::providers::declared::{Declaration, Inspection};
+use paypoll::providers::{self, Ask, Provider, Settings};
+use paypoll::wire::{REDACTED, Redaction, Response};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+
+const ACME: &str = include_str!("fixtures/declared/acme.toml");
+
+fn inspect(text: &str) -> Result<Inspection, Vec<String>> {
+    Declaration::inspect("acme.toml", text.as_bytes())
+}
+
+/// Acme's file with one text in it replaced, everywhere.
+fn with(old: &str, new: &str) -> String {
+    assert!(ACME.contains(old), "{old:?} is not in the file");
+    ACME.replace(old, new)
+}
+
+/// Everything that is wrong with a file.
+fn problems(text: &str) -> String {
+    match inspect(text).and_then(Inspection::accept) {
+        Ok(_) => "nothing".into(),
+        Err(problems) => problems.join("\n"),
+    }
+}
+
+#[test]
+fn a_file_that_is_in_order_is_taken_and_its_mutations_end_nothing() {
+    let inspection = inspect(ACME).expect("no mistake");
+    assert!(inspection.is_fine(), "{:?}", inspection.tried);
+    let mutations: Vec<_> = inspection.tried.iter().flat_map(|tried| &tried.mutations).collect();
+    assert!(mutations.len() > 70 && mutations.iter().all(|mutated| mutated.ends.is_none()), "{}", mutations.len());
+    assert_eq!(inspection.hints, [""; 0]);
+}
+
+#[test]
+fn what_is_wrong_with_a_file_is_told_with_file_line_key_and_mend() {
+    let mut wrong = Vec::new();
+    for (old, new, said) in [
+        // Keys and types.
+        ("title =", "tittle =", "acme.toml, line 4: tittle: is not a known key; known here:"),
+        ("title =", "tittle =", "acme.toml, line 1: title: is missing; write the provider's name for people"),
+        ("exclusive =", "bulk =", "line 6: bulk: is not a known key"),
+        ("title = \"Acme Pay: payment status\"", "title = 7", "line 4: title: is integer; must be text in quotes"),
+        ("believe = [200]", "believe = \"all\"", "answer.believe: is string; must be a number"),
+        ("expand = true", "at = 2026-11-27", "request.json.at: is datetime"),
+        ("format = 1", "format = 2", "line 2: format: 2 is not known to this paypoll; it reads format = 1"),
+        ("form = \"word\" }\napi_key", "form = \"fancy\" }\napi_key", "account.merchant.form: \"fancy\" is no form"),
+        ("name = \"acme\"", "name = \"khalti\"", "line 3: name: \"khalti\" is the name of a compiled provider"),
+        ("name = \"acme\"", "name = \"Acme\"", "line 3: name: \"Acme\" is no name"),
+        ("https://api.acme", "http://api.acme", "base_url: \"http://api.acme.example/v2\" would send credentials unencrypted"),
+        // Placeholders and values.
+        (
+            "x-key = \"{account.api_key}\"",
+            "x-key = \"{account.apikey}\"",
+            "{account.apikey} is not declared; [account] has merchant, api_key",
+        ),
+        ("x-stamp = \"{stamp}\"", "x-stamp = \"{time}\"", "{time} is not declared; [values] has stamp, signature"),
+        ("stamp = { now = \"seconds\" }", "stamp = { text = \"{signature}\" }", "values.stamp: is made of itself"),
+        ("stamp = { now = \"seconds\" }", "stamp = { text = \"{stamp}\" }", "values.stamp: is made of itself"),
+        ("now = \"seconds\"", "later = \"seconds\"", "values.stamp: has not exactly one function; write one of base64"),
+        ("payments/{reference}\"", "payments/{signature}\"", "{request.path} cannot be part of the path"),
+        ("tries = 3", "sum = \"{signature}\"", "{request.body} cannot be part of the body"),
+        ("x-stamp = \"{stamp}\"", "x-stamp = \"{token}\"", "{token} is used and there is no [token]"),
+        (
+            "x-key = \"{account.api_key}\", x-stamp = \"{stamp}\", x-signature = \"{signature}\", ",
+            "",
+            "account.api_key: is declared and never used",
+        ),
+        // Secrets.
+        ("{params.wallet}\" }", "{params.pin}\" }", "{params.pin} is a secret in a URL"),
+        ("{params.wallet}\" }", "{signature}\" }", "{signature} is a secret in a URL"),
+        (
+            "/merchants/{account.merchant}",
+            "/merchants/{account.api_key}",
+            "line 31: request.path: {account.api_key} is a secret in a URL",
+        ),
+        (
+            "is = \"{account.merchant}\"",
+            "is = \"{account.api_key}\"",
+            "{account.api_key} is a secret and is compared with an answer",
+        ),
+        ("is = true", "is = \"{account.api_key}\"", "compares with a constant, not with a placeholder"),
+        ("\"/payment/amount\", \"/message\"]", "\"/payment/{account.api_key}\"]", "only {reference} may stand in a pointer"),
+        // Identity.
+        (
+            "identity = [{ at = \"/payment/reference\", is = \"{reference}\" }, ",
+            "identity = [",
+            "compares nothing of the row, so another transaction's answer would be believed",
+        ),
+        ("is = \"{reference}\"", "is = \"order/1\"", "compares nothing of the row"),
+        ("identity =", "#identity =", "answer.identity: is missing; write what in an answer is our own identifier"),
+        ("is = \"{account.merchant}\" }]", "is = \"{params.pin}\" }]", "{params.pin} is a secret and is compared"),
+        ("is = \"{account.merchant}\" }]", "is = \"{stamp}\" }]", "{stamp} is no identifier"),
+        // Words and errors.
+        ("means = \"failed\"", "means = \"dead\"", "\"dead\" is no meaning; write one of pending, action_required, succeeded"),
+        (
+            "\"open+*\" = { means = \"pending\" }",
+            "\"open+*\" = { means = \"failed\" }",
+            "has a star, which stands for any text, and may only mean pending",
+        ),
+        (
+            "means = \"not_found\"\nmessage",
+            "means = \"failed\"\nmessage",
+            "errors[2].means: \"failed\" is a fate, and no error is one",
+        ),
+        ("means = \"not_found\"\nmessage", "means = \"action_required\"\nmessage", "\"action_required\" is a fate"),
+        ("http = 404\n", "", "errors[2]: matches every answer; give it http, when, or both"),
+        ("http = 404\n", "http = 4040\n", "errors[2].http: must be a number from 100 to 599"),
+        (
+            "rule = \"pace\" }\n\"declined+\"",
+            "rule = \"peace\" }\n\"declined+\"",
+            "\"peace\" is no id of [[rules]]; there are pace",
+        ),
+        ("believe = [200]", "believe = [200, 429]", "answer.believe: 429 is never read"),
+        // Amounts.
+        ("amount = { at", "#amount = { at", "answer.amount: is missing; write { at, unit, currency }, or { none"),
+        (
+            "amount = { at = \"/payment/amount\", unit = \"minor\"",
+            "amount = { at = \"/payment/amount\"",
+            "answer.amount.unit: is missing",
+        ),
+        (", currency = \"/payment/currency\"", "", "has not exactly one of currency (a pointer) and currency_is"),
+        ("unit = \"minor\"", "unit = \"major\"", "has an exponent, which only minor units have"),
+        // Floors and plan.
+        ("[floors]\n", "[floors]\nnone = \"x\"\n", "floors: has both none and a floor"),
+        (
+            "every = { wait = \"5m\", rule = \"pace\" }",
+            "every = { wait = \"5m\" }",
+            "floors.every.rule: is missing; a floor names the sentence",
+        ),
+        ("first = \"2m\"", "first = \"1m\"", "plan: first = \"1m\" is below the documented floor, 2m"),
+        ("{ every = \"5m\" }", "{ every = \"299s\" }", "plan: every = \"4m59s\" is below the documented floor, 5m"),
+        // Pointers.
+        (
+            "\"/payment/reason\", ",
+            "\"/payment/because\", ",
+            "answer.reason[0]: \"/payment/because\" points to nothing in any example",
+        ),
+        ("message = \"/error/text\"", "message = \"error.text\"", "errors[3].message: \"error.text\" is no JSON Pointer"),
+        // Examples.
+        (
+            "expect = { outcome = \"cancelled\" }",
+            "expect = { outcome = \"failed\" }",
+            "expect.outcome is \"failed\", and it comes to \"cancelled\"",
+        ),
+        ("\"declined\",\"reason\"", "\"void\",\"reason\"", "is final (failed) and no example has it; add one"),
+        ("account = { merchant = \"m-1\", ", "account = { ", "its account cannot be opened: merchant is missing"),
+        ("api_key = \"acme-key-0001\"", "api_key = \"short\"", "api_key has 5 characters where 8 to 64 are documented"),
+        ("x-key = \"acme-key-0001\"", "x-key = \"acme-key-0002\"", "request.headers.x-key is \"acme-key-0002\""),
+        (
+            "amount = \"12.50\"\ncurrency = \"EUR\"\nnow",
+            "amount = \"12.51\"\ncurrency = \"EUR\"\nnow",
+            "amount or currency are not those of [example]",
+        ),
+    ] {
+        let told = problems(&with(old, new));
+        if !told.contains(said) || !told.lines().all(|line| line.starts_with("acme.toml, line ")) {
+            wrong.push(format!("{old:?} → {new:?}\nwanted: {said}\ntold: {told}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
+}
+
+#[test]
+fn an_error_alone_never_shows_a_secret_of_an_example() {
+    let told = problems(&with("api_key = { secret = true, length = [8, 64] }", "api_key = { form = \"pem-rsa\" }"));
+    assert!(told.contains("api_key is no RSA private key in PEM") && !told.contains("acme-key-0001"), "{told}");
+}
+
+#[test]
+fn a_request_that_carries_nothing_of_the_row_is_refused() {
+    let bare = ACME
+        .replace("payments/{reference}\"", "payments\"")
+        .replace("query = { wallet = \"{params.wallet}\" }\n", "")
+        .replace("json = { reference = \"{reference}\", ", "json = { ")
+        .replace(", x-pin = \"{params.pin}\"", "");
+    assert!(problems(&bare).contains("request: carries nothing of the row"), "{}", problems(&bare));
+}
+
+#[test]
+fn an_example_that_stays_final_when_the_answer_changes_is_refused() {
+    // Nothing else tells whose answer it is, and no guard would notice.
+    let careless = with("believe = [200]", "believe = [200, 404]")
+        .replace("[[errors]]\nhttp = 404\nmeans = \"not_found\"\nmessage = \"/message\"\n", "");
+    let told = problems(&careless);
+    assert!(told.contains("with HTTP 404 it still ends succeeded; make the file tell the two apart"), "{told}");
+}
+
+#[test]
+fn a_file_that_is_no_text_no_toml_or_no_file_is_told_so() {
+    let refused = |bytes: &[u8]| Declaration::inspect("f.toml", bytes).expect_err("refused").join("\n");
+    assert!(refused(b"format = 1\nname = \"\xff\"").starts_with("f.toml, line 2: is not UTF-8"));
+    assert!(refused(b"format = 1\nname = \"").starts_with("f.toml, line 2: no valid TOML"));
+    assert!(refused(b"").contains("format: is missing; write format = 1"));
+    assert!(refused(&vec![b'#'; 10 << 20]).contains("has more than"));
+    assert!(refused(b"format = 1\nformat = 1").contains("line 2: no valid TOML"));
+    assert!(read_declaration(Path::new("/nowhere/acme.toml")).expect_err("missing").contains("the file cannot be read"));
+    assert!(read_declaration(Path::new("/")).expect_err("a folder").contains("the file cannot be read"));
+    let big = file("big.toml", &"#".repeat(10 << 20));
+    assert!(Declaration::inspect("big", &read_declaration(&big.0).expect("read")).is_err(), "and no more of it is read than that");
+}
+
+#[test]
+fn deep_and_endless_toml_is_refused_without_harm() {
+    for text in [format!("x = {}1{}", "[".repeat(100_000), "]".repeat(100_000)), format!("{}x = 1", "a.".repeat(100_000))] {
+        assert!(inspect(&text).is_err());
+    }
+}
+
+struct Temporary(PathBuf);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// A file of that name in a folder of this process.
+fn file(name: &str, text: &str) -> Temporary {
+    let folder = std::env::temp_dir().join(format!("paypoll-declared-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let path = folder.join(name);
+    std::fs::write(&path, text).expect("a file");
+    Temporary(path)
+}
+
+fn load(files: &[&Temporary], variables: &[(&str, &str)]) -> Result<Config, String> {
+    let paths: Vec<PathBuf> = files.iter().map(|file| file.0.clone()).collect();
+    let database = ("DATABASE_URL", "postgres://127.0.0.1/none");
+    let variables = variables.iter().chain([&database]).map(|&(key, value)| (key.to_owned(), value.to_owned()));
+    Config::load(&paths, variables, 1.0).map_err(|error| error.to_string())
+}
+
+const SECTION: &str = "[providers.acme]\ndeclaration = \"DECLARATION\"\nenabled = true\nregion = \"eu\"\n\
+                       [providers.acme.accounts.default]\nmerchant = \"m-1\"\napi_key = \"acme-key-0001\"\n";
+
+#[test]
+fn a_configuration_names_the_file_relative_to_itself_and_adds_what_a_merchant_has() {
+    let _file = file("named.toml", ACME);
+    let section = file("section.toml", &SECTION.replace("DECLARATION", "named.toml"));
+    let config = load(&[&section], &[]).expect("valid");
+    let acme = &config.providers[0];
+    assert_eq!((acme.descriptor.name, acme.base_url.as_str()), ("acme", "https://api.acme.example/v2"));
+    // Of a documented rate of 5 no second sees more: 4 a second, and one more at once.
+    assert_eq!((acme.rate.per_second, acme.rate.burst, acme.timeout.as_secs(), acme.max_in_flight), (4.0, 2, 10, 64));
+    assert_eq!(acme.rules.plan.first.min.as_secs(), 120);
+    assert!(providers::all().iter().any(|known| known.name == "acme"));
+    let text = load(&[&section], &[("PAYPOLL__PROVIDERS__ACME__SCHEDULE", "{ first = \"3m\" }")]).expect("valid");
+    assert_eq!(text.providers[0].rules.plan.first.min.as_secs(), 180);
+}
+
+#[test]
+fn no_configuration_goes_below_a_declared_floor_or_beyond_a_documented_rate() {
+    let _file = file("floors.toml", ACME);
+    let section = file("floors-section.toml", &SECTION.replace("DECLARATION", "floors.toml"));
+    for (key, value, said) in [
+        ("SCHEDULE", "{ first = \"1m\" }", "schedule.first = \"1m\": the provider's documented floor is 2m"),
+        ("SCHEDULE", "{ phases = [{ every = \"1m\" }] }", "the provider's documented floor is 5m"),
+        ("RATE_LIMIT", "{ per_second = 5, burst = 2 }", "the provider's documented limit, 5 requests in any second"),
+        ("RATE_LIMIT__PER_SECOND", "10", "documented limit, 5 requests in any second; lower one of them"),
+    ] {
+        let told = load(&[&section], &[(&format!("PAYPOLL__PROVIDERS__ACME__{key}"), value)]).expect_err(value);
+        assert!(told.contains(said), "{told}");
+    }
+    let allowed = load(&[&section], &[("PAYPOLL__PROVIDERS__ACME__RATE_LIMIT", "{ per_second = 5, burst = 1 }")]);
+    assert_eq!(allowed.expect("valid").providers[0].rate.per_second, 5.0);
+}
+
+#[test]
+fn the_environment_alone_can_declare_a_provider() {
+    let acme = file("environment.toml", &ACME.replace("name = \"acme\"", "name = \"acme-pay\""));
+    let set = |key: &str, value: &str| (format!("PAYPOLL__PROVIDERS__ACME_PAY__{key}"), value.to_owned());
+    let variables = [
+        set("DECLARATION", &acme.0.to_string_lossy()),
+        set("ENABLED", "true"),
+        set("REGION", "eu"),
+        set("ACCOUNTS__DEFAULT__MERCHANT", "m-1"),
+        set("ACCOUNTS__DEFAULT__API_KEY", "acme-key-0001"),
+    ];
+    let variables: Vec<(&str, &str)> = variables.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+    assert_eq!(load(&[], &variables).expect("valid").providers[0].descriptor.name, "acme-pay");
+}
+
+#[test]
+fn a_section_that_names_a_wrong_file_is_told_what_is_wrong() {
+    let _acme = file("wrong-acme.toml", &ACME.replace("name = \"acme\"", "name = \"acme-wrong\""));
+    let _broken = file("wrong-broken.toml", &ACME.replace("title", "tittle"));
+    for (name, declaration, said) in [
+        ("other", "wrong-acme.toml", "the file declares \"acme-wrong\"; write [providers.acme-wrong]"),
+        ("khalti", "wrong-acme.toml", "the file declares \"acme-wrong\""),
+        ("acme", "wrong-broken.toml", "wrong-broken.toml, line 4: tittle: is not a known key"),
+        ("acme", "nowhere.toml", "the file cannot be read"),
+    ] {
+        let section = format!("[providers.{name}]\ndeclaration = \"{declaration}\"\n");
+        let section = file(&format!("wrong-{name}-{declaration}"), &section);
+        let told = load(&[&section], &[]).expect_err(declaration);
+        assert!(told.contains(said), "{told}");
+    }
+    let lacking = file(
+        "lacking.toml",
+        "[providers.acme-wrong]\ndeclaration = \"wrong-acme.toml\"\nenabled = true\n\
+                        [providers.acme-wrong.accounts.default]\nmerchant = \"m/1\"\napi_key = \"acme-key-0001\"\n",
+    );
+    let told = load(&[&lacking], &[]).expect_err("no region");
+    assert!(told.contains("providers.acme-wrong.accounts.default.merchant is not a word"), "{told}");
+}
+
+fn acme() -> Box<dyn Provider> {
+    let declaration = inspect(ACME).and_then(Inspection::accept).expect("in order");
+    let settings = Settings {
+        base_url: "http://127.0.0.1:1".into(),
+        options: [("region".to_owned(), "eu".to_owned())].into(),
+        account: [("merchant", "m-1"), ("api_key", "acme-key-0001")].map(|(key, value)| (key.to_owned(), value.into())).into(),
+    };
+    Box::leak(Box::new(declaration)).open(&settings).expect("complete settings")
+}
+
+fn ask<'a>(reference: &'a str, params: &'a Value) -> Ask<'a> {
+    Ask { reference, params, now: DateTime::from_timestamp(1_795_770_000, 0).expect("a time"), token: None, amount: None }
+}
+
+fn response(status: u16, body: &str) -> Response {
+    Response { status, retry_after: None, body: body.as_bytes().to_vec().into() }
+}
+
+#[test]
+fn a_row_that_cannot_be_asked_about_is_told_what_it_lacks() {
+    let provider = acme();
+    let request = |reference: &str, params: Value| provider.request(ask(reference, &params)).map(|request| request.url);
+    assert_eq!(
+        request("a b", json!({"wallet": "w"})).as_deref(),
+        Ok("http://127.0.0.1:1/eu/merchants/m-1/payments/a%20b?wallet=w")
+    );
+    assert_eq!(request("R", json!({})), Err("params.wallet is missing".into()));
+    assert!(request("R", json!({"wallet": 7})).is_err_and(|why| why.contains("params.wallet is not text")));
+    assert!(
+        request("R", json!({"wallet": "w", "pin": "é"})).is_err_and(|why| why.contains("params.pin has characters that no header"))
+    );
+    assert!(request("..", json!({"wallet": "w"})).is_err_and(|why| why.contains("no URL can carry")));
+}
+
+#[test]
+fn an_answer_is_judged_in_one_order() {
+    let provider = acme();
+    let params = json!({"wallet": "w-1"});
+    let read = |status: u16, body: &str| provider.read(ask("R", &params), &response(status, body));
+    let payment = |inner: &str| format!(r#"{{"ok":true,"payment":{{"reference":"R","merchant":"m-1",{inner}}}}}"#);
+    // 1. The code alone.
+    assert!(matches!(read(429, "x"), Outcome::RateLimited { .. }));
+    assert!(matches!(read(302, &payment(r#""status":"void""#)), Outcome::Unusable { .. }));
+    assert!(matches!(read(503, "{}"), Outcome::ServerError { status: 503, .. }));
+    // 2. No JSON object.
+    assert!(matches!(read(200, "[1]"), Outcome::Unusable { .. }));
+    assert!(matches!(read(404, "<html>"), Outcome::Unusable { .. }));
+    // 3. Another identifier, before any error rule.
+    assert!(
+        matches!(read(404, r#"{"message":"x","payment":{"reference":"S"}}"#), Outcome::Unusable { why } if why.contains("another"))
+    );
+    assert!(matches!(
+        read(200, r#"{"ok":true,"payment":{"reference":["R"],"merchant":"m-1","status":"void"}}"#),
+        Outcome::Unusable { .. }
+    ));
+    // 4. Errors.
+    assert!(matches!(read(404, r#"{"message":"gone"}"#), Outcome::NotFound { message } if message == "HTTP 404: gone"));
+    assert!(matches!(read(200, r#"{"error":{"code":17.0,"text":"x"}}"#), Outcome::CredentialsRejected { park: true, .. }));
+    // 5. The code.
+    assert!(matches!(read(403, r#"{"message":"no"}"#), Outcome::CredentialsRejected { park: false, .. }));
+    assert!(matches!(read(500, &payment(r#""status":"void""#)), Outcome::ServerError { status: 500, .. }));
+    assert!(matches!(read(201, &payment(r#""status":"void""#)), Outcome::Unusable { .. }));
+    // 6. Guards.
+    assert!(matches!(read(200, r#"{"ok":false,"message":"later"}"#), Outcome::RequestFailed { message } if message == "later"));
+    // 7. Identity.
+    assert!(matches!(read(200, r#"{"ok":true,"payment":{"reference":"R","status":"void"}}"#), Outcome::Unusable { .. }));
+    assert!(matches!(
+        read(200, r#"{"ok":true,"payment":{"reference":null,"merchant":"m-1","status":"void"}}"#),
+        Outcome::Unusable { .. }
+    ));
+    // 8. The word.
+    assert!(matches!(read(200, &payment(r#""detail":"captured""#)), Outcome::Unusable { .. }));
+    assert!(matches!(read(200, &payment(r#""status":{},"detail":"x""#)), Outcome::Unusable { .. }));
+    assert!(matches!(read(200, &payment(r#""status":"Void""#)), Outcome::UnknownWord { word } if word == "Void+"));
+    assert!(matches!(read(200, &payment(r#""status":"unknown""#)), Outcome::NotFound { .. }));
+    // 9. Amount and currency, for a success alone.
+    for odd in [
+        r#""status":"paid","detail":"captured""#,
+        r#""status":"paid","detail":"captured","amount":12.5,"currency":"EUR""#,
+        r#""status":"paid","detail":"captured","amount":"much","currency":"EUR""#,
+        r#""status":"paid","detail":"captured","amount":1250"#,
+        r#""status":"paid","detail":"captured","amount":1250,"currency":7"#,
+    ] {
+        assert!(matches!(read(200, &payment(odd)), Outcome::Unusable { .. }), "{odd}");
+    }
+    let failed = read(200, &payment(r#""status":"declined","amount":"much""#));
+    assert!(matches!(&failed, Outcome::Status(status) if status.reported == Reported::Failed), "{failed:?}");
+    // 10. What is kept.
+    let paid = read(200, &payment(r#""status":"paid","detail":"captured","amount":1250,"currency":"KWD","payer":"JOHN DOE""#));
+    let Outcome::Status(paid) = paid else { panic!("{paid:?}") };
+    assert_eq!(paid.amount, paypoll::domain::Amount::Told("1.25".parse().expect("a decimal")));
+    assert_eq!(*paid.details, json!({"payment": {"status": "paid", "reference": "R", "amount": 1250}}));
+}
+
+#[test]
+fn secrets_of_the_account_and_the_row_are_scrubbed_and_nothing_but_the_list_is_kept() {
+    let provider = acme();
+    let params = json!({"wallet": "w-1", "pin": "pin-0001"});
+    let ask = ask("R", &params);
+    let redaction = Redaction::new(provider.secrets(ask), provider.kept(ask));
+    let body = r#"{"message":"key acme-key-0001 and pin-0001","payer":"JOHN DOE","payment":{"status":"paid","payer":"JOHN"}}"#;
+    let kept = redaction.body(body.as_bytes()).to_string();
+    assert!(kept.contains(REDACTED) && kept.contains("paid"), "{kept}");
+    for secret in ["acme-key-0001", "pin-0001", "JOHN"] {
+        assert!(!kept.contains(secret), "{kept}");
+    }
+    assert_eq!(provider.exclusive_key(ask), Some("w-1"));
+}

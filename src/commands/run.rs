@@ -44,6 +44,7 @@ pub async fn serve(config: &Config, stop: CancellationToken) -> anyhow::Result<(
     }
     store.make_journal(None).await.context("the journal's partitions could not be made")?;
     let metrics = Arc::new(Metrics::new(lanes.iter().map(|spec| (spec.provider, &*spec.account))));
+    let daemon = Daemon::new(config, store.clone(), lanes.clone(), metrics.clone()).map_err(|error| anyhow!(error))?;
     // The port stays open until the last answer is written down: whoever looks sees a daemon that stops, not one that is gone.
     let drained = CancellationToken::new();
     let ops = ops::serve(config, store.clone(), metrics.clone(), stop.clone(), drained.clone()).await?;
@@ -58,9 +59,8 @@ pub async fn serve(config: &Config, stop: CancellationToken) -> anyhow::Result<(
         lanes.len()
     );
     if let Some(manager) = ServiceManager::from_environment() {
-        tokio::spawn(notify::keep(manager, metrics.clone(), stop.clone()));
+        tokio::spawn(notify::keep(manager, metrics, stop.clone()));
     }
-    let daemon = Daemon::new(config, store.clone(), lanes, metrics).map_err(|error| anyhow!(error))?;
     let result = daemon.run(stop.clone()).await;
     stop.cancel();
     drained.cancel();

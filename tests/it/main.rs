@@ -19,3 +19,4 @@ mod support;
 mod tidy;
 mod tls;
 mod token;
+mod transport;

@@ -6,8 +6,7 @@ use super::text::{plain, roughly};
 use crate::config::{Config, ProviderConfig, duration};
 use crate::domain::{Floors, Origin, Phase, Plan, Until};
 use crate::providers;
-use crate::store::Store;
-use crate::transport::Tls;
+use crate::store::{Store, StoreError};
 use anyhow::bail;
 // Not to ask anybody: the address is read as it will be when requests are sent.
 use reqwest::Url;
@@ -39,9 +38,6 @@ pub async fn run(config: &Config, out: &mut impl Write) -> anyhow::Result<()> {
     if config.providers.is_empty() {
         problems.push("no provider is enabled: set providers.NAME.enabled = true and give it an account".into());
     }
-    if let Err(problem) = Tls::for_hosts(config.providers.iter().map(|provider| &*provider.base_url)) {
-        problems.push(problem);
-    }
     if !problems.is_empty() {
         bail!(problems.join("\n"));
     }
@@ -63,6 +59,7 @@ fn field(out: &mut impl Write, name: &str, value: &str) -> io::Result<()> {
 async fn write_database(out: &mut impl Write, config: &Config, problems: &mut Vec<String>) -> anyhow::Result<()> {
     let store = match super::open_store(config).await {
         Ok(store) => store,
+        Err(error) if matches!(error.downcast_ref(), Some(StoreError::Url(_))) => return Err(error),
         Err(error) => {
             let error = super::told(&error);
             field(out, "database", &error)?;
@@ -73,6 +70,13 @@ async fn write_database(out: &mut impl Write, config: &Config, problems: &mut Ve
     let server = store.server().await?;
     field(out, "database", &format!("reached, PostgreSQL {}, schema version {}", server.version, server.schema))?;
     field(out, "clock", &clock(&store).await?)?;
+    match store.check_session().await {
+        Ok(()) => field(out, "rights", "tried, without changing anything: what `paypoll run` does is allowed")?,
+        Err(error) => {
+            field(out, "rights", &error.to_string())?;
+            problems.push(error.to_string());
+        }
+    }
     store.close().await;
     Ok(())
 }

@@ -6,7 +6,7 @@ use crate::metrics::Metrics;
 use crate::notify::{self, ServiceManager};
 use crate::ops;
 use crate::scheduler::{self, Daemon};
-use crate::store::{Schema, SchemaError, Store, StoreError};
+use crate::store::{SchemaError, Store, StoreError};
 use crate::telemetry::event;
 use crate::upkeep::Upkeep;
 use anyhow::{Context as _, anyhow, bail};
@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::info;
 
 /// Runs until SIGTERM or SIGINT.
 pub async fn run(config: &Config) -> anyhow::Result<()> {
@@ -33,18 +33,10 @@ pub async fn serve(config: &Config, stop: CancellationToken) -> anyhow::Result<(
         bail!("no provider is enabled: set providers.NAME.enabled = true and give it an account");
     }
     let store = Store::open_for_polling(&config.database)?;
-    let schema = reach(&store, config.database.connect_timeout).await?;
-    if let Schema::Newer { found, known } = schema {
-        warn!(
-            event = event::SCHEMA_NEWER,
-            "the paypoll schema is at version {found}, newer than version {known} that paypoll {} was built for: \
-             it works, update it before the next migration",
-            env!("CARGO_PKG_VERSION")
-        );
-    }
+    reach(&store, config.database.connect_timeout).await?;
+    store.check_session().await?;
     store.make_journal(None).await.context("the journal's partitions could not be made")?;
     let metrics = Arc::new(Metrics::new(lanes.iter().map(|spec| (spec.provider, &*spec.account))));
-    let daemon = Daemon::new(config, store.clone(), lanes.clone(), metrics.clone()).map_err(|error| anyhow!(error))?;
     // The port stays open until the last answer is written down: whoever looks sees a daemon that stops, not one that is gone.
     let drained = CancellationToken::new();
     let ops = ops::serve(config, store.clone(), metrics.clone(), stop.clone(), drained.clone()).await?;
@@ -59,8 +51,9 @@ pub async fn serve(config: &Config, stop: CancellationToken) -> anyhow::Result<(
         lanes.len()
     );
     if let Some(manager) = ServiceManager::from_environment() {
-        tokio::spawn(notify::keep(manager, metrics, stop.clone()));
+        tokio::spawn(notify::keep(manager, metrics.clone(), stop.clone()));
     }
+    let daemon = Daemon::new(config, store.clone(), lanes, metrics).map_err(|error| anyhow!(error))?;
     let result = daemon.run(stop.clone()).await;
     stop.cancel();
     drained.cancel();
@@ -73,12 +66,12 @@ pub async fn serve(config: &Config, stop: CancellationToken) -> anyhow::Result<(
 }
 
 /// Tries for as long as the configuration allows to reach the database, then checks its schema.
-async fn reach(store: &Store, patience: Duration) -> anyhow::Result<Schema> {
+async fn reach(store: &Store, patience: Duration) -> anyhow::Result<()> {
     let begun = Instant::now();
     let mut waits = reconnect();
     loop {
         let error = match store.check_schema().await {
-            Ok(schema) => return Ok(schema),
+            Ok(()) => return Ok(()),
             Err(SchemaError::Store(StoreError::Database(error))) => error,
             Err(other) => return Err(other.into()),
         };

@@ -67,7 +67,7 @@ const SLOWEST: f64 = 32.0;
 const DRAW: &str = "
     with locked as (
         select x.number, x.wanted, x.tolerance, a.provider, a.account, clock_timestamp() as clock, a.arrival_at, a.held_until,
-               $6::float8 + x.tolerance + (1 + $8::float8) * x.gap as farthest, x.gap * greatest(1, a.slowdown * power(0.5, least(64,
+               $6::float8 + x.tolerance + (1 + $8::float8) * x.gap as farthest, x.gap * greatest(1, a.slowdown * power(0.5::float8, least(64,
                    greatest(0, extract(epoch from clock_timestamp() - a.slowed_at))::float8 / $7))) as gap
           from unnest($1::text[], $2::text[], $3::bigint[], $4::float8[], $5::float8[])
                with ordinality as x (provider, account, wanted, gap, tolerance, number)
@@ -123,7 +123,7 @@ impl Store {
             "update paypoll.accounts
                 set held_until = greatest(held_until, clock_timestamp() + make_interval(secs => $3)),
                     slowdown = case when slowed_at > clock_timestamp() - interval '1 second' then slowdown
-                                    else least($5, 2 * greatest(1, slowdown * power(0.5, least(64,
+                                    else least($5, 2 * greatest(1, slowdown * power(0.5::float8, least(64,
                                              extract(epoch from clock_timestamp() - slowed_at)::float8 / $4))))
                                end,
                     slowed_at = greatest(slowed_at, clock_timestamp() + make_interval(secs => $3))

@@ -16,28 +16,27 @@ pub mod page;
 mod record;
 mod reopen;
 mod replicas;
+mod session;
 
 pub use accounts::{AHEAD, AccountState, Draw, Drawn};
 pub use audit::{BusySecond, JournalReader, PolledTransaction};
 pub use claim::{Candidate, Claim, Claimed, LaneRoom, Placement};
 pub use life::{Life, LifePoll, LifeRow, LifeTransition, Surroundings};
-pub use migrate::{Schema, SchemaError, Server, migrate};
+pub use migrate::{SchemaError, Server, migrate};
 pub use overview::{AccountOverview, MOST, Unroutable, counted};
 pub use record::{Attempt, Batch, Commit, Entry, Poll, Recorded, Transition};
 pub use reopen::{Parked, Reopened};
 pub use replicas::{Beat, Membership, ReplicaId, Verdict};
 
 use crate::config::Database;
-use percent_encoding::percent_decode_str;
 use secrecy::ExposeSecret;
+use session::connect_options;
 use sqlx::Connection as _;
 use sqlx::pool::PoolConnectionMetadata;
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
-use std::fs::File;
+use sqlx::postgres::{PgConnection, PgPool, PgPoolOptions};
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
-use std::str::FromStr;
 use std::task;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -57,6 +56,9 @@ pub enum StoreError {
     /// The connection string cannot be read.
     #[error("database.url: {0}")]
     Url(String),
+    /// The database, or the session with it, is not as paypoll needs it.
+    #[error("{0}")]
+    Unfit(String),
 }
 
 /// A pool of connections to one database.
@@ -66,8 +68,6 @@ pub struct Store {
     silence: Silence,
 }
 
-/// A statement that takes longer than this is given up: the daemon then says that it lost the database, and tries again.
-const STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a statement waits for a free connection before the database counts as lost.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -130,13 +130,20 @@ impl Store {
             let poll = catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context)));
             poll.unwrap_or(task::Poll::Ready(Err(StoreError::Unreadable)))
         });
-        tokio::select! {
+        let result = tokio::select! {
             result = result => result,
             _ = silence.changed() => Err(StoreError::Silent(limit)),
             () = tokio::time::sleep(limit) => {
                 self.silence.0.send_replace(Instant::now());
                 Err(StoreError::Silent(limit))
             }
+        };
+        match result {
+            // A pool that waited in vain does not say what for (a role's connection limit, say); one more attempt does.
+            Err(StoreError::Database(sqlx::Error::PoolTimedOut)) => {
+                Err(self.reach().await.err().unwrap_or(sqlx::Error::PoolTimedOut.into()))
+            }
+            result => result,
         }
     }
 
@@ -148,9 +155,9 @@ impl Store {
         Ok(connection.close().await?)
     }
 
-    /// Errors unless the schema has all that this binary needs, as it needs it.
-    pub async fn check_schema(&self) -> Result<Schema, SchemaError> {
-        migrate::check(&mut *self.pool.acquire().await.map_err(StoreError::from)?).await
+    /// Errors unless the schema is exactly this binary's version.
+    pub async fn check_schema(&self) -> Result<(), SchemaError> {
+        migrate::check(&self.pool).await
     }
 
     /// Closes every connection.
@@ -165,41 +172,10 @@ impl Store {
     }
 }
 
-/// The connection string, with paypoll's own session settings.
-fn connect_options(url: &str) -> Result<PgConnectOptions, StoreError> {
-    let options = PgConnectOptions::from_str(url).map_err(|error| StoreError::Url(without_url(&error)))?;
-    check_files(url)?;
-    Ok(options.application_name("paypoll").options([
-        ("statement_timeout", format!("{}ms", STATEMENT_TIMEOUT.as_millis())),
-        ("idle_in_transaction_session_timeout", format!("{}ms", STATEMENT_TIMEOUT.as_millis())),
-        ("timezone", "UTC".to_owned()),
-    ]))
-}
-
-/// Errors and names the file when one that the connection string asks for cannot be read: what meets it later does not say which.
-fn check_files(url: &str) -> Result<(), StoreError> {
-    let query = url.split_once('?').map_or("", |(_, query)| query);
-    for (key, value) in query.split('&').filter_map(|option| option.split_once('=')) {
-        if ["sslrootcert", "sslcert", "sslkey"].contains(&key) {
-            let path = percent_decode_str(value).decode_utf8_lossy();
-            File::open(&*path).map_err(|error| StoreError::Url(format!("{key} = {path:?} cannot be read ({error})")))?;
-        }
-    }
-    Ok(())
-}
-
 /// What the database or the way to it says. Of the database's own errors only its sentence: sqlx adds a line of PostgreSQL's source.
 fn words(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::Database(error) => error.message().to_owned(),
-        other => other.to_string(),
-    }
-}
-
-/// The parser's complaint without the string itself: it holds a password.
-fn without_url(error: &sqlx::Error) -> String {
-    match error {
-        sqlx::Error::Configuration(_) => "it is not a connection string like postgres://user:password@host:5432/database".into(),
         other => other.to_string(),
     }
 }

@@ -61,11 +61,7 @@ pub(crate) struct Host {
 
 impl Host {
     pub(crate) async fn start(answer: impl Fn(&Heard) -> Reply + Send + Sync + 'static) -> Self {
-        Self::start_at((Ipv4Addr::LOCALHOST, 0).into(), answer).await
-    }
-
-    pub(crate) async fn start_at(address: SocketAddr, answer: impl Fn(&Heard) -> Reply + Send + Sync + 'static) -> Self {
-        Self::serve(TcpListener::bind(address).await.unwrap(), |_| Vec::new(), answer)
+        Self::greeting(|_| Vec::new(), answer).await
     }
 
     /// As [`Self::start`]; on each new connection, by its number, `greet` speaks first.
@@ -73,14 +69,7 @@ impl Host {
         greet: impl Fn(usize) -> Vec<u8> + Send + Sync + 'static,
         answer: impl Fn(&Heard) -> Reply + Send + Sync + 'static,
     ) -> Self {
-        Self::serve(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap(), greet, answer)
-    }
-
-    fn serve(
-        listener: TcpListener,
-        greet: impl Fn(usize) -> Vec<u8> + Send + Sync + 'static,
-        answer: impl Fn(&Heard) -> Reply + Send + Sync + 'static,
-    ) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let heard = Arc::new(Mutex::new(Vec::new()));
         let (written, answer) = (heard.clone(), Arc::new(answer));

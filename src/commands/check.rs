@@ -7,6 +7,7 @@ use crate::config::{Config, ProviderConfig, duration};
 use crate::domain::{Floors, Origin, Phase, Plan, Until};
 use crate::providers;
 use crate::store::{Store, StoreError};
+use crate::transport::Tls;
 use anyhow::bail;
 // Not to ask anybody: the address is read as it will be when requests are sent.
 use reqwest::Url;
@@ -37,6 +38,9 @@ pub async fn run(config: &Config, out: &mut impl Write) -> anyhow::Result<()> {
     out.flush()?;
     if config.providers.is_empty() {
         problems.push("no provider is enabled: set providers.NAME.enabled = true and give it an account".into());
+    }
+    if let Err(problem) = Tls::for_hosts(config.providers.iter().map(|provider| &*provider.base_url)) {
+        problems.push(problem);
     }
     if !problems.is_empty() {
         bail!(problems.join("\n"));

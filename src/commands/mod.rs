@@ -25,7 +25,7 @@ async fn open_store(config: &Config) -> anyhow::Result<Store> {
     config.database.url()?;
     let store = Store::open(&config.database)?;
     match store.check_schema().await {
-        Ok(()) => Ok(store),
+        Ok(_) => Ok(store),
         Err(SchemaError::Store(unfit @ StoreError::Unfit(_))) => Err(unfit.into()),
         Err(SchemaError::Store(error)) => {
             // A pool that waited in vain does not say what for; one more attempt does.

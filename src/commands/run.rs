@@ -6,7 +6,7 @@ use crate::metrics::Metrics;
 use crate::notify::{self, ServiceManager};
 use crate::ops;
 use crate::scheduler::{self, Daemon};
-use crate::store::{SchemaError, Store, StoreError};
+use crate::store::{Schema, SchemaError, Store, StoreError};
 use crate::telemetry::event;
 use crate::upkeep::Upkeep;
 use anyhow::{Context as _, anyhow, bail};
@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 /// Runs until SIGTERM or SIGINT.
 pub async fn run(config: &Config) -> anyhow::Result<()> {
@@ -33,10 +33,19 @@ pub async fn serve(config: &Config, stop: CancellationToken) -> anyhow::Result<(
         bail!("no provider is enabled: set providers.NAME.enabled = true and give it an account");
     }
     let store = Store::open_for_polling(&config.database)?;
-    reach(&store, config.database.connect_timeout).await?;
+    let schema = reach(&store, config.database.connect_timeout).await?;
+    if let Schema::Newer { found, known } = schema {
+        warn!(
+            event = event::SCHEMA_NEWER,
+            "the paypoll schema is at version {found}, newer than version {known} that paypoll {} was built for: \
+             it works, update it before the next migration",
+            env!("CARGO_PKG_VERSION")
+        );
+    }
     store.check_session().await?;
     store.make_journal(None).await.context("the journal's partitions could not be made")?;
     let metrics = Arc::new(Metrics::new(lanes.iter().map(|spec| (spec.provider, &*spec.account))));
+    let daemon = Daemon::new(config, store.clone(), lanes.clone(), metrics.clone()).map_err(|error| anyhow!(error))?;
     // The port stays open until the last answer is written down: whoever looks sees a daemon that stops, not one that is gone.
     let drained = CancellationToken::new();
     let ops = ops::serve(config, store.clone(), metrics.clone(), stop.clone(), drained.clone()).await?;
@@ -51,9 +60,8 @@ pub async fn serve(config: &Config, stop: CancellationToken) -> anyhow::Result<(
         lanes.len()
     );
     if let Some(manager) = ServiceManager::from_environment() {
-        tokio::spawn(notify::keep(manager, metrics.clone(), stop.clone()));
+        tokio::spawn(notify::keep(manager, metrics, stop.clone()));
     }
-    let daemon = Daemon::new(config, store.clone(), lanes, metrics).map_err(|error| anyhow!(error))?;
     let result = daemon.run(stop.clone()).await;
     stop.cancel();
     drained.cancel();
@@ -66,12 +74,12 @@ pub async fn serve(config: &Config, stop: CancellationToken) -> anyhow::Result<(
 }
 
 /// Tries for as long as the configuration allows to reach the database, then checks its schema.
-async fn reach(store: &Store, patience: Duration) -> anyhow::Result<()> {
+async fn reach(store: &Store, patience: Duration) -> anyhow::Result<Schema> {
     let begun = Instant::now();
     let mut waits = reconnect();
     loop {
         let error = match store.check_schema().await {
-            Ok(()) => return Ok(()),
+            Ok(schema) => return Ok(schema),
             Err(SchemaError::Store(StoreError::Database(error))) => error,
             Err(other) => return Err(other.into()),
         };

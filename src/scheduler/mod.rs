@@ -20,7 +20,7 @@ use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::store::{Recorded, ReplicaId, Store, StoreError};
 use crate::telemetry::event;
-use crate::transport::Transport;
+use crate::transport::{Connections, Tls, Transport};
 use engine::{Command, Engine, Event, Failed, Setup};
 use lane::{CircuitChange, LaneSpec};
 use outbox::Recording;
@@ -80,7 +80,12 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 impl Daemon {
     /// A daemon that has not begun.
     pub fn new(config: &Config, store: Store, lanes: Vec<Arc<LaneSpec>>, metrics: Arc<Metrics>) -> Result<Self, String> {
-        let transport = Transport::new()?;
+        let tls = Tls::for_hosts(config.providers.iter().map(|provider| &*provider.base_url))?;
+        let poller = |spec: &Arc<LaneSpec>| {
+            let named = spec.asks.answers_name_their_transaction();
+            let connections = if named { Connections::Kept } else { Connections::OneRequestEach };
+            Ok(Arc::new(Poller::new(spec.clone(), Transport::new(&tls, connections)?)))
+        };
         let setup = Setup {
             lanes: lanes.clone(),
             lease: config.worker.lease,
@@ -90,7 +95,7 @@ impl Daemon {
         };
         let (events, inbox) = mpsc::unbounded_channel();
         Ok(Self {
-            pollers: lanes.iter().map(|spec| Arc::new(Poller::new(spec.clone(), transport.clone()))).collect(),
+            pollers: lanes.iter().map(poller).collect::<Result<_, String>>()?,
             engine: Engine::new(setup, Instant::now()),
             lease: config.worker.lease,
             grace: config.worker.shutdown_grace,

@@ -3,7 +3,7 @@
 use super::engine::Asked;
 use super::held::Held;
 use super::lane::LaneSpec;
-use super::token::{NoToken, Tokens};
+use super::token::{NoToken, Refusal, Tokens};
 use crate::domain::{Health, NoAnswer, Outcome};
 use crate::providers::{Ask, Token, TokenFlow};
 use crate::telemetry::event;
@@ -15,7 +15,7 @@ use secrecy::{ExposeSecret, SecretString};
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 use tokio_util::sync::CancellationToken;
@@ -26,7 +26,12 @@ pub struct Poller {
     spec: Arc<LaneSpec>,
     transport: Transport,
     tokens: Tokens,
+    /// When it was last told that requests cannot be sent.
+    told_unsent: Mutex<Option<Instant>>,
 }
+
+/// That this process or machine has nothing left to send requests with is told once in so long for an account.
+const TELL_UNSENT: Duration = Duration::from_secs(10);
 
 /// What ends a poll before its time.
 #[derive(Clone)]
@@ -47,7 +52,7 @@ impl Poller {
         let (retry, probe_after) = (spec.rules.retry.clone(), spec.circuit.probe_after);
         // An open circuit's probe is to find out whether there is a token: by then the pause is over.
         let tokens = Tokens::new(move |failures| retry.wait(failures, 0.0).min(probe_after / 2));
-        Self { spec, transport, tokens }
+        Self { spec, transport, tokens, told_unsent: Mutex::new(None) }
     }
 
     /// Since when transactions have waited for a token that is not to be had.
@@ -109,7 +114,10 @@ impl Poller {
             None => return Asked::NotSent(None),
             Some(Ok(token)) => token,
             Some(Err(NoToken::Later(pause))) => return Asked::Later(pause),
-            Some(Err(NoToken::Failed { outcome, pause, first })) => return self.without_token(held, outcome, pause, first),
+            Some(Err(NoToken::Failed { refusal: Refusal::NotSent(why), pause, .. })) => return self.unsent(&why, pause),
+            Some(Err(NoToken::Failed { refusal: Refusal::Provider(outcome), pause, first })) => {
+                return self.without_token(held, outcome, pause, first);
+            }
         };
         let first = self.exchange(held, Some(&token), before, stops, sent).await;
         let Asked::Sent { status: Some(status), body, .. } = &first else { return first };
@@ -136,7 +144,7 @@ impl Poller {
         stops: &Stops,
     ) -> Option<Result<SecretString, NoToken>> {
         let fetch = async || {
-            let failed = || Err(Outcome::Unusable { why: format!("access token: {OUR_FAULT}") });
+            let failed = || Err(Refusal::Provider(Outcome::Unusable { why: format!("access token: {OUR_FAULT}") }));
             caught(self.fetch(flow)).await.unwrap_or_else(failed)
         };
         tokio::select! {
@@ -146,11 +154,34 @@ impl Poller {
         }
     }
 
-    async fn fetch(&self, flow: &dyn TokenFlow) -> Result<Token, Outcome> {
+    async fn fetch(&self, flow: &dyn TokenFlow) -> Result<Token, Refusal> {
         let now = SystemTime::now().into();
-        let request = Transport::prepare(flow.request(now)).map_err(|message| Outcome::RequestFailed { message })?;
-        let response = self.transport.send(request, self.spec.timeout).await.map_err(no_answer)?;
-        flow.read(&response, now)
+        let request = Transport::prepare(flow.request(now));
+        let request = request.map_err(|message| Refusal::Provider(Outcome::RequestFailed { message }))?;
+        let response = match self.transport.send(request, self.spec.timeout).await {
+            Ok(response) => response,
+            Err(Failure::NotSent(why)) => return Err(Refusal::NotSent(why)),
+            Err(failure) => return Err(Refusal::Provider(no_answer(failure))),
+        };
+        flow.read(&response, now).map_err(Refusal::Provider)
+    }
+
+    /// What a poll comes to that could not be sent for want of something of our own: nobody's fault but ours, and no poll.
+    fn unsent(&self, why: &str, pause: Duration) -> Asked {
+        let mut told = self.told_unsent.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_none_or(|at| at.elapsed() >= TELL_UNSENT) {
+            *told = Some(Instant::now());
+            warn!(
+                event = event::POLL_FAILED,
+                provider = self.spec.provider,
+                account = &*self.spec.account,
+                error = why,
+                "{}/{}: requests cannot be sent from here ({why}); they are tried again, and do not count",
+                self.spec.provider,
+                self.spec.account,
+            );
+        }
+        Asked::Later(pause)
     }
 
     /// What a poll comes to that has no token: told once for all who waited, a failure of each, and nobody's poll.
@@ -213,18 +244,26 @@ impl Poller {
         }
         sent.get_or_init(|| at);
         let answer = tokio::select! {
-            answer = self.transport.send(request, self.spec.timeout) => answer.map_err(no_answer),
-            () = stops.waiting.cancelled() => Err(Outcome::NoAnswer(NoAnswer::Stopped)),
+            answer = self.transport.send(request, self.spec.timeout) => answer,
+            () = stops.waiting.cancelled() => return nothing_usable(at, Outcome::NoAnswer(NoAnswer::Stopped)),
         };
-        match answer {
+        let asked = match answer {
+            // Nothing of it was sent, so that it is as early or as late as it was.
+            Err(Failure::NotSent(why)) => return self.unsent(&why, self.spec.rules.retry.wait(1, 0.0)),
             Ok(response) => {
                 let response = without(response, token);
                 let read = catch_unwind(AssertUnwindSafe(|| self.spec.asks.read(ask, &response)));
                 let outcome = read.unwrap_or_else(|_| Outcome::Unusable { why: "paypoll failed to read the answer".into() });
                 Asked::Sent { at, latency: Some(at.elapsed()), status: Some(response.status), body: response.body, outcome }
             }
-            Err(outcome) => nothing_usable(at, outcome),
+            Err(failure) => nothing_usable(at, no_answer(failure)),
+        };
+        if let Asked::Sent { outcome, .. } = &asked
+            && !matches!(outcome.health(), Health::Usable | Health::Neutral)
+        {
+            self.transport.doubt();
         }
+        asked
     }
 }
 
@@ -246,7 +285,7 @@ async fn caught<T>(future: impl Future<Output = T>) -> Option<T> {
 fn no_answer(failure: Failure) -> Outcome {
     match failure {
         Failure::Timeout => Outcome::NoAnswer(NoAnswer::Timeout),
-        Failure::Connection(how) => Outcome::NoAnswer(NoAnswer::Connection(how)),
+        Failure::Connection(how) | Failure::NotSent(how) => Outcome::NoAnswer(NoAnswer::Connection(how)),
         Failure::TooLong => Outcome::Unusable { why: "the answer is longer than 1 MiB".into() },
     }
 }
@@ -272,6 +311,7 @@ mod tests {
     use crate::domain::Transaction;
     use crate::providers::Provider;
     use crate::scheduler::held::Unsaved;
+    use crate::transport::{Connections, Tls};
     use crate::wire::{Method, REDACTED, Request};
     use uuid::Uuid;
 
@@ -334,6 +374,10 @@ mod tests {
         Held { transaction, lane: 0, fence: 0, epoch: 0, due, flaw: None, unsaved }
     }
 
+    fn transport() -> Transport {
+        Transport::new(&Tls::of_system().expect("TLS"), Connections::Kept).expect("a client")
+    }
+
     fn stops() -> Stops {
         Stops { sending: CancellationToken::new(), waiting: CancellationToken::new() }
     }
@@ -342,7 +386,7 @@ mod tests {
     async fn a_mistake_of_ours_in_any_part_of_a_poll_is_that_polls_failure() {
         let soon = Instant::now() + Duration::from_secs(60);
         for place in [Panics::WhileAsked, Panics::WhileSent, Panics::ForAToken] {
-            let poller = Poller::new(spec(place), Transport::new().expect("a client"));
+            let poller = Poller::new(spec(place), transport());
             let asked = poller.poll(&held(), soon, &stops()).await;
             match (place, asked) {
                 (Panics::WhileAsked, Asked::Impossible(why)) => assert!(why.contains("paypoll failed"), "{why}"),
@@ -367,7 +411,7 @@ mod tests {
 
     #[tokio::test]
     async fn nothing_is_sent_once_sending_has_stopped() {
-        let poller = Poller::new(spec(Panics::WhileRead), Transport::new().expect("a client"));
+        let poller = Poller::new(spec(Panics::WhileRead), transport());
         let stops = stops();
         stops.sending.cancel();
         let asked = poller.poll(&held(), Instant::now() + Duration::from_secs(60), &stops).await;

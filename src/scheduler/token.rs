@@ -39,8 +39,17 @@ struct Kept {
 
 #[derive(Clone)]
 struct Failure {
-    outcome: Outcome,
+    refusal: Refusal,
     pause: Duration,
+}
+
+/// Why a request for a token brought none.
+#[derive(Clone, Debug)]
+pub(super) enum Refusal {
+    /// What the provider answered, or did not.
+    Provider(Outcome),
+    /// Nothing was sent, for want of something of our own.
+    NotSent(String),
 }
 
 /// Why there is no token.
@@ -48,7 +57,7 @@ pub(super) enum NoToken {
     /// The request failed. `first`: this caller sent it, the others waited for the same one.
     Failed {
         /// How.
-        outcome: Outcome,
+        refusal: Refusal,
         /// Until the next request.
         pause: Duration,
         /// Whether to tell of it.
@@ -74,7 +83,7 @@ impl Tokens {
     /// Whoever stops waiting takes nothing away from the others: if it was the caller that sent the request, the next one sends it.
     pub(super) async fn get<F>(&self, refused: Option<&SecretString>, fetch: impl FnOnce() -> F) -> Result<SecretString, NoToken>
     where
-        F: Future<Output = Result<Token, Outcome>>,
+        F: Future<Output = Result<Token, Refusal>>,
     {
         let request = match self.state().enter(refused, Instant::now()) {
             Entered::Here(token) => return Ok(token),
@@ -90,7 +99,7 @@ impl Tokens {
         });
         match result.await {
             Ok(token) => Ok(token.clone()),
-            Err(Failure { outcome, pause }) => Err(NoToken::Failed { outcome: outcome.clone(), pause: *pause, first }),
+            Err(Failure { refusal, pause }) => Err(NoToken::Failed { refusal: refusal.clone(), pause: *pause, first }),
         }
     }
 
@@ -100,7 +109,7 @@ impl Tokens {
     }
 
     /// Takes in what a request brought.
-    fn keep(&self, fetched: Result<Token, Outcome>, asked: Instant, now: Instant) -> Result<SecretString, Failure> {
+    fn keep(&self, fetched: Result<Token, Refusal>, asked: Instant, now: Instant) -> Result<SecretString, Failure> {
         let mut state = self.state();
         state.under_way = None;
         match fetched {
@@ -112,14 +121,18 @@ impl Tokens {
                 (state.failures, state.pause_until, state.missing_since) = (0, None, None);
                 Ok(token.value)
             }
-            Err(outcome) => {
+            Err(refusal) => {
+                let wanted = match &refusal {
+                    Refusal::Provider(outcome) => outcome.retry_after().unwrap_or_default(),
+                    Refusal::NotSent(_) => Duration::ZERO,
+                };
                 state.failures = state.failures.saturating_add(1);
-                let pause = (self.pause)(state.failures).max(outcome.retry_after().unwrap_or_default());
+                let pause = (self.pause)(state.failures).max(wanted);
                 state.pause_until = Some(now + pause);
                 // What is left of the old one's life is used: it is not known to be bad.
                 match state.token.as_ref().filter(|token| token.ends_at > now) {
                     Some(old) => Ok(old.value.clone()),
-                    None => Err(Failure { outcome, pause }),
+                    None => Err(Failure { refusal, pause }),
                 }
             }
         }
@@ -161,8 +174,8 @@ impl State {
 }
 
 /// The token, if it can be sent at all.
-fn checked(token: Token) -> Result<Token, Outcome> {
-    let unusable = |why: &str| Err(Outcome::Unusable { why: format!("access token: {why}") });
+fn checked(token: Token) -> Result<Token, Refusal> {
+    let unusable = |why: &str| Err(Refusal::Provider(Outcome::Unusable { why: format!("access token: {why}") }));
     let text = token.value.expose_secret();
     if text.len() > LONGEST_TOKEN {
         return unusable("it is longer than 16 kB");
@@ -185,8 +198,8 @@ mod tests {
         Token::new(value.into(), Some(lifetime))
     }
 
-    fn down() -> Outcome {
-        Outcome::ServerError { status: 500, wait: None }
+    fn down() -> Refusal {
+        Refusal::Provider(Outcome::ServerError { status: 500, wait: None })
     }
 
     fn tokens() -> Tokens {
@@ -245,7 +258,7 @@ mod tests {
             other => panic!("{}", shown(&other)),
         }
         tokens.state().pause_until = None;
-        let asks_for_more = Outcome::RateLimited { wait: Some(60 * SECOND) };
+        let asks_for_more = Refusal::Provider(Outcome::RateLimited { wait: Some(60 * SECOND) });
         match tokens.get(None, || async { Err(asks_for_more) }).await {
             Err(NoToken::Failed { pause, .. }) => assert_eq!(pause, 60 * SECOND),
             other => panic!("{}", shown(&other)),

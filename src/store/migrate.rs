@@ -3,10 +3,11 @@
 use super::session::{check_encoding, connect_options};
 use super::{Store, StoreError};
 use chrono::{DateTime, Utc};
-use sqlx::migrate::{Migration, MigrationType, Migrator};
-use sqlx::postgres::{PgConnection, PgPool};
+use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
+use sqlx::postgres::PgConnection;
 use sqlx::{Connection, Row, SqlSafeStr};
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 /// Every change of the schema, in order: version, description, statements.
 const MIGRATIONS: &[(i64, &str, &str)] = &[
@@ -31,26 +32,46 @@ pub enum SchemaError {
     #[error("the database has no paypoll schema: run `paypoll migrate`")]
     Missing,
     /// It is older than this binary.
-    #[error("the paypoll schema is at version {found}, this paypoll needs {needed}: run `paypoll migrate`")]
+    #[error("the paypoll schema lacks migration {missing}, which this paypoll needs: run `paypoll migrate`")]
     Older {
-        /// The version found.
-        found: i64,
-        /// The version needed.
-        needed: i64,
+        /// The first migration that it lacks.
+        missing: String,
     },
-    /// It is newer than this binary.
+    /// What was applied to it under that name is not what this binary has under it.
     #[error(
-        "the paypoll schema is at version {found}, this paypoll knows {needed}: run the paypoll that migrated it, or a newer one"
+        "migration {migration} in the database is not the one that this paypoll has: another build made the schema; \
+         run that build, or let this one migrate a new database and move the rows there"
     )]
-    Newer {
-        /// The version found.
-        found: i64,
-        /// The version known.
-        needed: i64,
+    Altered {
+        /// The first migration that differs.
+        migration: String,
     },
     /// It could not be read.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+/// How a schema that can be used stands to this binary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Schema {
+    /// It is the one that this binary was built for, of that version.
+    Current(i64),
+    /// It has further migrations. They only add to what this binary knows: a version later removes what the one before still needs.
+    Newer {
+        /// Its version.
+        found: i64,
+        /// The version that this binary was built for.
+        known: i64,
+    },
+}
+
+impl Schema {
+    /// The version of the schema.
+    #[must_use]
+    pub fn version(self) -> i64 {
+        let (Self::Current(version) | Self::Newer { found: version, .. }) = self;
+        version
+    }
 }
 
 fn migrator() -> Migrator {
@@ -62,21 +83,35 @@ fn migrator() -> Migrator {
         .collect();
     let mut migrator = Migrator::with_migrations(migrations);
     migrator.create_schema("paypoll");
+    // A newer paypoll's. The next one's schema serves this one too.
+    migrator.set_ignore_missing(true);
     migrator.dangerous_set_table_name("paypoll.migrations");
     migrator
 }
 
-/// Brings the schema to this binary's version. Several at once are safe: they take turns. Returns the version.
-pub async fn migrate(url: &str) -> Result<i64, StoreError> {
-    let mut connection = PgConnection::connect_with(&connect_options(url)?.options([("statement_timeout", "0")])).await?;
-    check_encoding(&mut connection).await?;
-    migrator().run(&mut connection).await.map_err(sqlx::Error::from)?;
-    connection.close().await?;
-    Ok(newest())
+/// A migration as people know it: the name of its file.
+fn name(migration: &Migration) -> String {
+    format!("{:04}_{}", migration.version, migration.description)
 }
 
-fn newest() -> i64 {
-    MIGRATIONS.iter().map(|(version, ..)| *version).max().unwrap_or(0)
+/// Brings the schema to this binary's version, or leaves a newer one as it is. Several at once are safe: they take turns.
+pub async fn migrate(url: &str) -> Result<Schema, SchemaError> {
+    let options = connect_options(url)?.options([("statement_timeout", "0")]);
+    let mut connection = PgConnection::connect_with(&options).await.map_err(StoreError::from)?;
+    check_encoding(&mut connection).await?;
+    let migrator = migrator();
+    migrator.run(&mut connection).await.map_err(|error| refused(&migrator, error))?;
+    let schema = check(&mut connection).await?;
+    connection.close().await.map_err(StoreError::from)?;
+    Ok(schema)
+}
+
+fn refused(migrator: &Migrator, error: MigrateError) -> SchemaError {
+    let altered = |version: i64| migrator.iter().find(|migration| migration.version == version).map(name);
+    match error {
+        MigrateError::VersionMismatch(version) => SchemaError::Altered { migration: altered(version).unwrap_or_default() },
+        other => SchemaError::Store(sqlx::Error::from(other).into()),
+    }
 }
 
 /// The database server, as it says of itself.
@@ -103,25 +138,66 @@ impl Store {
     }
 }
 
-/// Errors unless the schema is exactly this binary's version.
-pub(super) async fn check(pool: &PgPool) -> Result<(), SchemaError> {
-    check_encoding(&mut *pool.acquire().await.map_err(StoreError::from)?).await?;
+/// Errors unless the schema has every migration of this binary, each as it stands here.
+pub(super) async fn check(connection: &mut PgConnection) -> Result<Schema, SchemaError> {
+    check_encoding(&mut *connection).await?;
     let there: bool = sqlx::query_scalar("select to_regclass('paypoll.migrations') is not null")
-        .fetch_one(pool)
+        .fetch_one(&mut *connection)
         .await
         .map_err(StoreError::from)?;
     if !there {
         return Err(SchemaError::Missing);
     }
-    let found: Option<i64> = sqlx::query_scalar("select max(version) from paypoll.migrations where success")
-        .fetch_one(pool)
+    let applied: Vec<(i64, Vec<u8>)> = sqlx::query_as("select version, checksum from paypoll.migrations where success")
+        .fetch_all(connection)
         .await
         .map_err(StoreError::from)?;
-    let needed = newest();
-    match found.unwrap_or(0) {
-        0 => Err(SchemaError::Missing),
-        found if found < needed => Err(SchemaError::Older { found, needed }),
-        found if found > needed => Err(SchemaError::Newer { found, needed }),
-        _ => Ok(()),
+    compare(&migrator(), &applied.into_iter().collect())
+}
+
+/// The versions that were applied, each with the checksum of what was.
+fn compare(migrator: &Migrator, applied: &BTreeMap<i64, Vec<u8>>) -> Result<Schema, SchemaError> {
+    let Some((&found, _)) = applied.last_key_value() else { return Err(SchemaError::Missing) };
+    let is_altered = |migration: &&Migration| applied.get(&migration.version).is_some_and(|sum| **sum != *migration.checksum);
+    if let Some(altered) = migrator.iter().find(is_altered) {
+        return Err(SchemaError::Altered { migration: name(altered) });
+    }
+    if let Some(missing) = migrator.iter().find(|migration| !applied.contains_key(&migration.version)) {
+        return Err(SchemaError::Older { missing: name(missing) });
+    }
+    let known = migrator.iter().map(|migration| migration.version).max().unwrap_or(0);
+    Ok(if found > known { Schema::Newer { found, known } } else { Schema::Current(found) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A database to which all of this binary's migrations were applied.
+    fn applied() -> BTreeMap<i64, Vec<u8>> {
+        migrator().iter().map(|migration| (migration.version, migration.checksum.to_vec())).collect()
+    }
+
+    #[test]
+    fn a_schema_is_compared_migration_by_migration_and_not_by_its_highest_number() {
+        let migrator = migrator();
+        let known = *applied().last_key_value().unwrap().0;
+        let told = |applied: &BTreeMap<i64, Vec<u8>>| compare(&migrator, applied).map_err(|error| error.to_string());
+        assert_eq!(told(&applied()), Ok(Schema::Current(known)));
+
+        let mut newer = applied();
+        newer.insert(known + 5, vec![1]);
+        assert_eq!(told(&newer), Ok(Schema::Newer { found: known + 5, known }));
+
+        let mut altered = newer.clone();
+        altered.insert(4, vec![1]);
+        assert!(told(&altered).unwrap_err().contains("0004_polls"), "named although its number is right");
+
+        for mut lacking in [applied(), newer] {
+            lacking.remove(&7);
+            let error = told(&lacking).unwrap_err();
+            assert!(error.contains("0007_feed") && error.contains("run `paypoll migrate`"), "{error}");
+        }
+        assert!(told(&BTreeMap::new()).unwrap_err().contains("no paypoll schema"));
     }
 }

@@ -22,7 +22,7 @@ pub use accounts::{AHEAD, AccountState, Draw, Drawn};
 pub use audit::{BusySecond, JournalReader, PolledTransaction};
 pub use claim::{Candidate, Claim, Claimed, LaneRoom, Placement};
 pub use life::{Life, LifePoll, LifeRow, LifeTransition, Surroundings};
-pub use migrate::{SchemaError, Server, migrate};
+pub use migrate::{Schema, SchemaError, Server, migrate};
 pub use overview::{AccountOverview, MOST, Unroutable, counted};
 pub use record::{Attempt, Batch, Commit, Entry, Poll, Recorded, Transition};
 pub use reopen::{Parked, Reopened};
@@ -155,9 +155,9 @@ impl Store {
         Ok(connection.close().await?)
     }
 
-    /// Errors unless the schema is exactly this binary's version.
-    pub async fn check_schema(&self) -> Result<(), SchemaError> {
-        migrate::check(&self.pool).await
+    /// Errors unless the schema has all that this binary needs, as it needs it.
+    pub async fn check_schema(&self) -> Result<Schema, SchemaError> {
+        migrate::check(&mut *self.pool.acquire().await.map_err(StoreError::from)?).await
     }
 
     /// Closes every connection.

@@ -57,11 +57,13 @@ pub mod event {
     pub const DATABASE_BACK: &str = "database_back";
     /// How the work goes, at regular times (info).
     pub const SUMMARY: &str = "summary";
+    /// The schema has more than this binary knows of (warn).
+    pub const SCHEMA_NEWER: &str = "schema_newer";
     /// Lines of the log had no room, because nobody read it fast enough (warn).
     pub const LOG_LINES_DROPPED: &str = "log_lines_dropped";
 
     /// Every event.
-    pub const ALL: [&str; 15] = [
+    pub const ALL: [&str; 16] = [
         DAEMON_STARTED,
         DAEMON_STOPPING,
         DAEMON_STOPPED,
@@ -76,6 +78,7 @@ pub mod event {
         DATABASE_LOST,
         DATABASE_BACK,
         SUMMARY,
+        SCHEMA_NEWER,
         LOG_LINES_DROPPED,
     ];
 }

@@ -60,6 +60,8 @@ pub enum Failure {
     Timeout,
     /// The connection could not be made, or broke. Says how, without the URL.
     Connection(String),
+    /// No byte of it was sent, because this process or machine had nothing left to send it with. Says what.
+    NotSent(String),
     /// The body is longer than [`MAX_BODY`].
     TooLong,
 }

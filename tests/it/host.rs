@@ -61,7 +61,11 @@ pub(crate) struct Host {
 
 impl Host {
     pub(crate) async fn start(answer: impl Fn(&Heard) -> Reply + Send + Sync + 'static) -> Self {
-        Self::greeting(|_| Vec::new(), answer).await
+        Self::start_at((Ipv4Addr::LOCALHOST, 0).into(), answer).await
+    }
+
+    pub(crate) async fn start_at(address: SocketAddr, answer: impl Fn(&Heard) -> Reply + Send + Sync + 'static) -> Self {
+        Self::serve(TcpListener::bind(address).await.unwrap(), |_| Vec::new(), answer)
     }
 
     /// As [`Self::start`]; on each new connection, by its number, `greet` speaks first.
@@ -69,7 +73,14 @@ impl Host {
         greet: impl Fn(usize) -> Vec<u8> + Send + Sync + 'static,
         answer: impl Fn(&Heard) -> Reply + Send + Sync + 'static,
     ) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        Self::serve(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap(), greet, answer)
+    }
+
+    fn serve(
+        listener: TcpListener,
+        greet: impl Fn(usize) -> Vec<u8> + Send + Sync + 'static,
+        answer: impl Fn(&Heard) -> Reply + Send + Sync + 'static,
+    ) -> Self {
         let address = listener.local_addr().unwrap();
         let heard = Arc::new(Mutex::new(Vec::new()));
         let (written, answer) = (heard.clone(), Arc::new(answer));

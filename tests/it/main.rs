@@ -20,3 +20,4 @@ mod support;
 mod tidy;
 mod tls;
 mod token;
+mod transport;

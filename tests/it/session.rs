@@ -3,7 +3,7 @@
 use crate::support::{Provider, TestDatabase, database, empty_database, eventually};
 use paypoll::config::Database;
 use paypoll::simulator::{self, PROVIDERS};
-use paypoll::store::{Store, StoreError};
+use paypoll::store::{SchemaError, Store, StoreError};
 use rustix::process::{Pid, Signal, kill_process};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use std::net::Ipv4Addr;
@@ -371,7 +371,7 @@ async fn an_address_with_a_parameter_that_would_not_be_obeyed_is_refused() {
             "{command}: {error}"
         );
     }
-    assert!(matches!(paypoll::store::migrate(&url).await, Err(StoreError::Url(_))));
+    assert!(matches!(paypoll::store::migrate(&url).await, Err(SchemaError::Store(StoreError::Url(_)))));
 }
 
 #[tokio::test]

@@ -28,7 +28,7 @@ const NEVER: &[(&str, &[&str])] = &[
         "src/wire",
         &["tokio", "sqlx", "reqwest", "std::env", "::now()", "use rand", "crate::store", "crate::scheduler", "crate::providers"],
     ),
-    ("src/transport.rs", &["crate::domain", "crate::store", "crate::providers", "crate::scheduler", "sqlx"]),
+    ("src/transport", &["crate::domain", "crate::store", "crate::providers", "crate::scheduler", "sqlx"]),
     ("src/store", &["crate::providers", "crate::transport", "crate::scheduler", "crate::commands"]),
     ("src/scheduler/lane.rs", &["tokio", "crate::store", "crate::transport", "::now()"]),
     ("src/scheduler/engine.rs", &["tokio", "crate::transport", "sqlx", "::now()"]),

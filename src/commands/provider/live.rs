@@ -7,7 +7,7 @@ use crate::cli::ProviderTest;
 use crate::config::{AccountConfig, Config, ConfigError, ProviderConfig};
 use crate::domain::{Amount, Outcome};
 use crate::providers::{Ask, Provider};
-use crate::transport::Transport;
+use crate::transport::{Connections, Tls, Transport};
 use crate::wire::{Failure, Method, Redaction, Request};
 use anyhow::{anyhow, bail};
 use chrono::{DateTime, Utc};
@@ -49,7 +49,8 @@ async fn ask(
     params: &Value,
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
-    let transport = Transport::new().map_err(|error| anyhow!(error))?;
+    let tls = Tls::for_hosts([&*provider.base_url]).map_err(|error| anyhow!(error))?;
+    let transport = Transport::new(&tls, Connections::OneRequestEach).map_err(|error| anyhow!(error))?;
     let token = match account.provider.token_flow() {
         None => None,
         Some(flow) => {
@@ -124,7 +125,7 @@ fn told(outcome: &Outcome) -> String {
 fn failed(failure: Failure) -> anyhow::Error {
     match failure {
         Failure::Timeout => anyhow!("no complete answer within the time-out"),
-        Failure::Connection(how) => anyhow!(how),
+        Failure::Connection(how) | Failure::NotSent(how) => anyhow!(how),
         Failure::TooLong => anyhow!("the answer is longer than 1 MiB"),
     }
 }

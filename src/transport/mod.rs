@@ -1,16 +1,41 @@
 //! HTTP: a request value goes in, a response value or a failure comes out. Knows no provider and decides nothing.
 
+mod body;
+mod connect;
+
+pub use connect::Tls;
+
 use crate::wire::{self, Failure, MAX_BODY, Method, Request, Response};
 use bytes::{Bytes, BytesMut};
 use reqwest::header::{DATE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, redirect};
 use std::error::Error;
-use std::time::{Duration, SystemTime};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
-/// A client for all providers. Cheap to clone.
-#[derive(Clone)]
+/// The connections of one account.
 pub struct Transport {
+    tls: Tls,
+    connections: Connections,
+    current: Mutex<Current>,
+}
+
+/// What connections are used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Connections {
+    /// For one request after the other.
+    Kept,
+    /// For one request each: for answers that cannot be tied to their question. On a connection that carried another request, what came
+    /// late, or twice, or unasked, would pass for the answer to this one.
+    OneRequestEach,
+}
+
+/// The client whose connections are used at present. Those of its predecessor end with their last request.
+struct Current {
     client: Client,
+    since: Instant,
+    /// Something went wrong lately.
+    doubted: bool,
 }
 
 /// A request that is ready to be sent: nothing about it can fail any more but the network.
@@ -18,20 +43,41 @@ pub struct Prepared(reqwest::Request);
 
 /// A connection that nobody used for so long is closed.
 const IDLE: Duration = Duration::from_secs(90);
+/// No connection is used for longer: by then a name may lead elsewhere.
+const LONGEST_USE: Duration = Duration::from_secs(60);
+/// After a failure new connections are made, but not more often than this.
+const SHORTEST_USE: Duration = Duration::from_secs(1);
 
 impl Transport {
-    /// A client that follows no redirect, uses no proxy and asks for no compression.
-    pub fn new() -> Result<Self, String> {
-        let client = Client::builder()
-            .redirect(redirect::Policy::none())
-            .no_proxy()
-            .http1_only()
-            .tcp_nodelay(true)
-            .pool_idle_timeout(IDLE)
-            .user_agent(concat!("paypoll/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(|error| format!("the HTTP client cannot be made: {}", described(error)))?;
-        Ok(Self { client })
+    /// Connections that follow no redirect, use no proxy and ask for no compression.
+    pub fn new(tls: &Tls, connections: Connections) -> Result<Self, String> {
+        let client = client(tls, connections)?;
+        let current = Current { client, since: Instant::now(), doubted: false };
+        Ok(Self { tls: tls.clone(), connections, current: Mutex::new(current) })
+    }
+
+    /// Something went wrong: what is at the other end of the connections may not be what their name leads to any more. The next request
+    /// gets a new one.
+    pub fn doubt(&self) {
+        self.current().doubted = true;
+    }
+
+    fn current(&self) -> std::sync::MutexGuard<'_, Current> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn client(&self) -> Client {
+        let mut current = self.current();
+        let age = current.since.elapsed();
+        let is_old = age >= LONGEST_USE || (current.doubted && age >= SHORTEST_USE);
+        // One client could be made, so another one can. If not, the old one still works.
+        if is_old
+            && self.connections == Connections::Kept
+            && let Ok(client) = client(&self.tls, self.connections)
+        {
+            *current = Current { client, since: Instant::now(), doubted: false };
+        }
+        current.client.clone()
     }
 
     /// Checks that the request can be sent as it is. The error names what cannot.
@@ -56,7 +102,7 @@ impl Transport {
     }
 
     async fn exchange(&self, request: Prepared) -> Result<Response, Failure> {
-        let mut response = self.client.execute(request.0).await.map_err(failed)?;
+        let mut response = self.client().execute(request.0).await.map_err(failed)?;
         let status = response.status().as_u16();
         let retry_after = pause(response.headers());
         let first = response.chunk().await.map_err(failed)?.unwrap_or_default();
@@ -68,8 +114,29 @@ impl Transport {
         if body.len() > MAX_BODY {
             return Err(Failure::TooLong);
         }
+        let body = body::plain(response.headers(), body)?;
         Ok(Response { status, retry_after, body })
     }
+}
+
+fn client(tls: &Tls, connections: Connections) -> Result<Client, String> {
+    let builder = Client::builder()
+        .tls_backend_preconfigured(tls.config.clone())
+        .redirect(redirect::Policy::none())
+        .no_proxy()
+        .http1_only()
+        // As browsers do: a header line that is none takes nothing away from the others.
+        .http1_ignore_invalid_headers_in_responses(true)
+        .http1_allow_spaces_after_header_name_in_responses(true)
+        .http1_allow_obsolete_multiline_headers_in_responses(true)
+        .tcp_nodelay(true)
+        .pool_idle_timeout(IDLE)
+        .user_agent(concat!("paypoll/", env!("CARGO_PKG_VERSION")));
+    let builder = match connections {
+        Connections::Kept => builder,
+        Connections::OneRequestEach => connect::one_request_each(builder),
+    };
+    builder.build().map_err(|error| format!("the HTTP client cannot be made: {}", described(error)))
 }
 
 async fn rest(response: &mut reqwest::Response, first: Bytes, second: Bytes) -> Result<Bytes, Failure> {
@@ -86,7 +153,13 @@ async fn rest(response: &mut reqwest::Response, first: Bytes, second: Bytes) -> 
 }
 
 fn failed(error: reqwest::Error) -> Failure {
-    if error.is_timeout() { Failure::Timeout } else { Failure::Connection(described(error)) }
+    if error.is_timeout() {
+        Failure::Timeout
+    } else if error.is_connect() && connect::is_ours(&error) {
+        Failure::NotSent(described(error))
+    } else {
+        Failure::Connection(described(error))
+    }
 }
 
 /// What went wrong, down to its cause, without the URL: it may hold a token.

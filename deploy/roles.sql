@@ -63,7 +63,8 @@ grant execute on function paypoll.make_journal(date, date), paypoll.prune_journa
 
 -- The reader.
 grant select (id, provider, account, reference, amount, currency, initiated_at, state, provider_state, reason, action, details, attempts,
-              failures, last_polled_at, next_poll_at, finalized_at, created_at, updated_at, owner)
+              failures, last_polled_at, next_poll_at, finalized_at, created_at, updated_at, owner, reopened_at, action_at, opened_at,
+              phase, phase_since, gaps, answered)
    on paypoll.transactions to paypoll_reader;
 grant select on paypoll.transitions, paypoll.polls, paypoll.replicas, paypoll.accounts, paypoll.providers to paypoll_reader;
 grant execute on function paypoll.shown_params(uuid) to paypoll_reader;

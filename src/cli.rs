@@ -1,14 +1,14 @@
 //! The command line: what can be typed. What the commands do stands in [`crate::commands`].
 
 use crate::config::{HIGHEST_SPEED, duration};
-use crate::providers;
+use crate::domain::State;
+use crate::store::Cursor;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
-use uuid::Uuid;
 
 /// Everything that was typed.
 #[derive(Debug, Parser)]
@@ -41,6 +41,8 @@ pub enum Command {
     Run(Run),
     /// Bring the database's schema up to date; safe from several replicas at once
     Migrate,
+    /// Print every setting that is in force and the layer it comes from; secrets are redacted
+    Config,
     /// Check configuration, database and schema, and print the enabled providers with their rules
     #[command(
         after_help = "Each provider's host is connected to; nothing is sent, no credential least of all. Exit code 1 when the \
@@ -49,12 +51,24 @@ pub enum Command {
     Check,
     /// Show when a transaction that stays pending would be polled, and what ends it; needs no database
     Plan(Plan),
-    /// Show what is pending, due, overdue and parked, for each provider and account
+    /// Show how everything stands, the worst first: what is late, parked or not asked, and why
     Status(Status),
     /// Show one transaction's life: every poll and every change of state
     Show(Show),
+    /// List transactions by state, account, reason, age or the beginning of their reference
+    #[command(
+        after_help = "What is polled comes first, the most overdue first; then what has ended, the latest change first. `--after` goes on \
+                      where a list ended."
+    )]
+    List(List),
     /// Reopen unresolved or invalid transactions: a new polling window starts
     Retry(Retry),
+    /// Keep a provider's accounts, or one of them, from being asked, on every replica and until resumed
+    Pause(Pause),
+    /// Have paused accounts asked again
+    Resume(Resume),
+    /// Have the next probe of an open circuit sent at once
+    Probe(Probe),
     /// Prove from the journal of polls that the providers' rules were kept; exit code 1 on any breach
     Audit(Audit),
     /// Declare a provider in a file: a skeleton, a test without network or database, and what it means
@@ -119,6 +133,12 @@ pub struct Status {
     /// Print again and again until interrupted
     #[arg(long)]
     pub watch: bool,
+    /// Only this provider's accounts
+    #[arg(long, value_name = "NAME")]
+    pub provider: Option<String>,
+    /// Only accounts of which something is wrong
+    #[arg(long)]
+    pub problems: bool,
 }
 
 /// `paypoll show`.
@@ -132,19 +152,57 @@ pub struct Show {
     pub json: bool,
 }
 
+/// `paypoll list`.
+#[derive(Debug, Args)]
+pub struct List {
+    /// Of this provider
+    #[arg(long, value_name = "NAME")]
+    pub provider: Option<String>,
+    /// Of this account
+    #[arg(long, value_name = "NAME")]
+    pub account: Option<String>,
+    /// In this state; may be given several times
+    #[arg(long = "state", value_name = "STATE", value_parser = state)]
+    pub states: Vec<State>,
+    /// With this reason, such as window_over
+    #[arg(long, value_name = "REASON")]
+    pub reason: Option<String>,
+    /// Whose reference begins like this
+    #[arg(long, value_name = "PREFIX")]
+    pub reference: Option<String>,
+    /// In their state for longer than this, such as "2h"; what is polled: there for longer
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
+    pub older: Option<Duration>,
+    /// In their state for no longer than this; what is polled: there for no longer
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
+    pub since: Option<Duration>,
+    /// At most so many
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
+    pub limit: u32,
+    /// Go on where a list has ended: what it said there
+    #[arg(long, value_name = "PLACE", value_parser = place)]
+    pub after: Option<Cursor>,
+    /// Print JSON
+    #[arg(long, conflicts_with = "csv")]
+    pub json: bool,
+    /// Print CSV
+    #[arg(long)]
+    pub csv: bool,
+}
+
 /// `paypoll retry`.
 #[derive(Debug, Args)]
 #[command(after_help = "Exit code 1 when any of the transactions that were named could not be reopened; the others still are.")]
 pub struct Retry {
-    /// The ids of the transactions; instead of them, options say which ones
+    /// The ids or references of the transactions; instead of them, options say which ones
     #[arg(
-        value_name = "ID",
+        value_name = "ID|REFERENCE",
         required_unless_present_any = ["provider", "account", "reason", "since"],
         conflicts_with_all = ["provider", "account", "reason", "since"]
     )]
-    pub ids: Vec<Uuid>,
+    pub transactions: Vec<String>,
     /// All parked transactions of this provider
-    #[arg(long, value_name = "NAME", value_parser = provider)]
+    #[arg(long, value_name = "NAME")]
     pub provider: Option<String>,
     /// All parked transactions of this account
     #[arg(long, value_name = "NAME")]
@@ -155,9 +213,65 @@ pub struct Retry {
     /// All transactions that were parked, or corrected since, within this time, such as "24h"
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     pub since: Option<Duration>,
+    /// No more than so many, those first that have been parked for longest
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub limit: Option<u64>,
+    /// Why; stands in the transactions' history
+    #[arg(long, value_name = "TEXT")]
+    pub because: Option<String>,
+    /// Do not ask before reopening more than 100
+    #[arg(long)]
+    pub yes: bool,
     /// Only print what would be reopened
     #[arg(long)]
     pub dry_run: bool,
+    /// Who does it.
+    #[command(flatten)]
+    pub actor: Actor,
+}
+
+/// `paypoll pause`.
+#[derive(Debug, Args)]
+pub struct Pause {
+    /// The account; a provider alone means all of its accounts
+    #[arg(value_name = "PROVIDER[/ACCOUNT]")]
+    pub account: String,
+    /// Why: whoever looks next reads it
+    #[arg(long, value_name = "TEXT")]
+    pub because: String,
+    /// End the pause by itself after this time, such as "1h"
+    #[arg(long = "for", value_name = "DURATION", value_parser = duration::parse)]
+    pub length: Option<Duration>,
+    /// Who does it.
+    #[command(flatten)]
+    pub actor: Actor,
+}
+
+/// `paypoll resume`.
+#[derive(Debug, Args)]
+pub struct Resume {
+    /// The account; a provider alone means all of its accounts
+    #[arg(value_name = "PROVIDER[/ACCOUNT]")]
+    pub account: String,
+    /// Who does it.
+    #[command(flatten)]
+    pub actor: Actor,
+}
+
+/// `paypoll probe`.
+#[derive(Debug, Args)]
+pub struct Probe {
+    /// The account whose circuit is open
+    #[arg(value_name = "PROVIDER/ACCOUNT")]
+    pub account: String,
+}
+
+/// `--as`, for commands whose changes are signed.
+#[derive(Debug, Args)]
+pub struct Actor {
+    /// The name that stands beside the database login in the history; else USER@HOST
+    #[arg(long = "as", value_name = "NAME")]
+    pub name: Option<String>,
 }
 
 /// `paypoll audit`.
@@ -254,9 +368,13 @@ pub struct Speed {
     pub factor: f64,
 }
 
-fn provider(text: &str) -> Result<String, String> {
-    let known: Vec<&str> = providers::REGISTRY.iter().map(|descriptor| descriptor.name).collect();
-    if known.contains(&text) { Ok(text.to_owned()) } else { Err(format!("known providers are {}", known.join(", "))) }
+fn state(text: &str) -> Result<State, String> {
+    let names: Vec<&str> = State::ALL.into_iter().map(State::as_str).collect();
+    State::from_name(text).ok_or_else(|| format!("states are {}", names.join(", ")))
+}
+
+fn place(text: &str) -> Result<Cursor, String> {
+    Cursor::parse(text).ok_or_else(|| "a place is what a list printed behind --after".to_owned())
 }
 
 fn speed(text: &str) -> Result<f64, String> {
@@ -342,9 +460,13 @@ mod tests {
             "paypoll migrate --speed 2",
             "paypoll --speed 2 migrate",
             "paypoll retry",
-            "paypoll retry not-an-id",
             "paypoll retry --dry-run",
-            "paypoll retry --provider paypal",
+            "paypoll retry --limit 0 --provider khalti",
+            "paypoll list --state paid",
+            "paypoll list --json --csv",
+            "paypoll list --after nowhere",
+            "paypoll pause khalti",
+            "paypoll probe",
             "paypoll retry --reason window_over 0199f5b2-0000-7000-8000-000000000000",
             "paypoll simulate --listen 9500",
             "paypoll -- run --json",
@@ -361,7 +483,7 @@ mod tests {
         let cli = read("paypoll --dry-run --provider dusupay retry --reason gave_up --since 24h").expect("valid");
         let Command::Retry(retry) = cli.command else { panic!("retry") };
         assert_eq!((retry.provider.as_deref(), retry.reason.as_deref()), (Some("dusupay"), Some("gave_up")));
-        assert_eq!((retry.since, retry.dry_run, retry.ids.len()), (Some(Duration::from_secs(86_400)), true, 0));
+        assert_eq!((retry.since, retry.dry_run, retry.transactions.len()), (Some(Duration::from_secs(86_400)), true, 0));
     }
 
     #[test]

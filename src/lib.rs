@@ -17,7 +17,8 @@
 //! - [`store`]: PostgreSQL: every statement, and no decision.
 //! - [`scheduler`]: the loop. Its [`engine`](scheduler::engine) is a state machine that is told the time and what happened; the rest of
 //!   it carries out what the engine says. The only place that spawns tasks, but for servers.
-//! - [`ops`], [`metrics`], [`telemetry`]: what the daemon shows of itself. [`upkeep`]: housekeeping.
+//! - [`ops`], [`metrics`], [`telemetry`], [`incidents`]: what the daemon shows of itself. [`upkeep`]: housekeeping.
+//! - [`explain`], [`text`], [`csv`]: what people are told, in the same words by the commands and on the page.
 //! - [`config`], [`cli`], [`commands`]: what can be set, typed and done.
 //! - [`simulator`] and [`postgres`]: the five providers and a database for the demo, the tests and a user's staging.
 //!
@@ -45,8 +46,11 @@
 pub mod cli;
 pub mod commands;
 pub mod config;
+pub mod csv;
 pub mod domain;
 pub mod duration;
+pub mod explain;
+pub mod incidents;
 pub mod metrics;
 pub mod notify;
 pub mod ops;
@@ -56,6 +60,7 @@ pub mod scheduler;
 pub mod simulator;
 pub mod store;
 pub mod telemetry;
+pub mod text;
 pub mod transport;
 pub mod upkeep;
 pub mod wire;

@@ -34,6 +34,8 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 
 fn run(cli: &Cli) -> anyhow::Result<()> {
     let load = |speed| Config::load(&cli.config, config::environment(), speed);
+    // For whoever asks no provider: a secret that is missing is none of its business.
+    let read = |speed| Config::load_without_secrets(&cli.config, config::environment(), speed);
     let mut out = stdout();
     match &cli.command {
         Command::Run(asked) => {
@@ -41,13 +43,18 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
             let _written = telemetry::init(&config.log).map_err(anyhow::Error::msg)?;
             one_thread()?.block_on(commands::run::run(&config))
         }
-        Command::Migrate => one_thread()?.block_on(commands::migrate::run(&load(1.0)?, &mut out)),
+        Command::Migrate => one_thread()?.block_on(commands::migrate::run(&read(1.0)?, &mut out)),
+        Command::Config => commands::config::run(&cli.config, &mut out),
         Command::Check => one_thread()?.block_on(commands::check::run(&load(1.0)?, &mut out)),
         Command::Plan(asked) => commands::plan::run(asked, &cli.config, &mut out),
-        Command::Status(asked) => one_thread()?.block_on(commands::status::run(&load(1.0)?, asked, &mut out)),
-        Command::Show(asked) => one_thread()?.block_on(commands::show::run(&load(1.0)?, asked, &mut out)),
-        Command::Retry(asked) => one_thread()?.block_on(commands::retry::run(&load(1.0)?, asked, &mut out)),
-        Command::Audit(asked) => one_thread()?.block_on(commands::audit::run(&load(asked.speed.factor)?, asked, &mut out)),
+        Command::Status(args) => one_thread()?.block_on(commands::status::run(&read(1.0)?, args, &mut out)),
+        Command::Show(args) => one_thread()?.block_on(commands::show::run(&read(1.0)?, args, &mut out)),
+        Command::List(args) => one_thread()?.block_on(commands::list::run(&read(1.0)?, args, &mut out)),
+        Command::Retry(args) => one_thread()?.block_on(commands::retry::run(&read(1.0)?, args, &mut out)),
+        Command::Pause(args) => one_thread()?.block_on(commands::pause::pause(&read(1.0)?, args, &mut out)),
+        Command::Resume(args) => one_thread()?.block_on(commands::pause::resume(&read(1.0)?, args, &mut out)),
+        Command::Probe(args) => one_thread()?.block_on(commands::pause::probe(&read(1.0)?, args, &mut out)),
+        Command::Audit(args) => one_thread()?.block_on(commands::audit::run(&read(args.speed.factor)?, args, &mut out)),
         Command::Provider(asked) => commands::provider::run(asked, || load(1.0), &mut out),
         Command::Simulate(asked) => workers()?.block_on(commands::simulate::run(asked.listen, asked.speed.factor)),
         Command::Demo(asked) => commands::demo::run(asked),

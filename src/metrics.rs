@@ -99,6 +99,8 @@ pub struct Metrics {
     pub accounts: Vec<AccountMetrics>,
     /// Whether the database is there and this replica holds its lease.
     pub ready: AtomicBool,
+    /// How often the configuration was read anew and applied, and how often refused.
+    pub reloads: [AtomicU64; 2],
     began: Instant,
     /// When the loop last turned, in milliseconds since `began`.
     turned_ms: AtomicU64,
@@ -112,10 +114,16 @@ impl Metrics {
         Self {
             accounts: accounts.map(|(provider, account)| AccountMetrics::new(provider, account)).collect(),
             ready: AtomicBool::new(false),
+            reloads: Default::default(),
             began: Instant::now(),
             turned_ms: AtomicU64::new(0),
             unroutable: Mutex::default(),
         }
+    }
+
+    /// The configuration was read anew: whether it was applied.
+    pub fn reload(&self, applied: bool) {
+        self.reloads[usize::from(!applied)].fetch_add(1, Relaxed);
     }
 
     /// The loop turned.

@@ -2,8 +2,9 @@
 
 use crate::config::Config;
 use crate::metrics::Metrics;
-use crate::store::{Store, Unroutable, counted};
+use crate::store::{MOST, Store, Unroutable};
 use crate::telemetry::event;
+use crate::text::counted;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -89,7 +90,7 @@ impl Upkeep {
                 account = row.account,
                 count = row.count,
                 "{} transactions of {}/{} wait: no running daemon serves this account. {mend}",
-                counted(row.count),
+                counted(row.count, MOST),
                 row.provider,
                 row.account,
             );

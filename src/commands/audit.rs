@@ -1,12 +1,13 @@
 //! `paypoll audit`: whether the providers' rules were kept, recomputed from the journal and the documented rules alone.
 
-use super::text::{Paint, Table, Tone, cut, moment, plain, roughly};
+use super::text::{Paint, Table, Tone};
 use crate::cli;
 use crate::config::{self, Config, Rate, duration};
 use crate::domain::audit::{self, Finding, Kind, Law, RateMeter, Tally};
 use crate::domain::{Floors, Plan};
 use crate::providers::{self, Descriptor};
 use crate::store::{BusySecond, JournalReader, PolledTransaction};
+use crate::text::{cut, moment, plain, span};
 use anyhow::bail;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -119,7 +120,7 @@ struct Audit {
 
 impl Audit {
     async fn of_journal(config: &Config, since: Option<Duration>) -> anyhow::Result<Self> {
-        let store = super::open_store(config).await?;
+        let store = super::open_store_for_reading(config).await?;
         let mut journal = store.journal(since).await?;
         let mut audit = Self::new(config, &journal);
         read(&mut journal, &mut audit).await?;
@@ -318,6 +319,6 @@ fn told(finding: &Finding) -> String {
         Kind::Interval => format!("polled {exactly} sooner after the poll before than the rules allow"),
         Kind::Rate => "more polls within a second than the account's budget".into(),
         Kind::OutsideWindow => format!("polled {exactly} after the end of its documented window"),
-        Kind::WindowMissed => format!("a poll was due then at the latest and had not come {} later", roughly(finding.by)),
+        Kind::WindowMissed => format!("a poll was due then at the latest and had not come {} later", span(finding.by)),
     }
 }

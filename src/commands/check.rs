@@ -2,11 +2,11 @@
 //!
 //! A host is only connected to: a request, even one without credentials, would count at the provider.
 
-use super::text::{plain, roughly};
 use crate::config::{Config, ProviderConfig, duration};
 use crate::domain::{Floors, Origin, Phase, Plan, Until};
 use crate::providers;
 use crate::store::{Store, StoreError};
+use crate::text::{plain, span};
 use crate::transport::Tls;
 use anyhow::bail;
 // Not to ask anybody: the address is read as it will be when requests are sent.
@@ -180,7 +180,7 @@ async fn connect(base_url: String, timeout: Duration) -> Result<Duration, String
     match tokio::time::timeout(timeout, TcpStream::connect(format!("{host}:{port}"))).await {
         Ok(Ok(_connection)) => Ok(began.elapsed()),
         Ok(Err(error)) => Err(format!("{host}:{port}: {error}")),
-        Err(_) => Err(format!("{host}:{port}: no connection within {}", roughly(timeout))),
+        Err(_) => Err(format!("{host}:{port}: no connection within {}", span(timeout))),
     }
 }
 

@@ -1,16 +1,23 @@
 //! The commands, one file each.
 
 use crate::config::{Config, ConfigError};
+use crate::explain;
+use crate::providers;
 use crate::store::{SchemaError, Store, StoreError};
+use crate::text::count;
 use anyhow::anyhow;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 
 pub mod audit;
 pub mod check;
 pub mod completions;
+pub mod config;
 pub mod demo;
+pub mod list;
 pub mod man;
 pub mod migrate;
+pub mod pause;
 pub mod plan;
 pub mod provider;
 pub mod retry;
@@ -20,20 +27,129 @@ pub mod simulate;
 pub mod status;
 mod text;
 
+/// The database for a command that reads all of a table. See [`open_store`].
+async fn open_store_for_reading(config: &Config) -> anyhow::Result<Store> {
+    config.database.url()?;
+    reached(Store::open(&config.database)?).await
+}
+
 /// The database, reached and with the schema that this binary needs. Errors name what is wrong and how to mend it.
 async fn open_store(config: &Config) -> anyhow::Result<Store> {
     config.database.url()?;
-    let store = Store::open(&config.database)?;
+    reached(Store::open_for_ops(&config.database)?).await
+}
+
+async fn reached(store: Store) -> anyhow::Result<Store> {
     match store.check_schema().await {
         Ok(_) => Ok(store),
         Err(SchemaError::Store(unfit @ StoreError::Unfit(_))) => Err(unfit.into()),
         Err(SchemaError::Store(error)) => {
             // A pool that waited in vain does not say what for; one more attempt does.
             let cause = store.reach().await.err().unwrap_or(error);
-            Err(anyhow!("the database cannot be reached: {cause}"))
+            Err(anyhow!("the database at {} cannot be reached: {cause}", store.address()))
         }
         Err(other) => Err(other.into()),
     }
+}
+
+/// The accounts that there are: those that daemons have served, that have transactions, or that are configured here.
+struct Known(BTreeMap<String, BTreeSet<String>>);
+
+impl Known {
+    async fn of(store: &Store, config: &Config) -> Result<Self, StoreError> {
+        let mut known: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for name in store.provider_names().await? {
+            known.entry(name.clone()).or_default().extend(store.accounts_of(&name).await?);
+        }
+        for descriptor in &providers::REGISTRY {
+            known.entry(descriptor.name.to_owned()).or_default();
+        }
+        for provider in &config.providers {
+            known.entry(provider.descriptor.name.to_owned()).or_default().extend(provider.names.iter().cloned());
+        }
+        Ok(Self(known))
+    }
+
+    /// All accounts of a provider.
+    fn accounts(&self, provider: &str) -> Vec<String> {
+        self.0.get(provider).into_iter().flatten().cloned().collect()
+    }
+
+    /// Errors, as misuse, when there is no such provider or account.
+    fn check(&self, provider: Option<&str>, account: Option<&str>) -> Result<(), ConfigError> {
+        if let Some(provider) = provider
+            && !self.0.contains_key(provider)
+        {
+            let names: Vec<&str> = self.0.keys().map(String::as_str).collect();
+            return Err(ConfigError::one(format!(
+                "{provider:?} is no provider that is known here: there are {}",
+                names.join(", ")
+            )));
+        }
+        let Some(account) = account else { return Ok(()) };
+        let mut of = self.0.iter().filter(|(name, _)| provider.is_none_or(|wanted| *name == wanted));
+        if of.any(|(_, accounts)| accounts.contains(account)) {
+            return Ok(());
+        }
+        let of = self.0.iter().filter(|(name, _)| provider.is_none_or(|wanted| *name == wanted));
+        let names: Vec<String> =
+            of.flat_map(|(name, accounts)| accounts.iter().map(move |a| format!("{name}/{a}"))).take(50).collect();
+        let names = if names.is_empty() { "none yet".into() } else { names.join(", ") };
+        Err(ConfigError::one(format!("{account:?} is no account that is known here: there are {names}")))
+    }
+}
+
+/// Errors, as misuse, unless the provider is known.
+async fn known_provider(store: &Store, config: &Config, provider: &str) -> anyhow::Result<()> {
+    Ok(Known::of(store, config).await?.check(Some(provider), None)?)
+}
+
+/// Errors, as misuse, when neither paypoll nor any parked transaction knows that reason.
+async fn check_reason(store: &Store, reason: &str) -> anyhow::Result<()> {
+    if explain::reason(reason).is_some() {
+        return Ok(());
+    }
+    let parked = store.parked_by_reason().await?;
+    let wanted: String = reason.chars().take(100).collect();
+    if parked.iter().any(|kind| kind.reason.as_deref() == Some(&wanted)) {
+        return Ok(());
+    }
+    let found: Vec<String> = parked
+        .iter()
+        .take(20)
+        .map(|kind| format!("{:?} ({})", kind.reason.as_deref().unwrap_or_default(), count(kind.count)))
+        .collect();
+    let found = if found.is_empty() { "nothing is parked".into() } else { format!("parked are {}", found.join(", ")) };
+    let own: Vec<&str> = explain::REASONS.iter().map(|reason| reason.name).collect();
+    Err(ConfigError::one(format!(
+        "--reason {reason:?}: no transaction is parked with it; {found}; paypoll's own reasons are {}",
+        own.join(", ")
+    ))
+    .into())
+}
+
+/// Who types this: the name given, else the user of this machine.
+fn actor(name: Option<&str>) -> String {
+    if let Some(name) = name.map(str::trim).filter(|name| !name.is_empty()) {
+        return name.to_owned();
+    }
+    let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let user = set("USER").or_else(|| set("LOGNAME")).unwrap_or_else(user);
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = Some(host.trim().to_owned()).filter(|host| !host.is_empty()).or_else(|| set("HOSTNAME"));
+    format!("{user}@{}", host.as_deref().unwrap_or("localhost"))
+}
+
+/// The name of this process's user where the machine's own list has it, else the number.
+fn user() -> String {
+    let id = rustix::process::getuid().as_raw().to_string();
+    let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let found = users.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)? == id).then(|| name.to_owned())
+    });
+    found.unwrap_or_else(|| format!("uid {id}"))
 }
 
 /// Tells a command's error on `stderr` and gives the exit code: 0 fine, 1 the work failed, 2 usage or configuration error.

@@ -1,6 +1,5 @@
 //! `paypoll run`: the daemon.
 
-use super::text::roughly;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::notify::{self, ServiceManager};
@@ -8,6 +7,7 @@ use crate::ops;
 use crate::scheduler::{self, Daemon};
 use crate::store::{Schema, SchemaError, Store, StoreError};
 use crate::telemetry::event;
+use crate::text::span;
 use crate::upkeep::Upkeep;
 use anyhow::{Context as _, anyhow, bail};
 use backoff::backoff::Backoff as _;
@@ -48,7 +48,7 @@ pub async fn serve(config: &Config, stop: CancellationToken) -> anyhow::Result<(
     let daemon = Daemon::new(config, store.clone(), lanes.clone(), metrics.clone()).map_err(|error| anyhow!(error))?;
     // The port stays open until the last answer is written down: whoever looks sees a daemon that stops, not one that is gone.
     let drained = CancellationToken::new();
-    let ops = ops::serve(config, store.clone(), metrics.clone(), stop.clone(), drained.clone()).await?;
+    let ops = ops::serve(config, metrics.clone(), stop.clone(), drained.clone()).await?;
     let upkeep = tokio::spawn(crate::upkeep::keep(Upkeep::new(config, store.clone(), metrics.clone()), stop.clone()));
     info!(
         event = event::DAEMON_STARTED,
@@ -98,7 +98,7 @@ async fn unreachable(store: &Store, error: sqlx::Error, tried: Duration) -> anyh
         sqlx::Error::PoolTimedOut => store.reach().await.err().unwrap_or(error.into()),
         told => told.into(),
     };
-    let tried = roughly(tried);
+    let tried = span(tried);
     match cause {
         StoreError::Database(sqlx::Error::Database(_)) => anyhow!("{cause} (so the database answered; tried for {tried})"),
         _ => anyhow!(cause).context(format!("the database could not be reached within {tried}")),

@@ -1,16 +1,16 @@
 //! `paypoll show`: one transaction's life, for people as a timeline: initiated, asked, answered, decided, next.
 
-use super::text::{Paint, cut, distance, moment, plain};
+use super::text::{Paint, distance};
 use crate::cli;
-use crate::config::{Config, duration};
-use crate::domain::State;
-use crate::store::{Life, LifePoll, LifeRow, LifeTransition, Surroundings};
+use crate::config::Config;
+use crate::explain::{self, Rules};
+use crate::store::{Extent, Life, LifePoll, LifeRow, LifeTransition};
+use crate::text::{cut, moment, plain};
 use crate::wire::REDACTED;
 use anyhow::bail;
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 use std::io::{self, Write};
-use std::time::Duration;
 
 /// What came with a row to authenticate its lookup: never shown.
 const SECRETS: [&str; 3] = ["session", "accessToken", "userSecret"];
@@ -20,25 +20,28 @@ const LONGEST_BODY: usize = 160;
 const LONGEST_TEXT: usize = 400;
 
 /// Prints the life of the transaction with that id or reference; of all of them where accounts share the reference.
-pub async fn run(config: &Config, asked: &cli::Show, out: &mut impl Write) -> anyhow::Result<()> {
+pub async fn run(config: &Config, args: &cli::Show, out: &mut impl Write) -> anyhow::Result<()> {
     let store = super::open_store(config).await?;
-    let mut lives = store.lives(&asked.transaction).await?;
+    let mut lives = store.lives(&args.transaction, Extent::ALL).await?;
     store.close().await;
     for life in &mut lives {
         let params = std::mem::take(&mut life.transaction.params);
         life.transaction.params = without_secrets(params);
     }
     match lives.as_slice() {
-        [] => bail!("no transaction has the id or reference {:?}", asked.transaction),
-        [life] if asked.json => writeln!(out, "{}", serde_json::to_string(life)?)?,
-        several if asked.json => writeln!(out, "{}", serde_json::to_string(several)?)?,
+        [] => bail!(
+            "no transaction has the id or reference {:?}: `paypoll list --reference PREFIX` finds what begins like it",
+            args.transaction
+        ),
+        [life] if args.json => writeln!(out, "{}", serde_json::to_string(life)?)?,
+        several if args.json => writeln!(out, "{}", serde_json::to_string(several)?)?,
         several => {
-            let paint = Paint::of_stdout();
+            let (paint, rules) = (Paint::of_stdout(), Rules::of(config));
             for (number, life) in several.iter().enumerate() {
                 if number > 0 {
                     writeln!(out)?;
                 }
-                write_life(out, life, paint)?;
+                write_life(out, life, &rules, paint)?;
             }
         }
     }
@@ -60,11 +63,12 @@ fn without_secrets(params: Value) -> Value {
     }
 }
 
-fn write_life(out: &mut impl Write, life: &Life, paint: Paint) -> io::Result<()> {
+fn write_life(out: &mut impl Write, life: &Life, rules: &Rules, paint: Paint) -> io::Result<()> {
     let row = &life.transaction;
     let name = format!("{}/{}  {}", row.provider, row.account, row.reference);
     writeln!(out, "{}", paint.strong(&plain(&name)))?;
-    write_head(out, life, paint)?;
+    writeln!(out, "  {}", explain::why(life, rules))?;
+    write_head(out, life, rules, paint)?;
     writeln!(out, "\n  {:<23}  {:>12}  {:>11}  event", "time (UTC)", "age", "gap")?;
     write_line(out, row.initiated_at, "", "", "initiated")?;
     let mut last = None;
@@ -81,10 +85,10 @@ fn write_life(out: &mut impl Write, life: &Life, paint: Paint) -> io::Result<()>
     if unknown > 0 {
         writeln!(out, "  {unknown} earlier polls are no longer in the journal")?;
     }
-    writeln!(out, "\n  next   {}", next(row, &life.surroundings))
+    Ok(())
 }
 
-fn write_head(out: &mut impl Write, life: &Life, paint: Paint) -> io::Result<()> {
+fn write_head(out: &mut impl Write, life: &Life, rules: &Rules, paint: Paint) -> io::Result<()> {
     let row = &life.transaction;
     let mut field = |name: &str, value: &str| writeln!(out, "  {name:<10} {}", cut(value, LONGEST_TEXT));
     field("id", &row.id.to_string())?;
@@ -102,6 +106,12 @@ fn write_head(out: &mut impl Write, life: &Life, paint: Paint) -> io::Result<()>
     }
     if let Some(action) = &row.action {
         field("action", &action.to_string())?;
+    }
+    if let Some(next) = row.next_poll_at {
+        field("next poll", &format!("{} UTC", moment(next)))?;
+    }
+    if let Some(ends) = explain::gives_up(life, rules) {
+        field("gives up", &ends)?;
     }
     let failures = if row.failures > 0 { format!(", the last {} without a usable answer", row.failures) } else { String::new() };
     let polls = format!("  {:<10} {} sent{failures}", "polls", pruned(life) + life.polls.len());
@@ -167,22 +177,11 @@ fn write_poll(
 fn write_transition(out: &mut impl Write, row: &LifeRow, change: &LifeTransition, paint: Paint) -> io::Result<()> {
     let event = paint.strong(&plain(&format!("{} → {}", change.from_state, change.to_state)));
     let why = change.reason.as_ref().map_or_else(String::new, |reason| format!(": {}", cut(reason, LONGEST_TEXT)));
-    let event = format!("{event} by {}{why}", by(change));
+    let event = format!("{event} by {}{why}", explain::by(change));
     write_line(out, change.at, &distance(row.initiated_at, change.at), "", &event)?;
     match change.evidence.as_ref().map(evidence) {
         Some(evidence) => write_more(out, &evidence),
         None => Ok(()),
-    }
-}
-
-fn by(change: &LifeTransition) -> &str {
-    match &*change.source {
-        "poll" if change.to_state == State::Invalid.as_str() => "a look at the row, nobody was asked",
-        "poll" => "the provider's answer",
-        "deadline" => "the end of its plan",
-        "external" => "another writer",
-        "operator" => "an operator",
-        other => other,
     }
 }
 
@@ -191,43 +190,6 @@ fn evidence(evidence: &Value) -> String {
     let body = evidence.get("body").map_or_else(|| evidence.to_string(), json_text);
     let status = status.map_or_else(String::new, |status| format!("HTTP {status}, "));
     format!("evidence: {status}{}", cut(&body, LONGEST_BODY))
-}
-
-/// When it is polled next, and what that waits for.
-fn next(row: &LifeRow, around: &Surroundings) -> String {
-    let Some(next) = row.next_poll_at else {
-        return match State::from_name(&row.state) {
-            Some(State::Unresolved) => format!("none while it is parked; `paypoll retry {}` reopens it", row.id),
-            Some(State::Invalid) => format!("none while it is parked: correct the row, then `paypoll retry {}`", row.id),
-            _ => "none: the state is final".into(),
-        };
-    };
-    let now = around.now;
-    let when = match (next > now, around.held) {
-        (true, _) => format!("{} UTC, in {}", moment(next), duration::text(whole_seconds(now, next))),
-        (false, true) => "in the hands of a running daemon, whose latest polls may not stand here yet".into(),
-        (false, false) => format!("due since {} UTC", moment(next)),
-    };
-    match waits_for(row, around) {
-        Some(obstacle) => format!("{when}; {obstacle}"),
-        None => when,
-    }
-}
-
-fn waits_for(row: &LifeRow, around: &Surroundings) -> Option<String> {
-    if !around.served {
-        return Some(plain(&format!("waits for a daemon: none that runs serves the account {}/{}", row.provider, row.account)));
-    }
-    if let Some(reason) = &around.circuit {
-        let probe = around.probe_at.map_or_else(String::new, |at| format!(", next probe {} UTC", moment(at)));
-        return Some(format!("waits for the account's circuit, which is open{probe}: {}", cut(reason, LONGEST_TEXT)));
-    }
-    let until = around.held_until.filter(|until| *until > around.now)?;
-    Some(format!("waits until {} UTC, because the provider asked the account for a pause", moment(until)))
-}
-
-fn whole_seconds(from: DateTime<Utc>, to: DateTime<Utc>) -> Duration {
-    Duration::from_secs((to - from).to_std().unwrap_or_default().as_secs())
 }
 
 #[cfg(test)]

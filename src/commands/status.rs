@@ -1,13 +1,12 @@
-//! `paypoll status`: what is pending, due, overdue and parked, for each provider and account.
+//! `paypoll status`: how everything stands. The first line is the worst that is true; what is wrong stands before what is not.
 
-use super::text::{Paint, Table, Tone, cut, now, plain, roughly};
+use super::text::{Paint, Table, Tone, now, wrap};
 use crate::cli;
 use crate::config::Config;
-use crate::store::page::{PARKED, Parked};
-use crate::store::{AccountOverview, Store, StoreError, Unroutable, counted};
+use crate::explain::{self, Rules, Sentence};
+use crate::store::{AccountOverview, ERRORS, MOST, Situation, Store, StoreError};
+use crate::text::{between, clock, count, cut, plain, seconds, some};
 use anyhow::Context as _;
-use serde::Serialize;
-use std::collections::BTreeSet;
 use std::io::{self, IsTerminal as _, Write};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -16,134 +15,283 @@ use tokio::time::{MissedTickBehavior, interval};
 /// How often `--watch` looks.
 const EVERY: Duration = Duration::from_secs(1);
 /// A longer account name is cut in the table.
-const LONGEST_ACCOUNT: usize = 24;
-/// A longer explanation is cut below the table.
-const LONGEST_REASON: usize = 200;
-/// So many lines tell why transactions are parked.
-const MOST_REASONS: usize = 10;
+const LONGEST_ACCOUNT: usize = 40;
+/// In a window that is narrower than [`WIDE`].
+const LONGEST_ACCOUNT_NARROW: usize = 22;
+/// From so many columns on the table has all of its own.
+const WIDE: usize = 118;
+/// So many problems, errors and events are told where there is room for them.
+const MOST_TOLD: usize = 30;
 /// The alternate screen without cursor and line wrap: what stood in the terminal before stays untouched.
 const ENTER: &str = "\x1b[?1049h\x1b[?25l\x1b[?7l";
 /// Back to what stood there.
 const LEAVE: &str = "\x1b[?7h\x1b[?25h\x1b[?1049l";
 
 /// Prints the overview once, or with `--watch` every second until SIGINT or SIGTERM.
-pub async fn run(config: &Config, asked: &cli::Status, out: &mut impl Write) -> anyhow::Result<()> {
+pub async fn run(config: &Config, args: &cli::Status, out: &mut impl Write) -> anyhow::Result<()> {
     let store = super::open_store(config).await?;
-    if asked.watch {
-        watch(&store, asked.json, out).await?;
+    if let Some(provider) = &args.provider {
+        super::known_provider(&store, config, provider).await?;
+    }
+    let look = Look { store: &store, rules: Rules::of(config), args };
+    if args.watch {
+        watch(&look, out).await?;
     } else {
-        print(&look(&store).await?, asked.json, out)?;
+        print(&look.take().await?, args, out)?;
     }
     store.close().await;
     Ok(())
 }
 
-/// The JSON of `status --json`.
-#[derive(Debug, Serialize)]
-struct Overview {
-    providers: Vec<AccountOverview>,
-    unroutable: Vec<Unroutable>,
-    /// Parked transactions by reason, for people.
-    #[serde(skip)]
-    parked: Vec<Parked>,
+/// What is looked at.
+struct Look<'a> {
+    store: &'a Store,
+    rules: Rules,
+    args: &'a cli::Status,
 }
 
-async fn look(store: &Store) -> Result<Overview, StoreError> {
-    let providers = store.overview().await?;
-    let names: BTreeSet<&str> = providers.iter().map(|account| &*account.provider).collect();
-    let parked = store.parked_by_reason(&Vec::from_iter(names)).await?;
-    Ok(Overview { unroutable: store.unroutable(&[]).await?, providers, parked })
+impl Look<'_> {
+    async fn take(&self) -> Result<Situation, StoreError> {
+        let mut situation = self.store.situation(self.rules.budgets()).await?;
+        if let Some(wanted) = &self.args.provider {
+            situation.accounts.retain(|row| row.provider == *wanted);
+            situation.unroutable.retain(|row| row.provider == *wanted);
+            situation.parked.retain(|row| row.provider == *wanted);
+            situation.errors.retain(|row| row.provider == *wanted);
+            let prefix = format!("{wanted}/");
+            situation.events.retain(|event| event.subject.as_ref().is_none_or(|subject| subject.starts_with(&prefix)));
+        }
+        if self.args.problems {
+            let wrong = wrong(&explain::headlines(&situation));
+            situation.accounts.retain(|row| wrong.contains(&(row.provider.clone(), row.account.clone())));
+        }
+        Ok(situation)
+    }
 }
 
-fn print(overview: &Overview, json: bool, out: &mut impl Write) -> io::Result<()> {
-    if json {
-        writeln!(out, "{}", serde_json::to_string(overview)?)?;
+/// The accounts of which something is wrong.
+fn wrong(headlines: &[Sentence]) -> Vec<(String, String)> {
+    headlines.iter().filter(|one| one.tone <= explain::Tone::Warning).filter_map(|one| one.account.clone()).collect()
+}
+
+fn print(situation: &Situation, args: &cli::Status, out: &mut impl Write) -> io::Result<()> {
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string(situation)?)?;
     } else {
-        for line in lines(overview, Paint::of_stdout()) {
+        for line in lines(situation, Paint::of_stdout(), Window::of_stdout(None)) {
             writeln!(out, "{line}")?;
         }
     }
     out.flush()
 }
 
-fn lines(overview: &Overview, paint: Paint) -> Vec<String> {
-    if overview.providers.is_empty() {
-        return vec!["no transaction is polled or parked, and no daemon has served an account yet".into()];
+/// How much room there is.
+#[derive(Clone, Copy, Debug)]
+struct Window {
+    width: usize,
+    /// `None`: as many lines as it takes.
+    height: Option<usize>,
+}
+
+impl Window {
+    /// What is no terminal is wide and has no end.
+    fn of_stdout(height: Option<usize>) -> Self {
+        // A terminal that does not know its size says 0.
+        let size = rustix::termios::tcgetwinsize(io::stdout()).ok().filter(|size| size.ws_row > 0 && size.ws_col > 0);
+        let width = size.map_or(WIDE, |size| usize::from(size.ws_col));
+        let height = height.map(|unknown| size.map_or(unknown, |size| usize::from(size.ws_row)));
+        Self { width: width.max(40), height }
     }
-    let mut lines = table(&overview.providers).lines(paint);
-    for account in overview.providers.iter().filter(|account| is_open(account)) {
-        let reason = cut(account.circuit_reason.as_deref().unwrap_or("no reason is known"), LONGEST_REASON);
-        let name = plain(&format!("{}/{}", account.provider, account.account));
-        let since = account.circuit_open_s.map_or_else(String::new, |seconds| format!(" for {}", spell(seconds)));
-        lines.push(paint.bad(&format!("the circuit of {name} has been open{since}, only probes are sent: {reason}")));
-    }
-    for row in &overview.unroutable {
-        let (name, count) = (plain(&format!("{}/{}", row.provider, row.account)), counted(row.count));
-        lines.push(paint.warning(&format!("{count} of {name} wait: no running daemon serves this account")));
-    }
-    for row in overview.parked.iter().take(MOST_REASONS) {
-        let reason = cut(row.reason.as_deref().unwrap_or("no reason is known"), LONGEST_REASON);
-        let plus = if row.count >= PARKED { "+" } else { "" };
-        let last = format!("the last one {} ago: {}", spell(row.latest_s), row.example);
-        lines.push(plain(&format!("{}{plus} of {}/{} {}: {reason}; {last}", row.count, row.provider, row.account, row.state)));
-    }
-    if overview.parked.len() > MOST_REASONS {
-        lines.push(format!(
-            "… {} more reasons: `paypoll retry --dry-run --provider NAME` lists all",
-            overview.parked.len() - MOST_REASONS
-        ));
+}
+
+/// All lines, the most important first. Where the window is too low for all of them, each part says how much of it is left out.
+fn lines(situation: &Situation, paint: Paint, window: Window) -> Vec<String> {
+    let headlines = explain::headlines(situation);
+    let mut lines = Vec::new();
+    let first = explain::first_line(&headlines);
+    lines.extend(wrap(&first.text, window.width, "  ").iter().map(|line| paint.tone(first.tone, line)));
+    lines.extend(wrap(&replicas(situation), window.width, "  "));
+    let rest: Vec<&Sentence> = headlines.iter().skip(1).filter(|one| one.tone <= explain::Tone::Warning).collect();
+    // Of what is left of the window the table gets the half.
+    let room = window.height.map_or(usize::MAX, |height| height.saturating_sub(lines.len()));
+    lines.extend(problems(&rest, paint, window, room / 3));
+    let left = window.height.map_or(usize::MAX, |height| height.saturating_sub(lines.len()));
+    let more = [errors(situation, window.width), events(situation, window.width)];
+    // Below the table errors and events have what is left, and something in any case.
+    let below: usize = more.iter().map(|part| part.len().min(3)).sum();
+    lines.extend(accounts(situation, &headlines, paint, window, left.saturating_sub(below)));
+    for part in more {
+        let left = window.height.map_or(usize::MAX, |height| height.saturating_sub(lines.len()));
+        if left > 1 {
+            lines.extend(limited(part, left, "lines"));
+        }
     }
     lines
 }
 
-/// Seconds from the database, for a glance.
-fn spell(seconds: f64) -> String {
-    roughly(Duration::try_from_secs_f64(seconds).unwrap_or_default())
+/// At most `most` of the lines; the last one says how many are left out.
+fn limited(mut lines: Vec<String>, most: usize, what: &str) -> Vec<String> {
+    if lines.len() > most {
+        let left_out = lines.len() - most.saturating_sub(1);
+        lines.truncate(most.saturating_sub(1));
+        lines.push(format!("… {left_out} more {what}"));
+    }
+    lines
 }
 
-fn table(accounts: &[AccountOverview]) -> Table {
+/// As of when, and who works.
+fn replicas(situation: &Situation) -> String {
+    let mut text = format!("as of {} UTC; ", situation.as_of.format("%Y-%m-%d %H:%M:%S"));
+    if situation.replicas.is_empty() {
+        return text + "no replica lives";
+    }
+    text += &some(i64::try_from(situation.replicas.len()).unwrap_or(i64::MAX), i64::MAX, "replica", "replicas");
+    for (at, replica) in situation.replicas.iter().take(4).enumerate() {
+        let host = if replica.host.is_empty() { String::new() } else { format!(" on {}", cut(&replica.host, 30)) };
+        let up = between(replica.started_at, situation.as_of);
+        text += &format!("{} {}{host} up {up}", if at == 0 { ":" } else { "," }, replica.id);
+    }
+    if situation.replicas.len() > 4 {
+        text += ", …";
+    }
+    text
+}
+
+fn problems(rest: &[&Sentence], paint: Paint, window: Window, most: usize) -> Vec<String> {
+    let mut lines = Vec::new();
+    for (at, sentence) in rest.iter().enumerate() {
+        let wrapped = wrap(&sentence.text, window.width, "  ");
+        if at >= MOST_TOLD || lines.len() + wrapped.len() > most.saturating_sub(1).max(1) {
+            lines.push(format!("… {} more problems: --provider and --problems show fewer accounts", rest.len() - at));
+            break;
+        }
+        lines.extend(wrapped.iter().map(|line| paint.tone(sentence.tone, line)));
+    }
+    lines
+}
+
+/// The table: what is wrong first, then what is busy; what is idle in one line.
+fn accounts(situation: &Situation, headlines: &[Sentence], paint: Paint, window: Window, room: usize) -> Vec<String> {
+    let wrong = wrong(headlines);
+    let place = |row: &AccountOverview| {
+        let found = wrong.iter().position(|(provider, account)| (provider, account) == (&row.provider, &row.account));
+        (found.unwrap_or(usize::MAX), row.is_idle(), -(row.pending + row.action_required))
+    };
+    let mut shown: Vec<&AccountOverview> = situation.accounts.iter().collect();
+    shown.sort_by_key(|row| place(row));
+    let (idle, mut shown): (Vec<_>, Vec<_>) = shown.into_iter().partition(|row| place(row).0 == usize::MAX && row.is_idle());
+    // The head, the fold of the idle ones, the line that says what is left out.
+    let fits = room.saturating_sub(1 + usize::from(!idle.is_empty()));
+    let left_out = if shown.len() > fits { shown.len() - fits.saturating_sub(1) } else { 0 };
+    shown.truncate(shown.len() - left_out);
+    let mut lines = Vec::new();
+    if !shown.is_empty() {
+        lines.extend(table(&shown, window.width).lines(paint));
+    }
+    if left_out > 0 {
+        lines.push(format!("… {left_out} more accounts, none worse: --provider NAME, --problems, or a larger window"));
+    }
+    if !idle.is_empty() {
+        let names = idle.iter().map(|row| plain(&format!("{}/{}", row.provider, row.account)));
+        let names: Vec<String> = names.collect();
+        let number = if idle.len() == 1 { "1 idle account".into() } else { format!("{} idle accounts", idle.len()) };
+        lines.push(cut(&format!("{number}: {}", names.join(", ")), window.width));
+    }
+    lines
+}
+
+fn table(accounts: &[&AccountOverview], width: usize) -> Table {
     const HEAD: [&str; 10] =
-        ["PROVIDER", "ACCOUNT", "PENDING", "DUE", "OVERDUE", "OLDEST DUE", "ACTION", "UNRESOLVED", "INVALID", "CIRCUIT"];
-    let mut table = Table::new(&HEAD, &[false, false, true, true, true, true, true, true, true, false]);
+        ["ACCOUNT", "CIRCUIT", "PENDING", "DUE", "LATE", "OVERDUE", "OLDEST DUE", "ACTION", "UNRESOLVED", "INVALID"];
+    const NARROW: [&str; 7] = ["ACCOUNT", "CIRCUIT", "PENDING", "DUE", "LATE", "OLDEST DUE", "PARKED"];
+    let is_wide = width >= WIDE;
+    let mut table = if is_wide {
+        Table::new(&HEAD, &[false, false, true, true, true, true, true, true, true, true])
+    } else {
+        Table::new(&NARROW, &[false, false, true, true, true, true, true])
+    };
+    let bad = |number: i64| (short(number), if number > 0 { Tone::Bad } else { Tone::Calm });
+    let noted = |number: i64| (short(number), if number > 0 { Tone::Warning } else { Tone::Calm });
+    let calm = |number: i64| (short(number), Tone::Calm);
     for account in accounts {
-        let noted = |number: i64| (counted(number), if number > 0 { Tone::Warning } else { Tone::Calm });
-        let oldest = account.oldest_due_s.map(spell);
-        table.row(vec![
-            (plain(&account.provider), Tone::Calm),
-            (cut(&account.account, LONGEST_ACCOUNT), Tone::Calm),
-            (counted(account.pending), Tone::Calm),
-            (counted(account.due), Tone::Calm),
-            (counted(account.overdue), if account.overdue > 0 { Tone::Bad } else { Tone::Calm }),
-            (oldest.unwrap_or_else(|| "–".into()), Tone::Calm),
-            (counted(account.action_required), Tone::Calm),
-            noted(account.unresolved),
-            noted(account.invalid),
-            (account.circuit.clone(), if is_open(account) { Tone::Bad } else { Tone::Calm }),
-        ]);
+        let name = format!("{}/{}", account.provider, account.account);
+        let circuit = match &*account.circuit {
+            "closed" if account.held_until.is_some() => ("held".to_owned(), Tone::Warning),
+            "closed" => ("closed".into(), Tone::Calm),
+            "paused" => ("paused".into(), Tone::Warning),
+            other => (other.to_owned(), Tone::Bad),
+        };
+        let oldest = (account.oldest_due_s.map_or_else(|| "–".into(), seconds), Tone::Calm);
+        let parked = account.unresolved.saturating_add(account.invalid);
+        table.row(if is_wide {
+            vec![
+                (cut(&name, LONGEST_ACCOUNT), Tone::Calm),
+                circuit,
+                calm(account.pending),
+                calm(account.due),
+                bad(account.late),
+                bad(account.overdue),
+                oldest,
+                calm(account.action_required),
+                noted(account.unresolved),
+                noted(account.invalid),
+            ]
+        } else {
+            let name = (cut(&name, LONGEST_ACCOUNT_NARROW), Tone::Calm);
+            vec![name, circuit, calm(account.pending), calm(account.due), bad(account.late), oldest, noted(parked)]
+        });
     }
     table
 }
 
-fn is_open(account: &AccountOverview) -> bool {
-    account.circuit == "open"
+/// A count for a column, with a plus where counting has stopped.
+fn short(number: i64) -> String {
+    format!("{}{}", count(number), if number >= MOST { "+" } else { "" })
+}
+
+fn errors(situation: &Situation, width: usize) -> Vec<String> {
+    let mut lines = Vec::new();
+    if !situation.errors.is_empty() {
+        lines.push("most frequent errors of the last hour:".into());
+    }
+    for error in situation.errors.iter().take(MOST_TOLD) {
+        let number = if error.count >= ERRORS { format!("at least {}", count(error.count)) } else { count(error.count) };
+        let whose = format!("{}/{}", error.provider, error.account);
+        lines.push(cut(&format!("  {number} × {whose} {}: {}", error.outcome, error.error), width));
+    }
+    lines
+}
+
+fn events(situation: &Situation, width: usize) -> Vec<String> {
+    let mut lines = Vec::new();
+    if !situation.events.is_empty() {
+        lines.push("in the last hour:".into());
+    }
+    for event in situation.events.iter().take(MOST_TOLD) {
+        let subject = event.subject.as_deref().map_or_else(String::new, |subject| format!(" {subject}"));
+        let who = event.who.as_deref().map_or_else(String::new, |who| format!(" by {who}"));
+        let at = clock(event.at, situation.as_of);
+        lines.push(cut(&format!("  {at} {}{subject}{who}: {}", event.kind, event.what), width));
+    }
+    lines
 }
 
 /// Looks again and again. A database that goes away for a while does not end it.
-async fn watch(store: &Store, json: bool, out: &mut impl Write) -> anyhow::Result<()> {
+async fn watch(look: &Look<'_>, out: &mut impl Write) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be listened for")?;
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be listened for")?;
     let mut hangup = signal(SignalKind::hangup()).context("SIGHUP cannot be listened for")?;
     let mut ticks = interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut screen = Screen::new(out, json || !io::stdout().is_terminal())?;
-    let mut last = look(store).await?;
+    let mut screen = Screen::new(out, look.args.json || !io::stdout().is_terminal())?;
+    let mut last = look.take().await?;
     loop {
         let trouble = tokio::select! {
             biased;
             _ = interrupt.recv() => return Ok(()),
             _ = terminate.recv() => return Ok(()),
             _ = hangup.recv() => return Ok(()),
-            found = next(store, &mut ticks) => match found {
+            found = next(look, &mut ticks) => match found {
                 Ok(found) => {
                     last = found;
                     None
@@ -151,13 +299,13 @@ async fn watch(store: &Store, json: bool, out: &mut impl Write) -> anyhow::Resul
                 Err(error) => Some(format!("the database cannot be reached, this is what was known before: {error}")),
             },
         };
-        screen.show(&last, json, trouble.as_deref())?;
+        screen.show(&last, look.args, trouble.as_deref())?;
     }
 }
 
-async fn next(store: &Store, ticks: &mut tokio::time::Interval) -> Result<Overview, StoreError> {
+async fn next(look: &Look<'_>, ticks: &mut tokio::time::Interval) -> Result<Situation, StoreError> {
     ticks.tick().await;
-    look(store).await
+    look.take().await
 }
 
 /// Where `--watch` draws: a terminal's alternate screen, given back at the end however that comes; or plain lines, one block after
@@ -176,23 +324,25 @@ impl<'a, W: Write> Screen<'a, W> {
         Ok(screen)
     }
 
-    fn show(&mut self, overview: &Overview, json: bool, trouble: Option<&str>) -> io::Result<()> {
+    fn show(&mut self, situation: &Situation, args: &cli::Status, trouble: Option<&str>) -> io::Result<()> {
         if self.plain {
             // Whoever reads the lines takes them for current: none are better than old ones.
             return match trouble {
-                Some(trouble) if !json => writeln!(self.out, "{}", plain(trouble)),
+                Some(trouble) if !args.json => writeln!(self.out, "{}", plain(trouble)),
                 Some(_) => Ok(()),
-                None => print(overview, json, self.out),
+                None => print(situation, args, self.out),
             };
         }
         let paint = Paint::of_stdout();
-        let clock = now().format("%Y-%m-%d %H:%M:%S");
-        let mut shown = vec![paint.strong(&format!("paypoll status   {clock} UTC   Ctrl-C ends")), String::new()];
-        shown.extend(lines(overview, paint));
-        shown.extend(trouble.map(|trouble| paint.bad(&plain(trouble))));
-        // A terminal that does not know its height says 0.
-        let size = rustix::termios::tcgetwinsize(io::stdout()).ok().filter(|size| size.ws_row > 0);
-        let height = size.map_or(24, |size| usize::from(size.ws_row).max(2));
+        let window = Window::of_stdout(Some(24));
+        let height = window.height.unwrap_or(24).max(8);
+        let clock = now().format("%H:%M:%S");
+        let mut shown = match trouble {
+            Some(trouble) => wrap(&plain(trouble), window.width, "  ").iter().map(|line| paint.bad(line)).collect(),
+            None => vec![paint.strong(&cut(&format!("paypoll status   {clock} UTC here   Ctrl-C ends"), window.width))],
+        };
+        let window = Window { height: Some(height.saturating_sub(shown.len())), ..window };
+        shown.extend(lines(situation, paint, window));
         // In one piece, so that nothing flickers on a slow line.
         self.out.write_all(frame(&shown, height).as_bytes())?;
         self.out.flush()
@@ -210,18 +360,19 @@ impl<W: Write> Drop for Screen<'_, W> {
 
 /// One picture: from the top, each line cleared to its end, the rest of the screen below; never more than `height` lines.
 fn frame(lines: &[String], height: usize) -> String {
-    let fits = if lines.len() <= height { lines.len() } else { height - 1 };
-    let mut shown: Vec<String> = lines.iter().take(fits).cloned().collect();
-    if fits < lines.len() {
-        shown.push(format!("… {} more lines: enlarge the window", lines.len() - fits));
-    }
+    let shown = limited(lines.to_vec(), height, "lines: enlarge the window");
     format!("\x1b[H{}\x1b[K\x1b[J", shown.join("\x1b[K\r\n"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::MOST;
+    use crate::store::{FrequentError, RecentEvent, Replica, Unroutable};
+    use chrono::{DateTime, TimeDelta, Utc};
+
+    fn at(seconds: i64) -> DateTime<Utc> {
+        DateTime::UNIX_EPOCH + TimeDelta::seconds(1_700_000_000 + seconds)
+    }
 
     fn account(name: &str) -> AccountOverview {
         AccountOverview {
@@ -229,48 +380,91 @@ mod tests {
             account: name.into(),
             pending: 12,
             due: 3,
-            overdue: 0,
             oldest_due_s: Some(4.25),
-            action_required: 0,
-            unresolved: 2,
-            invalid: 0,
             circuit: "closed".into(),
-            circuit_reason: None,
-            circuit_open_s: None,
+            ..AccountOverview::default()
         }
     }
 
-    #[test]
-    fn the_table_is_aligned_and_says_below_what_is_wrong() {
-        let open = AccountOverview {
+    fn open(name: &str) -> AccountOverview {
+        AccountOverview {
             circuit: "open".into(),
             circuit_reason: Some("20 polls in a row failed".into()),
-            circuit_open_s: Some(75.0),
-            oldest_due_s: None,
-            ..account("shop\x1b[2J")
-        };
-        let unroutable = Unroutable { provider: "khalti".into(), account: "old".into(), count: MOST };
-        let parked = Parked {
+            circuit_since: Some(at(-75)),
+            next_probe_at: Some(at(12)),
+            late: 9_411,
+            due: 9_411,
+            oldest_due_s: Some(115.0),
+            clears_in_s: Some(900.0),
+            ..account(name)
+        }
+    }
+
+    fn situation(accounts: Vec<AccountOverview>) -> Situation {
+        let replica = Replica { id: 4, host: "worker-1".into(), started_at: at(-3600), heartbeat_at: at(0), accounts: Vec::new() };
+        let (unroutable, parked) = (Vec::new(), Vec::new());
+        Situation { as_of: at(0), accounts, unroutable, parked, replicas: vec![replica], errors: Vec::new(), events: Vec::new() }
+    }
+
+    const WIDELY: Window = Window { width: WIDE, height: None };
+
+    #[test]
+    fn the_worst_stands_first_then_the_table_then_what_happened() {
+        let mut all =
+            situation(vec![account("default"), open("shop\x1b[2J"), AccountOverview { pending: 0, due: 0, ..account("idle") }]);
+        all.unroutable.push(Unroutable { provider: "khalti".into(), account: "old".into(), count: 3 });
+        all.errors.push(FrequentError {
             provider: "dusupay".into(),
-            account: "default".into(),
-            state: "unresolved".into(),
-            reason: Some("gave_up".into()),
-            count: 2,
-            latest_s: 3.5,
+            account: "shop".into(),
+            outcome: "server_error".into(),
+            error: "HTTP 503".into(),
+            count: 40,
+            latest_at: at(-1),
             example: uuid::Uuid::nil(),
-        };
-        let overview = Overview { providers: vec![account("default"), open], unroutable: vec![unroutable], parked: vec![parked] };
+        });
+        all.events.push(RecentEvent {
+            at: at(-60),
+            kind: "operator".into(),
+            subject: None,
+            who: Some("ops (as alice@desk)".into()),
+            what: "412 × unresolved → pending: Khalti is back".into(),
+        });
         assert_eq!(
-            lines(&overview, Paint::none()),
+            lines(&all, Paint::none(), WIDELY),
             [
-                "PROVIDER  ACCOUNT   PENDING  DUE  OVERDUE  OLDEST DUE  ACTION  UNRESOLVED  INVALID  CIRCUIT",
-                "dusupay   default        12    3        0        4.2s       0           2        0  closed",
-                "dusupay   shop\u{fffd}[2J       12    3        0           –       0           2        0  open",
-                "the circuit of dusupay/shop\u{fffd}[2J has been open for 1m15s, only probes are sent: 20 polls in a row failed",
-                "100000+ of khalti/old wait: no running daemon serves this account",
-                "2 of dusupay/default unresolved: gave_up; the last one 3.5s ago: 00000000-0000-0000-0000-000000000000",
+                "dusupay/shop\u{fffd}[2J is not asked: circuit open for 1 min 15 s (20 polls in a row failed); 9,411 payments late, the \
+                 oldest",
+                "  by 1 min 55 s; clears in about 15 min once it is asked again; next probe in 12 s — and one more problem",
+                "as of 2023-11-14 22:13:20 UTC; 1 replica: 4 on worker-1 up 1 h",
+                "khalti/old: 3 payments wait, no running daemon serves this account",
+                "ACCOUNT           CIRCUIT  PENDING    DUE   LATE  OVERDUE  OLDEST DUE  ACTION  UNRESOLVED  INVALID",
+                "dusupay/shop\u{fffd}[2J  open          12  9,411  9,411        0  1 min 55 s       0           0        0",
+                "dusupay/default   closed        12      3      0        0       4.3 s       0           0        0",
+                "1 idle account: dusupay/idle",
+                "most frequent errors of the last hour:",
+                "  40 × dusupay/shop server_error: HTTP 503",
+                "in the last hour:",
+                "  22:12:20 operator by ops (as alice@desk): 412 × unresolved → pending: Khalti is back",
             ]
         );
+    }
+
+    #[test]
+    fn two_hundred_accounts_fit_into_a_small_window_and_nothing_is_left_out_without_a_sign() {
+        let mut accounts: Vec<AccountOverview> = (0..200).map(|n| account(&format!("account-with-a-long-name-{n}"))).collect();
+        for n in [17, 40, 99, 150] {
+            accounts[n] = open(&format!("account-with-a-long-name-{n}"));
+        }
+        let all = situation(accounts);
+        let shown = lines(&all, Paint::none(), Window { width: 80, height: Some(24) });
+        assert!(shown.len() <= 24, "{}\n{}", shown.len(), shown.join("\n"));
+        assert!(shown.iter().all(|line| line.chars().count() <= 80), "{}", shown.join("\n"));
+        assert!(shown[0].starts_with("dusupay/account-with-a-long-name-"), "{}", shown[0]);
+        let whole = shown.join("\n");
+        assert!(whole.contains("more problems") && whole.contains("more accounts, none worse"), "{whole}");
+        let head = shown.iter().position(|line| line.starts_with("ACCOUNT")).expect("a table");
+        assert!(shown[head + 1..head + 5].iter().all(|line| line.contains("  open  ")), "{whole}");
+        assert!(shown[head + 1].starts_with("dusupay/account-with-…"), "{whole}");
     }
 
     #[test]

@@ -1,10 +1,10 @@
-//! Text for people: columns, times and colours, the same in every command.
+//! What a terminal shows: columns and colours, the same in every command.
 
 use crate::config::duration;
-use crate::telemetry::is_steering;
+use crate::explain;
 use chrono::{DateTime, Utc};
 use std::io::{self, IsTerminal as _};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 /// Whether text is painted: only on a terminal that can show it, and only where `NO_COLOR` is not set.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +29,16 @@ impl Paint {
         self.with("1", text)
     }
 
+    /// A sentence, as good or bad as it is.
+    pub(super) fn tone(self, tone: explain::Tone, text: &str) -> String {
+        match tone {
+            explain::Tone::Bad => self.bad(text),
+            explain::Tone::Warning => self.warning(text),
+            explain::Tone::Calm => text.to_owned(),
+            explain::Tone::Good => self.with("32", text),
+        }
+    }
+
     /// What is wrong.
     pub(super) fn bad(self, text: &str) -> String {
         self.with("31", text)
@@ -44,25 +54,6 @@ impl Paint {
     }
 }
 
-/// Text from a table as one line, without anything that would steer its reader.
-pub(super) fn plain(text: &str) -> String {
-    text.chars().map(|character| if is_steering(character) { '\u{fffd}' } else { character }).collect()
-}
-
-/// At most `most` characters of [`plain`] text; an ellipsis stands for what is left out.
-pub(super) fn cut(text: &str, most: usize) -> String {
-    let plain = plain(text);
-    if plain.chars().count() <= most {
-        return plain;
-    }
-    plain.chars().take(most.saturating_sub(1)).chain(['…']).collect()
-}
-
-/// A moment, exact to the millisecond, in UTC.
-pub(super) fn moment(at: DateTime<Utc>) -> String {
-    at.format("%Y-%m-%d %H:%M:%S%.3f").to_string()
-}
-
 /// How long it is from `from` to `to`, with a minus where it is back.
 pub(super) fn distance(from: DateTime<Utc>, to: DateTime<Utc>) -> String {
     match (to - from).to_std() {
@@ -71,11 +62,34 @@ pub(super) fn distance(from: DateTime<Utc>, to: DateTime<Utc>) -> String {
     }
 }
 
-/// A duration for a glance: tenths of a second below ten seconds, whole seconds beyond.
-pub(super) fn roughly(duration: Duration) -> String {
-    let step = if duration < Duration::from_secs(10) { 100 } else { 1_000 };
-    let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    duration::text(Duration::from_millis(millis / step * step))
+/// The text in lines of at most `width` characters, broken between words; `indent` stands before every line but the first.
+pub(super) fn wrap(text: &str, width: usize, indent: &str) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut line = String::new();
+    let mut length = 0;
+    for word in text.split(' ') {
+        let mut word: Vec<char> = word.chars().collect();
+        let starts = length == if lines.is_empty() { 0 } else { indent.chars().count() };
+        if !starts && length + 1 + word.len() > width {
+            lines.push(std::mem::replace(&mut line, indent.to_owned()));
+            length = indent.chars().count();
+        } else if !starts {
+            line.push(' ');
+            length += 1;
+        }
+        // A word that is longer than a line.
+        while length + word.len() > width && width > indent.chars().count() {
+            let rest = word.split_off(width - length);
+            line.extend(word);
+            lines.push(std::mem::replace(&mut line, indent.to_owned()));
+            length = indent.chars().count();
+            word = rest;
+        }
+        length += word.len();
+        line.extend(word);
+    }
+    lines.push(line);
+    lines
 }
 
 /// The host's clock.
@@ -151,9 +165,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_stands_in_a_table_cannot_steer_the_terminal() {
-        assert_eq!(plain("a\x1b[2Jb\nc\u{202e}d"), "a\u{fffd}[2Jb\u{fffd}c\u{fffd}d");
-        assert_eq!(cut("äöüß", 3), "äö…");
+    fn a_long_sentence_is_broken_between_words_and_a_long_word_anywhere() {
+        assert_eq!(wrap("all is well", 80, "  "), ["all is well"]);
+        assert_eq!(wrap("one two three", 8, "  "), ["one two", "  three"]);
+        assert_eq!(wrap("a abcdefghijkl z", 6, " "), ["a", " abcde", " fghij", " kl z"]);
+        assert!(wrap(&"äöü ".repeat(50), 20, "  ").iter().all(|line| line.chars().count() <= 20));
     }
 
     #[test]
@@ -162,11 +178,5 @@ mod tests {
         table.row(vec![("a".into(), Tone::Bad), ("1000".into(), Tone::Calm)]);
         assert_eq!(table.lines(Paint::none()), ["NAME     N", "a     1000"]);
         assert_eq!(table.lines(Paint(true))[1], "\x1b[31ma\x1b[0m     1000");
-    }
-
-    #[test]
-    fn a_glance_needs_no_milliseconds() {
-        assert_eq!(roughly(Duration::from_millis(1_234)), "1.2s");
-        assert_eq!(roughly(Duration::from_millis(61_234)), "1m1s");
     }
 }

@@ -12,14 +12,14 @@ pub(super) use ::config::{Value, ValueKind as Kind};
 /// A table of values.
 pub(super) type Table = ::config::Map<String, Value>;
 
-/// The origin of values that came from the environment: they are text, whatever they stand for.
-const ENVIRONMENT: &str = "the environment";
+/// How the origin of values begins that came from the environment: they are text, whatever they stand for.
+const ENVIRONMENT: &str = "the environment: ";
 const PREFIX: &str = "PAYPOLL__";
 const DATABASE_URL: &str = "DATABASE_URL";
 
 /// Whether the value is text from the environment.
 pub(super) fn from_environment(value: &Value) -> bool {
-    value.origin() == Some(ENVIRONMENT)
+    value.origin().is_some_and(|origin| origin.starts_with(ENVIRONMENT))
 }
 
 /// The defaults, the files in their order, and the environment, merged: later layers win. With them, the providers that files
@@ -73,7 +73,7 @@ fn add_declared(
         match declared::load(&section, &file) {
             Ok((descriptor, defaults)) => {
                 found.push(descriptor);
-                let section = Value::new(None, defaults);
+                let section = stamped(Value::new(None, defaults), &format!("the declaration {file}"));
                 if let Some(Kind::Table(providers)) = tree.get_mut("providers").map(|value| &mut value.kind) {
                     providers.insert(descriptor.name.to_owned(), section);
                 }
@@ -87,7 +87,7 @@ fn add_declared(
 
 /// The text as TOML. The error names the place without quoting the line: it may hold a secret.
 pub(super) fn parsed(name: &str, text: &str) -> Result<Table, ConfigError> {
-    ::config::File::from_str(text, FileFormat::Toml).collect().map_err(|error| {
+    let read = ::config::File::from_str(text, FileFormat::Toml).collect().map_err(|error| {
         let ::config::ConfigError::FileParse { cause, .. } = error else {
             return ConfigError::one(format!("{name}: {error}"));
         };
@@ -97,7 +97,18 @@ pub(super) fn parsed(name: &str, text: &str) -> Result<Table, ConfigError> {
         let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
         let line = before.matches('\n').count() + 1;
         ConfigError::one(format!("{name}, line {line}: no valid TOML ({})", error.message().replace('\n', " ")))
-    })
+    })?;
+    Ok(read.into_iter().map(|(key, value)| (key, stamped(value, name))).collect())
+}
+
+/// The value, and everything in it, with the layer that it comes from.
+fn stamped(value: Value, origin: &str) -> Value {
+    let kind = match value.kind {
+        Kind::Table(table) => Kind::Table(table.into_iter().map(|(key, value)| (key, stamped(value, origin))).collect()),
+        Kind::Array(items) => Kind::Array(items.into_iter().map(|value| stamped(value, origin)).collect()),
+        other => other,
+    };
+    Value::new(Some(&origin.to_owned()), kind)
 }
 
 /// Lays `layer` over `tree`: tables key by key, anything else as a whole. `x` displaces the `x_file` of a layer below, and the
@@ -134,32 +145,66 @@ fn add_environment(
             database_url = Some(text);
         } else if let Some(path) = name.strip_prefix(PREFIX) {
             let path: Vec<&str> = path.split("__").collect();
-            set(&mut layer, tree, &path, text, declared).map_err(|mend| ConfigError::one(format!("{name}: {mend}")))?;
+            set(&mut layer, tree, &path, text, &name, declared).map_err(|mend| ConfigError::one(format!("{name}: {mend}")))?;
+        } else if let Some(key) = misspelt(&name, tree) {
+            return Err(ConfigError::one(format!(
+                "{name} is not read: two underscores stand between the levels; did you mean {PREFIX}{}?",
+                key.replace('.', "__").to_uppercase()
+            )));
         }
     }
     let has_own = matches!(layer.get("database").map(|value| &value.kind),
         Some(Kind::Table(database)) if database.contains_key("url") || database.contains_key("url_file"));
     if let (Some(url), false) = (database_url, has_own) {
-        let set = set(&mut layer, tree, &["database", "url"], url, declared);
+        let set = set(&mut layer, tree, &["database", "url"], url, DATABASE_URL, declared);
         set.map_err(|mend| ConfigError::one(format!("{DATABASE_URL}: {mend}")))?;
     }
     merge(tree, layer);
     Ok(())
 }
 
+/// The key that a variable would set if its name had two underscores where it has one, such as `PAYPOLL_LOG_FORMAT`. Other variables with
+/// that beginning are not ours: Kubernetes makes some for a service of that name.
+fn misspelt(name: &str, tree: &Table) -> Option<String> {
+    let words =
+        |text: &str| text.to_uppercase().split(['.', '_']).filter(|word| !word.is_empty()).map(str::to_owned).collect::<Vec<_>>();
+    let meant = words(name.strip_prefix(PREFIX.trim_end_matches('_'))?.strip_prefix('_')?);
+    let mut known = vec!["database.url".to_owned(), "database.url_file".to_owned()];
+    keys(tree, "", &mut known);
+    known.into_iter().find(|key| words(key) == meant)
+}
+
+/// The full names of all keys in a table.
+fn keys(table: &Table, path: &str, found: &mut Vec<String>) {
+    for (key, value) in table {
+        let key = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        if let Kind::Table(below) = &value.kind {
+            keys(below, &key, found);
+        }
+        found.push(key);
+    }
+}
+
 /// Puts one variable into the layer. `below` shows how its keys are spelt, and where a table or a list is wanted.
-fn set(layer: &mut Table, below: &Table, path: &[&str], text: String, declared: &[&'static Descriptor]) -> Result<(), String> {
+fn set(
+    layer: &mut Table,
+    below: &Table,
+    path: &[&str],
+    text: String,
+    name: &str,
+    declared: &[&'static Descriptor],
+) -> Result<(), String> {
     let (key, rest) = path.split_first().map_or(("", &[][..]), |(key, rest)| (*key, rest));
     if key.is_empty() {
         return Err("two underscores stand between the levels, as in PAYPOLL__LOG__FORMAT".into());
     }
     let key = spelt(key, below, declared);
-    let origin = ENVIRONMENT.to_owned();
+    let origin = format!("{ENVIRONMENT}{name}");
     let no_table = Table::new();
     let below = below.get(&key).map(|value| &value.kind);
     if rest.is_empty() {
         let value = match below {
-            Some(Kind::Table(_) | Kind::Array(_)) => structure(&text)?,
+            Some(Kind::Table(_) | Kind::Array(_)) => stamped(structure(&text)?, &origin),
             _ => Value::new(Some(&origin), Kind::String(text)),
         };
         layer.insert(key, value);
@@ -168,7 +213,7 @@ fn set(layer: &mut Table, below: &Table, path: &[&str], text: String, declared: 
     let below = if let Some(Kind::Table(table)) = below { table } else { &no_table };
     let entry = layer.entry(key).or_insert_with(|| Value::new(Some(&origin), Table::new()));
     match &mut entry.kind {
-        Kind::Table(table) => set(table, below, rest, text, declared),
+        Kind::Table(table) => set(table, below, rest, text, name, declared),
         _ => Err("another variable sets the level above it".into()),
     }
 }

@@ -8,6 +8,7 @@ mod layers;
 mod provider;
 mod reader;
 mod schedule;
+mod settings;
 #[cfg(test)]
 mod tests;
 
@@ -19,6 +20,7 @@ use crate::providers::{self, Descriptor, Provider};
 use crate::telemetry;
 use reader::{Problems, Section};
 use secrecy::{ExposeSecret, SecretString};
+pub use settings::{Setting, settings};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -126,8 +128,10 @@ pub struct ProviderConfig {
     pub rules: Rules,
     /// When to stop asking for an account, its wait divided by [`Config::speed`].
     pub circuit: Circuit,
-    /// The merchant accounts, in the order of their names.
+    /// The merchant accounts, in the order of their names; none where the secrets were not read.
     pub accounts: Vec<AccountConfig>,
+    /// The names of all accounts that are configured.
+    pub names: Vec<String>,
 }
 
 /// The budget of one account over all replicas.
@@ -216,9 +220,28 @@ impl Config {
     pub fn load(files: &[PathBuf], environment: impl Iterator<Item = (String, String)>, speed: f64) -> Result<Self, ConfigError> {
         let (tree, declared) = layers::merged(DEFAULTS, files, environment)?;
         let problems = Problems::default();
-        let config = read(tree, &declared, &problems).open(speed, &problems);
+        let config = read(tree, &declared, &problems).open(speed, Secrets::Needed, &problems);
         finish(config, problems)
     }
+
+    /// The same for whoever asks no provider: no account is opened, and no secret of one is read or missed.
+    pub fn load_without_secrets(
+        files: &[PathBuf],
+        environment: impl Iterator<Item = (String, String)>,
+        speed: f64,
+    ) -> Result<Self, ConfigError> {
+        let (tree, declared) = layers::merged(DEFAULTS, files, environment)?;
+        let problems = Problems::default();
+        let config = read(tree, &declared, &problems).open(speed, Secrets::LeftAlone, &problems);
+        finish(config, problems)
+    }
+}
+
+/// Whether the accounts' secrets are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Secrets {
+    Needed,
+    LeftAlone,
 }
 
 impl Config {
@@ -399,13 +422,13 @@ impl Layout {
     }
 
     /// Opens what is enabled, with its secrets. `None` after a mistake, which is noted.
-    fn open(self, speed: f64, problems: &Problems) -> Option<Config> {
+    fn open(self, speed: f64, secrets: Secrets, problems: &Problems) -> Option<Config> {
         let speed = self.checked_speed(speed, problems);
         for provider in &self.providers {
             provider.check_lease(self.worker.as_ref().map(|worker| worker.lease), problems);
         }
         let enabled = self.providers.into_iter().filter(|provider| provider.enabled);
-        let providers = enabled.filter_map(|provider| provider.open(speed, problems)).collect();
+        let providers = enabled.filter_map(|provider| provider.open(speed, secrets, problems)).collect();
         let (url, max_connections, connect_timeout) = self.database?;
         let url = url.and_then(|url| database_url(url).map_err(|problem| problems.add(problem)).ok());
         Some(Config {

@@ -1,7 +1,7 @@
 //! One provider's section: its address, its budget, its rules and its accounts.
 
 use super::reader::{Problems, Secret, Section};
-use super::{AccountConfig, Circuit, ProviderConfig, ProviderDefaults, Rate, schedule};
+use super::{AccountConfig, Circuit, ProviderConfig, ProviderDefaults, Rate, Secrets, schedule};
 use crate::domain::{Backoff, NotFoundRule, Plan, Rules};
 use crate::providers::{Descriptor, Provider, Settings};
 // Not to ask anybody: the address is read here exactly as it will be when requests are sent.
@@ -20,7 +20,7 @@ pub(super) struct Read {
     pub(super) descriptor: &'static Descriptor,
     pub(super) enabled: bool,
     path: String,
-    base_url: Option<Url>,
+    base_url: Address,
     timeout: Option<Duration>,
     max_in_flight: Option<u32>,
     rate: Option<Rate>,
@@ -30,6 +30,21 @@ pub(super) struct Read {
     not_found: Option<NotFoundRule>,
     options: BTreeMap<String, String>,
     accounts: BTreeMap<String, BTreeMap<String, Secret>>,
+}
+
+/// Where a provider is.
+enum Address {
+    At(Url),
+    /// It is not configured.
+    Missing,
+    /// It is configured and cannot be read: that has been said already.
+    Wrong,
+}
+
+impl Address {
+    fn url(&self) -> Option<&Url> {
+        if let Self::At(url) = self { Some(url) } else { None }
+    }
 }
 
 struct Retry {
@@ -45,7 +60,7 @@ pub(super) fn read(descriptor: &'static Descriptor, mut section: Section<'_>) ->
         descriptor,
         enabled: section.flag("enabled").unwrap_or_default(),
         path: section.path(""),
-        base_url: section.optional("base_url", |section, key| section.parsed_hidden(key, may_hold_credentials, base_url)).flatten(),
+        base_url: read_address(&mut section),
         timeout: section.duration_from("timeout", MILLISECOND),
         max_in_flight: section.number("max_in_flight", 1..=100_000),
         rate: read_rate(section.section("rate_limit"), descriptor.floors.rate),
@@ -62,6 +77,17 @@ pub(super) fn read(descriptor: &'static Descriptor, mut section: Section<'_>) ->
     }
     section.finish();
     read
+}
+
+fn read_address(section: &mut Section<'_>) -> Address {
+    if !section.has("base_url") {
+        return Address::Missing;
+    }
+    match section.parsed_hidden("base_url", may_hold_credentials, base_url) {
+        Some(Some(url)) => Address::At(url),
+        Some(None) => Address::Missing,
+        None => Address::Wrong,
+    }
 }
 
 /// The budget. Of a documented rate no second may see more, so what may come at once counts too.
@@ -177,8 +203,9 @@ impl Read {
 
     /// Whether `--speed` may hurry its rules: only where nobody else's are broken by it.
     pub(super) fn check_speed(&self, speed: f64, problems: &Problems) {
-        if speed != 1.0 && self.enabled && !self.base_url.as_ref().is_some_and(is_loopback) {
-            let url = self.base_url.as_ref().map_or("", Url::as_str);
+        // What is missing or cannot be read is a mistake of its own, and told as such.
+        if let (true, Some(url)) = (speed != 1.0 && self.enabled, self.base_url.url().filter(|url| !is_loopback(url))) {
+            let url = url.as_str();
             problems.add(format!(
                 "--speed = {speed}: refused because {}base_url = {url:?} is not on this machine; leave --speed out, or point it to a simulator on 127.0.0.1",
                 self.path
@@ -200,27 +227,33 @@ impl Read {
     }
 
     /// The settings of an enabled provider, its rules hurried by `speed`. `None` after a mistake, which is noted.
-    pub(super) fn open(self, speed: f64, problems: &Problems) -> Option<ProviderConfig> {
+    pub(super) fn open(self, speed: f64, secrets: Secrets, problems: &Problems) -> Option<ProviderConfig> {
         let path = self.path;
-        let Some(base_url) = self.base_url else {
+        if matches!(self.base_url, Address::Missing) {
             problems.add(format!("{path}base_url: is missing; set it to the provider's address, or set {path}enabled = false"));
-            return None;
-        };
-        let base_url = base_url.as_str().trim_end_matches('/').to_owned();
+        }
+        // Without an address the accounts are looked at all the same: whoever mends one mistake wants to hear of the others.
+        let is_placed = self.base_url.url().is_some();
+        let base_url = self.base_url.url().map_or("http://127.0.0.1", Url::as_str).trim_end_matches('/').to_owned();
         let mut accounts = self.accounts;
         if self.descriptor.implicit_account {
             accounts.entry("default".to_owned()).or_default();
         }
-        if accounts.is_empty() {
+        let names = accounts.keys().cloned().collect();
+        if accounts.is_empty() && secrets == Secrets::Needed {
             let key = self.descriptor.account_keys.first().unwrap_or(&"…");
             problems.add(format!("{path}accounts: has no account; set {path}accounts.default.{key} (or {key}_file)"));
         }
-        let opened = accounts.into_iter().filter_map(|(name, keys)| {
+        let wanted = accounts.into_iter().filter(|_| secrets == Secrets::Needed);
+        let opened = wanted.filter_map(|(name, keys)| {
             let settings = Settings { base_url: base_url.clone(), options: self.options.clone(), ..Settings::default() };
             let provider = open_account(self.descriptor, &path, &name, settings, keys);
             Some(AccountConfig { provider: provider.map_err(|problem| problems.add(problem)).ok()?, name: name.into() })
         });
         let accounts = opened.collect();
+        if !is_placed {
+            return None;
+        }
         let (retry, circuit, not_found) = (self.retry?, self.circuit?, self.not_found?);
         Some(ProviderConfig {
             descriptor: self.descriptor,
@@ -236,6 +269,7 @@ impl Read {
             },
             circuit: Circuit { probe_after: circuit.probe_after.div_f64(speed), ..circuit },
             accounts,
+            names,
         })
     }
 }
@@ -247,10 +281,20 @@ fn open_account(
     mut settings: Settings,
     keys: BTreeMap<String, Secret>,
 ) -> Result<Arc<dyn Provider>, String> {
+    let mut unreadable = Vec::new();
     for (key, secret) in keys {
-        settings.account.insert(key, secret.reveal()?);
+        match secret.reveal() {
+            Ok(value) => _ = settings.account.insert(key, value),
+            Err(problem) => unreadable.push(problem),
+        }
     }
-    let opened = descriptor.open(&settings).map_err(|problem| full_name(descriptor, path, name, &problem))?;
+    if !unreadable.is_empty() {
+        return Err(unreadable.join("\n"));
+    }
+    let opened = descriptor.open(&settings).map_err(|problems| {
+        let named: Vec<String> = problems.lines().map(|problem| full_name(descriptor, path, name, problem)).collect();
+        named.join("\n")
+    })?;
     Ok(Arc::from(opened))
 }
 

@@ -1,6 +1,6 @@
 //! HTML that cannot be broken by what it shows: text becomes HTML only by being escaped.
 
-use crate::telemetry::is_steering;
+use crate::text::is_steering;
 use std::fmt::{Display, Write as _};
 
 /// A piece of HTML.

@@ -1,8 +1,10 @@
 //! The numbers as Prometheus reads them: text format 0.0.4.
 
 use crate::domain::{Outcome, State};
+use crate::explain;
+use crate::incidents;
 use crate::metrics::{BUCKETS, Histogram, Metrics};
-use crate::store::page::{Counts, ENOUGH, Unheld};
+use crate::store::{Counts, EXACT, MOST, Parked, Unclaimed};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::atomic::Ordering::Relaxed;
@@ -29,12 +31,17 @@ pub(super) fn held(metrics: &Metrics) -> impl Iterator<Item = HeldDue<'_>> {
 }
 
 /// Everything, one family after the other. What the database did not tell is left out, not told as zero.
-pub(super) fn text(metrics: &Metrics, unheld: Option<&[Unheld]>, counts: Option<&[Counts]>) -> String {
+pub(super) fn text(
+    metrics: &Metrics,
+    unclaimed: Option<&[Unclaimed]>,
+    counts: Option<&[Counts]>,
+    parked: Option<&[Parked]>,
+) -> String {
     let mut page = Page(String::with_capacity(16 * 1024));
     page.family("paypoll_build_info", "gauge", "Always 1; the version that runs");
     page.line("paypoll_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1.0);
     page.family("paypoll_database_up", "gauge", "1 while the database answers and this replica holds its lease");
-    page.line("paypoll_database_up", &[], flag(metrics.ready.load(Relaxed) && unheld.is_some()));
+    page.line("paypoll_database_up", &[], flag(metrics.ready.load(Relaxed) && unclaimed.is_some()));
     write_counters(&mut page, metrics);
     let lateness = |account: &crate::metrics::AccountMetrics| read(&account.lateness);
     page.histogram(
@@ -45,13 +52,18 @@ pub(super) fn text(metrics: &Metrics, unheld: Option<&[Unheld]>, counts: Option<
     let latency = |account: &crate::metrics::AccountMetrics| read(&account.latency);
     page.histogram("paypoll_provider_latency_seconds", "How long providers took to answer", by_provider(metrics, latency));
     write_accounts(&mut page, metrics);
-    if let Some(unheld) = unheld {
-        write_lateness(&mut page, metrics, unheld);
+    if let Some(unclaimed) = unclaimed {
+        write_lateness(&mut page, metrics, unclaimed);
+        write_pauses(&mut page, metrics, unclaimed);
     }
     if let Some(counts) = counts {
         write_counts(&mut page, counts);
     }
+    if let Some(parked) = parked {
+        write_parked(&mut page, metrics, parked);
+    }
     write_unroutable(&mut page, metrics);
+    write_events(&mut page, metrics);
     page.family(
         "paypoll_log_lines_dropped_total",
         "counter",
@@ -96,9 +108,9 @@ fn write_accounts(page: &mut Page, metrics: &Metrics) {
     }
 }
 
-fn write_lateness(page: &mut Page, metrics: &Metrics, unheld: &[Unheld]) {
+fn write_lateness(page: &mut Page, metrics: &Metrics, unclaimed: &[Unclaimed]) {
     let held = held(metrics).map(|held| (held.provider, held.asked, held.oldest_s));
-    let rest = unheld.iter().filter_map(|rest| {
+    let rest = unclaimed.iter().filter_map(|rest| {
         let provider = metrics.accounts.iter().find(|account| account.provider == rest.provider)?.provider;
         Some((provider, !rest.circuit_open && !rest.paused, rest.oldest_s.unwrap_or(0.0)))
     });
@@ -121,13 +133,58 @@ fn write_lateness(page: &mut Page, metrics: &Metrics, unheld: &[Unheld]) {
 }
 
 fn write_counts(page: &mut Page, counts: &[Counts]) {
-    let help = format!("Transactions that are not final, over all replicas; each count stops at {ENOUGH}");
+    let help = format!("Transactions that are not final, over all replicas; each count stops at {MOST}");
     page.family("paypoll_pending", "gauge", &help);
     for row in counts {
         let states = [State::Pending, State::ActionRequired, State::Unresolved, State::Invalid];
         for (state, count) in states.iter().zip([row.pending, row.action_required, row.unresolved, row.invalid]) {
             page.line("paypoll_pending", &[("provider", &row.provider), ("state", state.as_str())], count as f64);
         }
+    }
+}
+
+/// Of the accounts that this replica serves, by a pause that an operator wants.
+fn write_pauses(page: &mut Page, metrics: &Metrics, unclaimed: &[Unclaimed]) {
+    let help = "For how long an operator has kept the account from being asked; 0 while nobody does";
+    page.family("paypoll_paused_seconds", "gauge", help);
+    for account in &metrics.accounts {
+        let paused = unclaimed.iter().find(|row| row.provider == account.provider && row.account == account.account);
+        let labels = [("provider", account.provider), ("account", &*account.account)];
+        page.line("paypoll_paused_seconds", &labels, paused.and_then(|row| row.paused_s).unwrap_or(0.0));
+    }
+}
+
+/// Of the accounts that this replica serves: feeders choose the names of others. Reasons that are free text stand together, for the same
+/// cause.
+fn write_parked(page: &mut Page, metrics: &Metrics, parked: &[Parked]) {
+    let help =
+        format!("Transactions that are parked, by reason; each exact up to {EXACT}; other: reasons that are not paypoll's own");
+    page.family("paypoll_parked", "gauge", &help);
+    let mut counts: BTreeMap<(&str, &str, &str, &str), i64> = BTreeMap::new();
+    for row in parked {
+        let serves = |account: &&crate::metrics::AccountMetrics| account.provider == row.provider && account.account == row.account;
+        let Some(account) = metrics.accounts.iter().find(serves) else { continue };
+        let reason = row.reason.as_deref().and_then(explain::reason).map_or("other", |reason| reason.name);
+        *counts.entry((account.provider, &account.account, &row.state, reason)).or_default() += row.count;
+    }
+    for ((provider, account, state, reason), count) in counts {
+        let labels = [("provider", provider), ("account", account), ("state", state), ("reason", reason)];
+        page.line("paypoll_parked", &labels, count as f64);
+    }
+}
+
+/// What the log told of, for alerts.
+fn write_events(page: &mut Page, metrics: &Metrics) {
+    page.family("paypoll_events_total", "counter", "Log lines at warn and above, and those about whole accounts, by event");
+    let counts = incidents::counts();
+    let alerted = ["commits_lost", "record_refused", "maintenance_failed"];
+    let known = alerted.into_iter().filter(|name| !counts.contains_key(*name)).map(|name| (name, 0));
+    for (event, count) in counts.iter().map(|(event, count)| (event.as_str(), *count)).chain(known) {
+        page.line("paypoll_events_total", &[("event", event)], count as f64);
+    }
+    page.family("paypoll_config_reloads_total", "counter", "How often the configuration was read anew, by what came of it");
+    for (result, count) in ["applied", "rejected"].iter().zip(&metrics.reloads) {
+        page.line("paypoll_config_reloads_total", &[("result", result)], count.load(Relaxed) as f64);
     }
 }
 
@@ -216,7 +273,7 @@ mod tests {
         let metrics = Metrics::new([("khalti", "a"), ("khalti", "b")].into_iter());
         metrics.accounts[0].poll("pending", Duration::from_millis(3), Some(Duration::from_millis(40)));
         metrics.accounts[1].poll("timeout", Duration::from_secs(120), None);
-        let text = text(&metrics, None, None);
+        let text = text(&metrics, None, None, None);
         for line in [
             "# TYPE paypoll_poll_lateness_seconds histogram",
             "paypoll_poll_lateness_seconds_bucket{provider=\"khalti\",le=\"0.0025\"} 0",
@@ -237,10 +294,10 @@ mod tests {
     fn what_the_database_did_not_tell_is_left_out() {
         let metrics = Metrics::new([("khalti", "a")].into_iter());
         metrics.ready.store(true, Relaxed);
-        let silent = text(&metrics, None, None);
+        let silent = text(&metrics, None, None, None);
         assert!(!silent.contains("paypoll_pending") && !silent.contains("paypoll_oldest_due_seconds"), "{silent}");
         assert!(silent.contains("paypoll_database_up 0\n"), "{silent}");
-        assert!(text(&metrics, Some(&[]), None).contains("paypoll_database_up 1\n"));
+        assert!(text(&metrics, Some(&[]), None, None).contains("paypoll_database_up 1\n"));
     }
 
     #[test]
@@ -248,22 +305,47 @@ mod tests {
         let metrics = Metrics::new([("khalti", "a"), ("khalti", "b")].into_iter());
         metrics.accounts[0].circuit_open.store(true, Relaxed);
         metrics.accounts[1].oldest_due_us.store(2_500_000, Relaxed);
-        let unheld = |account: &str, oldest_s, circuit_open| Unheld {
+        let row = |account: &str, oldest_s, circuit_open| Unclaimed {
             provider: "khalti".into(),
             account: account.into(),
             oldest_s,
             circuit_open,
             paused: false,
+            paused_s: None,
         };
-        let text = text(&metrics, Some(&[unheld("a", Some(300.0), true), unheld("b", None, false)]), None);
+        let text = text(&metrics, Some(&[row("a", Some(300.0), true), row("b", None, false)]), None, None);
         assert!(text.contains("paypoll_oldest_due_seconds{provider=\"khalti\"} 300\n"), "{text}");
         assert!(text.contains("paypoll_behind_seconds{provider=\"khalti\"} 2.5\n"), "{text}");
     }
 
     #[test]
+    fn parked_rows_are_told_by_paypolls_own_reasons_and_only_of_accounts_that_are_served() {
+        let metrics = Metrics::new([("khalti", "a")].into_iter());
+        let row = |account: &str, reason: Option<&str>, count| Parked {
+            provider: "khalti".into(),
+            account: account.into(),
+            state: "unresolved".into(),
+            reason: reason.map(str::to_owned),
+            count,
+            at_least: false,
+            latest_at: chrono::DateTime::UNIX_EPOCH,
+            example: uuid::Uuid::nil(),
+            last_error: None,
+        };
+        let parked =
+            [row("a", Some("no_usable_answer"), 412), row("a", Some("free text"), 2), row("a", None, 1), row("x", None, 9)];
+        let text = text(&metrics, None, None, Some(&parked));
+        let line =
+            |reason: &str| format!("paypoll_parked{{provider=\"khalti\",account=\"a\",state=\"unresolved\",reason=\"{reason}\"}}");
+        assert!(text.contains(&format!("{} 412\n", line("no_usable_answer"))), "{text}");
+        assert!(text.contains(&format!("{} 3\n", line("other"))), "{text}");
+        assert!(!text.contains("account=\"x\""), "{text}");
+    }
+
+    #[test]
     fn a_label_cannot_break_out_of_its_quotes() {
         let metrics = Metrics::new([("khalti", "a\"} 1\nevil\\")].into_iter());
-        let text = text(&metrics, None, None);
+        let text = text(&metrics, None, None, None);
         assert!(text.contains("paypoll_circuit_open{provider=\"khalti\",account=\"a\\\"} 1\\nevil\\\\\"} 0\n"), "{text}");
     }
 }

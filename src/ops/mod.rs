@@ -7,11 +7,12 @@ mod html;
 mod metrics;
 mod page;
 mod recent;
+mod slow;
 
 use crate::config::Config;
+use crate::explain::Rules;
 use crate::metrics::Metrics;
-use crate::store::page::{Counts, Stuck, Unheld};
-use crate::store::{Store, StoreError};
+use crate::store::{Counts, Overdue, Parked, Situation, Store, StoreError, Unclaimed};
 use anyhow::Context as _;
 use axum::Router;
 use axum::extract::State;
@@ -19,10 +20,11 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use recent::Recent;
+use slow::Slow;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -41,6 +43,9 @@ const COUNT_EVERY: Duration = Duration::from_secs(15);
 const COUNT_SHARE: u32 = 50;
 /// A scrape waits so long for the counts of now; after that it gets the ones before.
 const COUNT_PATIENCE: Duration = Duration::from_millis(500);
+/// The page looks at everything at most this often, and for at most this share of a connection's time.
+const SITUATION_EVERY: Duration = Duration::from_secs(2);
+const SITUATION_SHARE: u32 = 10;
 /// The loop turns at least once a second; after so long without, it hangs.
 const HANGS: Duration = Duration::from_secs(10);
 /// A loop that has hung for so long will not turn again: whoever started the process had better start it anew.
@@ -59,24 +64,20 @@ struct Ops {
     stopping: CancellationToken,
     /// The port is reachable from this machine only.
     local: bool,
-    unheld: Cached<Option<Vec<Unheld>>>,
-    stuck: Cached<Option<Stuck>>,
-    counting: Mutex<Counting>,
+    rules: Rules,
+    unclaimed: Cached<Option<Vec<Unclaimed>>>,
+    overdue: Cached<Option<Vec<Overdue>>>,
+    counts: Slow<Vec<Counts>>,
+    parked: Slow<Vec<Parked>>,
+    situation: Slow<Situation>,
     recent: Mutex<Recent>,
     /// Searches and timelines are looked up one after the other: people may not take the daemon's connections away.
     turn: tokio::sync::Mutex<()>,
 }
 
-struct Counting {
-    counts: Option<Vec<Counts>>,
-    /// When they may be counted again; `None` while they are being counted.
-    next: Option<Instant>,
-}
-
 /// Serves until `stop`, and is not ready from `stopping` on. Nothing is served where the configuration names no address.
 pub async fn serve(
     config: &Config,
-    store: Store,
     metrics: Arc<Metrics>,
     stopping: CancellationToken,
     stop: CancellationToken,
@@ -84,14 +85,13 @@ pub async fn serve(
     let Some(listen) = config.ops.listen else { return Ok(tokio::spawn(async {})) };
     let failed = || format!("ops.listen = {listen:?} cannot be listened on");
     let listener = TcpListener::bind(listen).await.with_context(failed)?;
-    serve_on(listener, config, store, metrics, stopping, stop).with_context(failed)
+    serve_on(listener, config, metrics, stopping, stop).with_context(failed)
 }
 
 /// Serves on a listener until `stop`, and is not ready from `stopping` on. Errors when the listener has no address.
 pub fn serve_on(
     listener: TcpListener,
     config: &Config,
-    store: Store,
     metrics: Arc<Metrics>,
     stopping: CancellationToken,
     stop: CancellationToken,
@@ -99,14 +99,18 @@ pub fn serve_on(
     let address: SocketAddr = listener.local_addr()?;
     let accounts = config.providers.iter().flat_map(|provider| provider.accounts.iter().map(move |_| provider));
     let ops = Arc::new(Ops {
-        store,
+        // Its own: whoever looks takes no connection from the daemon.
+        store: Store::open_for_ops(&config.database)?,
         budgets: accounts.map(|provider| (provider.rate.per_second, provider.max_in_flight)).collect(),
         max_overdue: config.ops.max_overdue,
         stopping,
         local: address.ip().is_loopback(),
-        unheld: Cached::default(),
-        stuck: Cached::default(),
-        counting: Mutex::new(Counting { counts: None, next: Some(Instant::now()) }),
+        rules: Rules::of(config),
+        unclaimed: Cached::default(),
+        overdue: Cached::default(),
+        counts: Slow::default(),
+        parked: Slow::default(),
+        situation: Slow::default(),
         recent: Mutex::new(Recent::new(&metrics, Instant::now())),
         turn: tokio::sync::Mutex::default(),
         metrics,
@@ -145,9 +149,13 @@ async fn readyz(State(ops): State<Arc<Ops>>) -> (StatusCode, String) {
 }
 
 async fn scrape(State(ops): State<Arc<Ops>>) -> impl IntoResponse {
-    let unheld = ops.unheld(LATENESS_FOR).await;
-    let counts = ops.counts().await;
-    let text = metrics::text(&ops.metrics, unheld.as_deref(), counts.as_deref());
+    let unclaimed = ops.unclaimed(LATENESS_FOR).await;
+    let (counts, parked) = match &unclaimed {
+        Some(_) => (ops.counts().await, ops.parked().await),
+        // A database that does not answer is not asked three times.
+        None => (None, None),
+    };
+    let text = metrics::text(&ops.metrics, unclaimed.as_deref(), counts.as_deref(), parked.as_deref());
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
 }
 
@@ -166,8 +174,8 @@ impl Ops {
         if !self.metrics.ready.load(Relaxed) {
             return Err("the database is not there, or this replica holds no lease yet".into());
         }
-        let unheld = self.unheld(READY_FOR).await.ok_or("the database does not answer")?;
-        match self.behind(&unheld).max_by(|one, other| one.2.total_cmp(&other.2)) {
+        let unclaimed = self.unclaimed(READY_FOR).await.ok_or("the database does not answer")?;
+        match self.behind(&unclaimed).max_by(|one, other| one.2.total_cmp(&other.2)) {
             Some((provider, account, seconds)) if seconds > self.max_overdue.as_secs_f64() => Err(format!(
                 "a transaction of {provider}/{account} has been due for {seconds:.0} s, longer than ops.max_overdue ({} s)",
                 self.max_overdue.as_secs_f64()
@@ -176,55 +184,44 @@ impl Ops {
         }
     }
 
-    /// For how many seconds the first transaction has been due of each account that is asked: those held, and those that nobody holds.
-    fn behind<'a>(&'a self, unheld: &'a [Unheld]) -> impl Iterator<Item = (&'a str, &'a str, f64)> {
+    /// For how many seconds the first transaction has been due of each account that is asked: by what this replica holds, and by the rows.
+    fn behind<'a>(&'a self, unclaimed: &'a [Unclaimed]) -> impl Iterator<Item = (&'a str, &'a str, f64)> {
         let held = metrics::held(&self.metrics).filter(|held| held.asked).map(|held| (held.provider, held.account, held.oldest_s));
-        let rest = unheld.iter().filter(|account| !account.circuit_open && !account.paused);
+        let rest = unclaimed.iter().filter(|account| !account.circuit_open && !account.paused);
         held.chain(rest.filter_map(|rest| Some((&*rest.provider, &*rest.account, rest.oldest_s?))))
     }
 
-    /// How late the accounts are with what nobody holds, as of `max_age` ago at most; `None` when the database does not answer.
-    async fn unheld(&self, max_age: Duration) -> Option<Vec<Unheld>> {
+    /// How late the accounts are by their rows, as of `max_age` ago at most; `None` when the database does not answer.
+    async fn unclaimed(&self, max_age: Duration) -> Option<Vec<Unclaimed>> {
         let accounts: Vec<(&str, &str)> =
             self.metrics.accounts.iter().map(|account| (account.provider, &*account.account)).collect();
-        self.unheld.get(max_age, || patiently(self.store.unheld(&accounts))).await
+        self.unclaimed.get(max_age, || patiently(self.store.unclaimed(&accounts))).await
     }
 
-    /// What hangs, and why; `None` when the database does not answer.
-    async fn stuck(&self) -> Option<Stuck> {
-        let providers = self.providers();
-        self.stuck.get(LATENESS_FOR, || patiently(self.store.stuck(&providers, self.max_overdue.as_secs_f64()))).await
+    /// The first transactions that are overdue; `None` when the database does not answer.
+    async fn overdue(&self) -> Option<Vec<Overdue>> {
+        self.overdue.get(LATENESS_FOR, || patiently(self.store.overdue(self.max_overdue.as_secs_f64()))).await
+    }
+
+    /// How everything stands; `None` when the database does not answer.
+    async fn situation(self: &Arc<Self>) -> Option<Situation> {
+        let ops = self.clone();
+        let look = || async move { found(ops.store.situation(ops.rules.budgets()).await) };
+        self.situation.get(SITUATION_EVERY, SITUATION_SHARE, PATIENCE, look).await
     }
 
     /// The counts, as fresh as they are to be had soon. Counting goes on when the client does not wait for it.
     async fn counts(self: &Arc<Self>) -> Option<Vec<Counts>> {
-        let begins = {
-            let mut counting = self.counting();
-            let begins = counting.next.is_some_and(|next| next <= Instant::now());
-            if begins {
-                counting.next = None;
-            }
-            begins
-        };
-        if begins {
-            let ops = self.clone();
-            let task = tokio::spawn(async move { ops.count().await });
-            drop(tokio::time::timeout(COUNT_PATIENCE, task).await);
-        }
-        self.counting().counts.clone()
+        let ops = self.clone();
+        let look = || async move { found(ops.store.counts(&ops.providers()).await) };
+        self.counts.get(COUNT_EVERY, COUNT_SHARE, COUNT_PATIENCE, look).await
     }
 
-    async fn count(&self) {
-        let begun = Instant::now();
-        let counts = self.store.counts(&self.providers()).await;
-        let took = begun.elapsed();
-        let mut counting = self.counting();
-        counting.next = Some(begun + COUNT_EVERY.max(took * COUNT_SHARE));
-        counting.counts = counts.inspect_err(|error| debug!(%error, "transactions could not be counted")).ok();
-    }
-
-    fn counting(&self) -> std::sync::MutexGuard<'_, Counting> {
-        self.counting.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The parked transactions by reason, likewise.
+    async fn parked(self: &Arc<Self>) -> Option<Vec<Parked>> {
+        let ops = self.clone();
+        let look = || async move { found(ops.store.parked_by_reason().await) };
+        self.parked.get(COUNT_EVERY, COUNT_SHARE, COUNT_PATIENCE, look).await
     }
 
     fn providers(&self) -> Vec<&'static str> {
@@ -241,10 +238,11 @@ fn turns(last: Duration, bound: Duration) -> Result<(), String> {
 
 /// The answer, unless it fails or takes too long.
 async fn patiently<T>(asked: impl Future<Output = Result<T, StoreError>>) -> Option<T> {
-    match tokio::time::timeout(PATIENCE, asked).await {
-        Ok(answer) => answer.inspect_err(|error| debug!(%error, "the ops port got no answer from the database")).ok(),
-        Err(_) => None,
-    }
+    found(tokio::time::timeout(PATIENCE, asked).await.ok()?)
+}
+
+fn found<T>(answer: Result<T, StoreError>) -> Option<T> {
+    answer.inspect_err(|error| debug!(%error, "the ops port got no answer from the database")).ok()
 }
 
 /// Something that is looked up at most once in a while, however many ask: the first one looks, the others wait for what he finds.

@@ -95,6 +95,7 @@ enum Clock {
 
 impl Ayoconnect {
     fn open(settings: &Settings) -> Result<Self, String> {
+        settings.require(&["merchant_id", "channel_id", "client_secret"])?;
         let base_url = format!("{}{}", settings.base_url, settings.path("path_prefix")?);
         // "Unique identifier of merchant", "length between 6 and 6"
         let merchant_id = identifier(settings, "merchant_id", 6)?;

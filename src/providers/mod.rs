@@ -176,6 +176,12 @@ impl Settings {
         self.optional(key).ok_or_else(|| format!("{key} is missing"))
     }
 
+    /// Errors and names, a line each, all of these keys that the account does not have.
+    pub fn require(&self, keys: &[&str]) -> Result<(), String> {
+        let missing: Vec<String> = keys.iter().filter_map(|key| self.required(key).err()).collect();
+        if missing.is_empty() { Ok(()) } else { Err(missing.join("\n")) }
+    }
+
     /// A key that the account may have.
     #[must_use]
     pub fn optional(&self, key: &str) -> Option<SecretString> {

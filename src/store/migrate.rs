@@ -5,9 +5,10 @@ use super::{Store, StoreError};
 use chrono::{DateTime, Utc};
 use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 use sqlx::postgres::PgConnection;
-use sqlx::{Connection, Row, SqlSafeStr};
+use sqlx::{AssertSqlSafe, Connection, Row, SqlSafeStr};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// Every change of the schema, in order: version, description, statements.
 const MIGRATIONS: &[(i64, &str, &str)] = &[
@@ -22,6 +23,9 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (10, "rows", include_str!("../../migrations/0010_rows.sql")),
     (11, "paths", include_str!("../../migrations/0011_paths.sql")),
     (12, "comments", include_str!("../../migrations/0012_comments.sql")),
+    (13, "finished", include_str!("../../migrations/0013_finished.sql")),
+    (14, "reasons", include_str!("../../migrations/0014_reasons.sql")),
+    (15, "errors", include_str!("../../migrations/0015_errors.sql")),
     (30, "answered", include_str!("../../migrations/0030_answered.sql")),
 ];
 
@@ -74,11 +78,15 @@ impl Schema {
     }
 }
 
+/// How a migration begins that may not run inside a transaction: a single statement that keeps nobody waiting.
+const ALONE: &str = "-- no-transaction";
+
 fn migrator() -> Migrator {
     let migrations = MIGRATIONS
         .iter()
         .map(|(version, description, sql)| {
-            Migration::new(*version, Cow::Borrowed(description), MigrationType::Simple, sql.into_sql_str(), false)
+            let alone = sql.starts_with(ALONE);
+            Migration::new(*version, Cow::Borrowed(description), MigrationType::Simple, sql.into_sql_str(), alone)
         })
         .collect();
     let mut migrator = Migrator::with_migrations(migrations);
@@ -94,16 +102,65 @@ fn name(migration: &Migration) -> String {
     format!("{:04}_{}", migration.version, migration.description)
 }
 
+/// What `migrate` did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Migrated {
+    /// How the schema stands to this binary now.
+    pub schema: Schema,
+    /// What was applied, in order: version and description.
+    pub applied: Vec<(i64, String)>,
+}
+
+/// How often a replica looks whether another one has finished.
+const TURN_EVERY: Duration = Duration::from_millis(100);
+
 /// Brings the schema to this binary's version, or leaves a newer one as it is. Several at once are safe: they take turns.
-pub async fn migrate(url: &str) -> Result<Schema, SchemaError> {
+pub async fn migrate(url: &str) -> Result<Migrated, SchemaError> {
     let options = connect_options(url)?.options([("statement_timeout", "0")]);
     let mut connection = PgConnection::connect_with(&options).await.map_err(StoreError::from)?;
     check_encoding(&mut connection).await?;
+    take_turn(&mut connection).await?;
+    drop_unfinished(&mut connection).await?;
+    let before = applied(&mut connection).await?;
     let migrator = migrator();
     migrator.run(&mut connection).await.map_err(|error| refused(&migrator, error))?;
+    let applied = applied(&mut connection).await?.into_iter().filter(|one| !before.contains(one)).collect();
     let schema = check(&mut connection).await?;
     connection.close().await.map_err(StoreError::from)?;
-    Ok(schema)
+    Ok(Migrated { schema, applied })
+}
+
+/// Waits until nobody else migrates. Who waits for a lock holds a snapshot, and an index that is made concurrently waits for every
+/// snapshot: so nobody waits in the database. The turn ends with the connection.
+async fn take_turn(connection: &mut PgConnection) -> Result<(), StoreError> {
+    while !sqlx::query_scalar("select pg_try_advisory_lock(hashtext('paypoll.migrate'))").fetch_one(&mut *connection).await? {
+        tokio::time::sleep(TURN_EVERY).await;
+    }
+    Ok(())
+}
+
+/// The migrations that the database has.
+async fn applied(connection: &mut PgConnection) -> Result<Vec<(i64, String)>, StoreError> {
+    let there: bool = sqlx::query_scalar("select to_regclass('paypoll.migrations') is not null").fetch_one(&mut *connection).await?;
+    if !there {
+        return Ok(Vec::new());
+    }
+    let rows = sqlx::query("select version, description from paypoll.migrations where success order by version");
+    rows.fetch_all(connection).await?.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+}
+
+/// Drops indexes whose making was broken off: they are kept up to date, serve nobody, and stand in the way of the next attempt.
+async fn drop_unfinished(connection: &mut PgConnection) -> Result<(), StoreError> {
+    let broken: Vec<String> = sqlx::query_scalar(
+        "select format('%I', c.relname) from pg_index i join pg_class c on c.oid = i.indexrelid
+          where not i.indisvalid and i.indrelid = to_regclass('paypoll.transactions')",
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    for name in broken {
+        sqlx::query(AssertSqlSafe(format!("drop index concurrently if exists paypoll.{name}"))).execute(&mut *connection).await?;
+    }
+    Ok(())
 }
 
 fn refused(migrator: &Migrator, error: MigrateError) -> SchemaError {

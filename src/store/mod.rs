@@ -7,12 +7,14 @@
 
 mod accounts;
 mod audit;
+mod backlog;
 mod claim;
+mod history;
 mod journal;
-mod life;
+mod levers;
+mod list;
 mod migrate;
-mod overview;
-pub mod page;
+mod problems;
 mod record;
 mod reopen;
 mod replicas;
@@ -20,12 +22,15 @@ mod session;
 
 pub use accounts::{AHEAD, AccountState, Draw, Drawn};
 pub use audit::{BusySecond, JournalReader, PolledTransaction};
+pub use backlog::{AccountOverview, Counts, LATE_AFTER, MOST, ROW_LAG, Unclaimed, Unroutable};
 pub use claim::{Candidate, Claim, Claimed, LaneRoom, Placement};
-pub use life::{Life, LifePoll, LifeRow, LifeTransition, Surroundings};
-pub use migrate::{Schema, SchemaError, Server, migrate};
-pub use overview::{AccountOverview, MOST, Unroutable, counted};
+pub use history::{Extent, Found, Life, LifePoll, LifeRow, LifeTransition, Pause, QUEUE, Surroundings};
+pub use levers::Probe;
+pub use list::{Cursor, Filter, LOOKED_AT, Listed, Page};
+pub use migrate::{Migrated, Schema, SchemaError, Server, migrate};
+pub use problems::{ERRORS, EXACT, FrequentError, Overdue, Parked, RecentEvent, Replica, Situation};
 pub use record::{Attempt, Batch, Commit, Entry, Poll, Recorded, Transition};
-pub use reopen::{Parked, Reopened};
+pub use reopen::{Group, Meant, Reopened};
 pub use replicas::{Beat, Membership, ReplicaId, Verdict};
 
 use crate::config::Database;
@@ -103,6 +108,12 @@ impl Store {
         Self::with_options(database, &[("enable_hashjoin", "off"), ("enable_mergejoin", "off")])
     }
 
+    /// A store of two connections for whoever looks at a few rows of many: the planner does not know how few they are.
+    pub fn open_for_ops(database: &Database) -> Result<Self, StoreError> {
+        let options = [("enable_seqscan", "off"), ("enable_hashjoin", "off"), ("enable_mergejoin", "off")];
+        Self::with_options(&Database { url: database.url.clone(), max_connections: 2, ..*database }, &options)
+    }
+
     fn with_options(database: &Database, options: &[(&str, &str)]) -> Result<Self, StoreError> {
         let url = database.url.as_ref().ok_or_else(|| StoreError::Url("it is not set".into()))?;
         let options = connect_options(url.expose_secret())?.options(options.iter().copied());
@@ -145,6 +156,17 @@ impl Store {
             }
             result => result,
         }
+    }
+
+    /// Where the database is, for people: host and port, or the socket's folder; and its name.
+    #[must_use]
+    pub fn address(&self) -> String {
+        let options = self.pool.connect_options();
+        let place = match options.get_socket() {
+            Some(folder) => folder.display().to_string(),
+            None => format!("{}:{}", options.get_host(), options.get_port()),
+        };
+        options.get_database().map_or_else(|| place.clone(), |name| format!("{place}, database {name},"))
     }
 
     /// Errors, and says why, unless a new connection can be made at once.

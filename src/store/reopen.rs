@@ -1,5 +1,6 @@
 //! Reopening parked transactions for an operator: a new polling window starts.
 
+use super::levers::sign;
 use super::{Store, StoreError};
 use sqlx::postgres::PgRow;
 use sqlx::{Connection, Row};
@@ -8,7 +9,7 @@ use uuid::Uuid;
 
 /// Which parked transactions are meant: what is `None` is any.
 #[derive(Clone, Debug, Default)]
-pub struct Parked {
+pub struct Meant {
     /// Of this provider.
     pub provider: Option<String>,
     /// Of this account.
@@ -17,6 +18,23 @@ pub struct Parked {
     pub reason: Option<String>,
     /// Parked, or corrected since, within this time.
     pub since: Option<Duration>,
+    /// No more than so many, those first that have been parked for longest.
+    pub limit: Option<u64>,
+}
+
+/// Parked transactions of one account that have the same reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// The provider.
+    pub provider: String,
+    /// The account.
+    pub account: String,
+    /// Why they are parked.
+    pub reason: Option<String>,
+    /// How many.
+    pub count: i64,
+    /// The last error of one of them.
+    pub last_error: Option<String>,
 }
 
 /// What became of one transaction that was to be reopened.
@@ -39,7 +57,18 @@ const PARKED: &str = "
      where state in ('unresolved', 'invalid')
        and ($1::text is null or provider = $1) and ($2::text is null or account = $2) and ($3::text is null or reason = $3)
        and ($4::float8 is null or updated_at > now() - make_interval(secs => $4))
-     order by id";
+     order by updated_at, id
+     limit $5";
+
+/// What is about to be reopened, by account and reason, each with the last error of its latest.
+const GROUPS: &str = "
+    select g.*, left(p.error, 200) as last_error
+      from (select t.provider, t.account, t.reason, count(*) as count, (array_agg(t.id order by t.updated_at desc))[1] as example
+              from paypoll.transactions t
+             where t.id = any ($1) and t.state in ('unresolved', 'invalid')
+             group by t.provider, t.account, t.reason) g
+      left join lateral (select error from paypoll.polls p where p.transaction_id = g.example order by p.sent_at desc limit 1) p on true
+     order by g.count desc, g.provider, g.account";
 
 /// The rows asked for, locked, each with what forbids to reopen it.
 const ASKED: &str = r#"
@@ -79,8 +108,8 @@ const REOPEN: &str = "
          where t.id = c.id
         returning t.id, c.state as from_state, t.provider_state
     ), journaled as (
-        insert into paypoll.transitions (transaction_id, from_state, to_state, provider_state, source)
-        select id, from_state, 'pending', provider_state, 'operator' from reopened
+        insert into paypoll.transitions (transaction_id, from_state, to_state, provider_state, reason, source)
+        select id, from_state, 'pending', provider_state, $2, 'operator' from reopened
     )";
 
 /// In the order in which they were asked for.
@@ -92,7 +121,7 @@ const ANSWER: &str = "
 
 impl Store {
     /// The ids of the parked transactions that are meant.
-    pub async fn parked(&self, meant: &Parked) -> Result<Vec<Uuid>, StoreError> {
+    pub async fn parked(&self, meant: &Meant) -> Result<Vec<Uuid>, StoreError> {
         let mut connection = self.pool.acquire().await?;
         let mut tx = connection.begin().await?;
         // However many there are, the operator asked for all of them.
@@ -102,18 +131,46 @@ impl Store {
             .bind(&meant.account)
             .bind(&meant.reason)
             .bind(meant.since.map(|since| since.as_secs_f64()))
+            .bind(meant.limit.map(|limit| i64::try_from(limit).unwrap_or(i64::MAX)))
             .fetch_all(&mut *tx)
             .await?;
         tx.rollback().await?;
         Ok(ids)
     }
 
-    /// Reopens what may be reopened of `ids`, all in one statement, and says of each what became of it. Without `really` nothing is
-    /// changed and the answer says what would become of it. No id may be given twice.
-    pub async fn reopen(&self, ids: &[Uuid], really: bool) -> Result<Vec<Reopened>, StoreError> {
-        let sql = format!("{ASKED} {} {ANSWER}", if really { REOPEN } else { "" });
+    /// What these transactions are parked for, the most frequent first.
+    pub async fn parked_groups(&self, ids: &[Uuid]) -> Result<Vec<Group>, StoreError> {
+        let rows = sqlx::query(GROUPS).bind(ids).fetch_all(&self.pool).await?;
+        let group = |row: &PgRow| {
+            Ok(Group {
+                provider: row.try_get("provider")?,
+                account: row.try_get("account")?,
+                reason: row.try_get("reason")?,
+                count: row.try_get("count")?,
+                last_error: row.try_get("last_error")?,
+            })
+        };
+        rows.iter().map(group).collect()
+    }
+
+    /// Says of each of `ids` what would become of it. No id may be given twice.
+    pub async fn would_reopen(&self, ids: &[Uuid]) -> Result<Vec<Reopened>, StoreError> {
+        let sql = format!("{ASKED} {ANSWER}");
         let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(ids).fetch_all(&self.pool).await?;
         rows.iter().map(reopened).collect()
+    }
+
+    /// Reopens what may be reopened of `ids`, all in one statement, and says of each what became of it. `because` and `actor` stand in
+    /// the transitions. No id may be given twice.
+    pub async fn reopen(&self, ids: &[Uuid], because: Option<&str>, actor: &str) -> Result<Vec<Reopened>, StoreError> {
+        let mut connection = self.pool.acquire().await?;
+        let mut tx = connection.begin().await?;
+        sign(&mut tx, actor).await?;
+        let sql = format!("{ASKED} {REOPEN} {ANSWER}");
+        let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(ids).bind(because).fetch_all(&mut *tx).await?;
+        let answer = rows.iter().map(reopened).collect();
+        tx.commit().await?;
+        answer
     }
 }
 

@@ -12,6 +12,8 @@ mod queue;
 pub use queue::{flows, lines_dropped};
 
 use crate::config::{Log, LogFormat};
+use crate::incidents::Noting;
+use crate::text::is_steering;
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Map, Value};
 use std::fmt;
@@ -128,7 +130,7 @@ where
     let lines = Lines { format: log.format, color };
     let layer = tracing_subscriber::fmt::layer().event_format(lines).with_writer(writer).log_internal_errors(false);
     let passes = filter_fn(move |line| line.is_span() || passes(line, libraries));
-    Ok(tracing_subscriber::registry().with(filter).with(layer.with_filter(passes)))
+    Ok(tracing_subscriber::registry().with(filter).with(layer.with_filter(passes)).with(Noting))
 }
 
 fn passes(line: &Metadata<'_>, libraries: bool) -> bool {
@@ -252,14 +254,6 @@ fn color_of(level: Level) -> &'static str {
         Level::INFO => "\x1b[32m",
         Level::DEBUG | Level::TRACE => "\x1b[2m",
     }
-}
-
-/// Whether a terminal obeys this character, or it has no shape of its own but changes how its neighbours are shown. Whoever inserts rows
-/// must not steer the reader's eye.
-#[must_use]
-pub fn is_steering(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
 /// Text that needs no quotes.

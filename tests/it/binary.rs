@@ -158,8 +158,11 @@ fn a_pattern_that_matches_no_account_is_refused_with_the_accounts_that_there_are
     );
 }
 
-/// The contract's commands, in its order.
-const COMMANDS: [&str; 10] = ["run", "migrate", "check", "plan", "status", "show", "retry", "audit", "simulate", "demo"];
+/// All commands, in the order of the help.
+const COMMANDS: [&str; 16] = [
+    "run", "migrate", "config", "check", "plan", "status", "show", "list", "retry", "pause", "resume", "probe", "audit",
+    "provider", "simulate", "demo",
+];
 
 #[test]
 fn every_shell_completes_every_command_and_its_options() {
@@ -192,7 +195,7 @@ fn paypoll_and_each_of_its_commands_has_a_manual_page() {
     assert!(whole.contains("Exit codes: 0 fine") && whole.contains("DATABASE_URL"), "{whole}");
     assert!(page(&["man", "retry"]).contains("--dry-run"));
     let (code, text) = refusal(&["man", "walk"], &[]);
-    assert!(code == 2 && text.contains("run, migrate, check"), "{text}");
+    assert!(code == 2 && text.contains("run, migrate, config, check"), "{text}");
 }
 
 #[test]

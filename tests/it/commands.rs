@@ -3,7 +3,7 @@
 use crate::support::{TestDatabase, database};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, Row};
+use sqlx::{AssertSqlSafe, Connection as _, Row};
 use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
 use std::process::{Command, Output, Stdio};
@@ -42,17 +42,18 @@ const REPLICA: &str = "
     insert into paypoll.accounts (provider, account) values ('khalti', 'default')";
 
 #[tokio::test]
-async fn status_counts_as_due_what_nobody_is_about_to_poll() {
+async fn status_counts_by_the_due_time_alone_what_no_living_owner_can_have_polled() {
     let database = database().await;
     execute(&database, REPLICA).await;
     // Reference, owner, and how many seconds ago the row says that a poll is due. Replica 1 lives, replica 7 does not.
     for (reference, owner, ago) in [
         ("free", "null", 90),
-        ("not yet", "null", -60),
+        ("not yet", "null", -600),
         ("held, polled since", "1", 5),
-        ("held, and nothing happens", "1", 20),
-        ("its owner died", "7", 5),
-        ("taken away", "0", 5),
+        ("held, and its row may lag", "1", 60),
+        ("held, and nothing happens", "1", 80),
+        ("its owner died", "7", 7),
+        ("taken away", "0", 2),
     ] {
         insert(&database, "provider, reference", &format!("'khalti', '{reference}'")).await;
         execute(
@@ -70,38 +71,116 @@ async fn status_counts_as_due_what_nobody_is_about_to_poll() {
     let oldest = status["providers"][1]["oldest_due_s"].take();
     assert!(oldest.as_f64().is_some_and(|oldest| (90.0..600.0).contains(&oldest)), "{oldest}");
     assert!(status["providers"][0]["oldest_due_s"].take().is_number());
-    let account = |provider: &str, account: &str, pending: u32, due: u32, overdue: u32| {
-        json!({"provider": provider, "account": account, "pending": pending, "due": due, "overdue": overdue, "oldest_due_s": null,
-               "action_required": 0, "unresolved": 0, "invalid": 0, "circuit": "closed"})
+    assert!(status["providers"][1]["clears_in_s"].take().is_number());
+    assert!(status["as_of"].take().is_string());
+    let replicas = status["replicas"].take();
+    assert_eq!(replicas[0]["accounts"], json!(["khalti/default"]), "{replicas}");
+    for key in ["id", "host", "started_at", "heartbeat_at"] {
+        assert!(!replicas[0][key].is_null(), "{key} is missing in {replicas}");
+    }
+    let account = |provider: &str, account: &str, [pending, due, overdue, late]: [u32; 4]| {
+        json!({"provider": provider, "account": account, "pending": pending, "due": due, "overdue": overdue, "late": late,
+               "oldest_due_s": null, "clears_in_s": null, "action_required": 0, "unresolved": 0, "invalid": 0, "circuit": "closed",
+               "circuit_since": null, "circuit_reason": null, "next_probe_at": null, "held_until": null,
+               "paused_since": null, "paused_until": null, "paused_because": null, "paused_by": null})
     };
+    let dapi_late = status["providers"][0]["late"].as_u64().map_or(9, |late| late as u32);
+    assert!(dapi_late <= 1, "as late as this machine is slow");
+    status["providers"][0]["clears_in_s"].take();
     let expected = json!({
-        "providers": [account("dapi", "nobody's", 1, 1, 0), account("khalti", "default", 6, 4, 1)],
+        "as_of": null,
+        "providers": [account("dapi", "nobody's", [1, 1, 0, dapi_late]), account("khalti", "default", [7, 4, 2, 3])],
         "unroutable": [{"provider": "dapi", "account": "nobody's", "count": 1}],
+        "parked": [],
+        "replicas": null,
+        "errors": [],
+        "events": status["events"],
     });
     assert_eq!((code, status), (0, expected));
 }
 
 #[tokio::test]
-async fn status_tells_people_what_is_wrong() {
+async fn status_begins_with_the_worst_that_is_true() {
     let database = database().await;
+    let (_, out, _) = run(paypoll(&database, &["status"])).await;
+    assert!(out.starts_with("no daemon runs; nothing waits for one\nas of "), "{out}");
     execute(&database, REPLICA).await;
+    let (_, out, _) = run(paypoll(&database, &["status"])).await;
+    assert!(out.starts_with("all is well: 0 payments are polled, none is late, none is parked"), "{out}");
+    assert!(out.contains("1 idle account: khalti/default"), "{out}");
     execute(
         &database,
         "update paypoll.accounts set circuit_since = now(), circuit_reason = '20 polls in a row failed', probe_at = now()",
     )
     .await;
     insert(&database, "provider, account, reference", "'dapi', 'old', 'R1'").await;
-    for reference in ["R2", "R3"] {
+    for reference in ["R2", "R3", "R4"] {
         insert(&database, "provider, reference", &format!("'khalti', '{reference}'")).await;
     }
-    execute(&database, "update paypoll.transactions set state = 'unresolved', reason = 'gave_up' where provider = 'khalti'").await;
+    execute(
+        &database,
+        "update paypoll.transactions set state = 'unresolved', reason = 'no_usable_answer' where reference in ('R2', 'R3');
+         insert into paypoll.polls select id, provider, account, now(), now(), 3, 403, 'request_failed', 'HTTP 403: an HTML page'
+           from paypoll.transactions where reference = 'R3' or reference = 'R2'",
+    )
+    .await;
     let (code, out, _) = run(paypoll(&database, &["status"])).await;
     assert_eq!(code, 0);
-    assert!(out.contains("the circuit of khalti/default has been open for "), "{out}");
-    assert!(out.contains("s, only probes are sent: 20 polls in a row failed"), "{out}");
-    assert!(out.contains("1 of dapi/old wait: no running daemon serves this account"), "{out}");
-    assert!(out.contains("2 of khalti/default unresolved: gave_up; the last one "), "{out}");
+    let lines: Vec<&str> = out.lines().collect();
+    assert!(
+        lines[0].starts_with("khalti/default is not asked: circuit open for ") && out.contains("(20 polls in a row failed)"),
+        "{out}"
+    );
+    assert!(out.contains("dapi/old: 1 payment waits, no running daemon serves this account"), "{out}");
+    assert!(
+        out.contains("khalti/default: 2 payments are unresolved, no_usable_answer; last error: HTTP 403: an HTML page"),
+        "{out}"
+    );
+    assert!(out.contains("2 × khalti/default request_failed: HTTP 403: an HTML page"), "{out}");
+    assert!(out.contains("circuit_opened khalti/default: 20 polls in a row failed"), "{out}");
     assert!(!out.contains('\x1b'), "no terminal, no colours: {out:?}");
+    let (_, out, _) = run(paypoll(&database, &["status", "--provider", "dapi", "--problems"])).await;
+    assert!(out.contains("dapi/old") && !out.contains("khalti/"), "{out}");
+    let (code, _, error) = run(paypoll(&database, &["status", "--provider", "paypal"])).await;
+    assert!(code == 2 && error.contains("\"paypal\" is no provider that is known here: there are ayoconnect, dapi"), "{error}");
+}
+
+#[tokio::test]
+async fn parked_transactions_are_counted_exactly_or_at_least() {
+    let database = database().await;
+    execute(&database, REPLICA).await;
+    execute(
+        &database,
+        "insert into paypoll.transactions (provider, reference) select 'khalti', 'R' || n from generate_series(1, 10001) n;
+         update paypoll.transactions set state = 'unresolved', reason = case when reference > 'R9' then 'not_found' else 'gave_up' end;
+         insert into paypoll.transactions (provider, reference) values ('khalti', 'none');
+         update paypoll.transactions set state = 'unresolved' where reference = 'none'",
+    )
+    .await;
+    let (_, out, _) = run(paypoll(&database, &["status", "--json"])).await;
+    let status: Value = serde_json::from_str(&out).unwrap();
+    let found: Vec<(Value, i64, Value)> = status["parked"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| (row["reason"].clone(), row["count"].as_i64().unwrap(), row["at_least"].clone()))
+        .collect();
+    let nines = 1111 - 1;
+    assert_eq!(
+        found,
+        [(json!("gave_up"), 10_001 - nines, json!(null)), (json!("not_found"), nines, json!(null)), (json!(null), 1, json!(null))],
+    );
+    execute(
+        &database,
+        "insert into paypoll.transactions (provider, reference) select 'khalti', 'S' || n from generate_series(1, 2000) n;
+         update paypoll.transactions set state = 'unresolved', reason = 'gave_up' where reference like 'S%'",
+    )
+    .await;
+    let (_, out, _) = run(paypoll(&database, &["status", "--json"])).await;
+    let status: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((&status["parked"][0]["count"], &status["parked"][0]["at_least"]), (&json!(10_000), &json!(true)));
+    let (_, out, _) = run(paypoll(&database, &["status"])).await;
+    assert!(out.contains("at least 10,000 payments are unresolved, gave_up"), "{out}");
 }
 
 #[tokio::test]
@@ -110,8 +189,9 @@ async fn status_watched_through_a_pipe_is_plain_and_ends_when_asked_to() {
     execute(&database, REPLICA).await;
     let mut child = paypoll(&database, &["status", "--watch"]).stdout(Stdio::piped()).spawn().unwrap();
     let code = tokio::task::spawn_blocking(move || {
-        let lines: Vec<String> = BufReader::new(child.stdout.take().unwrap()).lines().take(4).map(Result::unwrap).collect();
-        assert!(lines[0].starts_with("PROVIDER") && lines[2] == lines[0] && !lines.concat().contains('\x1b'), "{lines:?}");
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let firsts: Vec<String> = lines.filter(|line| line.starts_with("all is well") || line.contains('\x1b')).take(2).collect();
+        assert!(firsts.iter().all(|line| line.starts_with("all is well")), "{firsts:?}");
         kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
         child.wait().unwrap().code()
     });
@@ -149,11 +229,11 @@ async fn show_tells_one_transactions_life_without_its_secrets() {
         r#"params     {"endpointId":"7","session":"[redacted]"}"#,
         "https://bank.example/pay",
         "poll 1, 2ms late: HTTP 200 after 12 ms, pending",
-        "pending → action_required by the provider's answer",
+        "pending → action_required by the provider's answer, ",
         r#"evidence: HTTP 200, {"state":"REDIRECT_REQUEST"}"#,
         "poll 2, 1ms late: no answer, timeout",
         "no complete answer",
-        "waits for a daemon: none that runs serves the account dropayment/default",
+        "no running daemon serves dropayment/default",
     ] {
         assert!(out.contains(part), "{part:?} is missing:\n{out}");
     }
@@ -184,7 +264,7 @@ async fn show_finds_a_reference_in_every_account_also_where_all_is_final() {
     assert_eq!((code, accounts), (0, vec!["a", "b", "c"]));
     let (code, out, error) = run(paypoll(&database, &["show", "nothing"])).await;
     assert_eq!((code, out.as_str()), (1, ""));
-    assert_eq!(error, "no transaction has the id or reference \"nothing\"\n");
+    assert!(error.starts_with("no transaction has the id or reference \"nothing\": `paypoll list"), "{error}");
 }
 
 #[tokio::test]
@@ -208,8 +288,9 @@ async fn retry_opens_a_new_window_with_one_transition_and_keeps_what_was_sent() 
     let (code, out, _) = run(paypoll(&database, &["retry", "--dry-run", &id.to_string()])).await;
     assert_eq!(code, 0);
     assert!(out.contains("would be reopened") && out.contains("was unresolved, window_over"), "{out}");
-    let (code, out, _) = run(paypoll(&database, &["retry", &id.to_string(), &id.to_string()])).await;
-    assert_eq!((code, out.lines().last()), (0, Some("1 reopened")), "{out}");
+    let arguments = ["retry", &id.to_string(), "R1", "--as", "alice@desk", "--because", "the provider is back"];
+    let (code, out, _) = run(paypoll(&database, &arguments)).await;
+    assert_eq!((code, out.lines().last()), (0, Some("1 reopened by alice@desk: the provider is back")), "{out}");
     let row = sqlx::query(
         "select state, fence, owner, attempts, failures + not_found + phase + gaps as counts,
                 coalesce(opened_at, phase_since, action_at, finalized_at) is null and reason is null and action is null as clean,
@@ -225,13 +306,16 @@ async fn retry_opens_a_new_window_with_one_transition_and_keeps_what_was_sent() 
     assert_eq!(row.get::<Option<i64>, _>("owner"), Some(3), "its owner's until that one lets go, or is found dead");
     assert_eq!((row.get::<i32, _>("attempts"), row.get::<i32, _>("counts")), (4, 0));
     assert!(row.get("clean") && row.get("opened") && row.get("counted"));
-    let transitions: Vec<(String, String, String)> =
-        sqlx::query_as("select from_state, to_state, source from paypoll.transitions order by id")
+    let transitions: Vec<(String, String, String, Option<String>, String)> =
+        sqlx::query_as("select from_state, to_state, source, reason, actor from paypoll.transitions order by id")
             .fetch_all(&database.pool)
             .await
             .unwrap();
     assert_eq!(transitions.len(), 2);
-    assert_eq!(transitions[1], ("unresolved".into(), "pending".into(), "operator".into()));
+    let (from, to, source, reason, actor) = &transitions[1];
+    assert_eq!((from.as_str(), to.as_str(), source.as_str()), ("unresolved", "pending", "operator"));
+    assert_eq!(reason.as_deref(), Some("the provider is back"));
+    assert!(actor.ends_with(" (as alice@desk)"), "{actor}");
 }
 
 #[tokio::test]
@@ -251,10 +335,11 @@ async fn retry_says_what_it_cannot_reopen_and_reopens_the_rest() {
     let (code, out, error) = run(paypoll(&database, &["retry", &ids[0], &ids[1], &ids[2], &ids[3]])).await;
     assert_eq!((code, error.as_str()), (1, "3 of 4 transactions cannot be reopened\n"), "{out}");
     let lines: Vec<&str> = out.lines().collect();
-    assert!(lines[0].starts_with("reopened") && lines[0].contains("khalti/default good"), "{out}");
-    assert!(lines[1].contains("it is succeeded: only unresolved and invalid"), "{out}");
-    assert!(lines[2].contains("its initiated_at is") && lines[2].contains("correct that first"), "{out}");
-    assert!(lines[3].contains("there is no such transaction"), "{out}");
+    assert!(lines[0].starts_with("khalti/default: 2 transactions, about 1 s of its whole budget"), "{out}");
+    assert!(lines[1].starts_with("reopened") && lines[1].contains("khalti/default good"), "{out}");
+    assert!(lines[2].contains("it is succeeded: only unresolved and invalid"), "{out}");
+    assert!(lines[3].contains("its initiated_at is") && lines[3].contains("correct that first"), "{out}");
+    assert!(lines[4].contains("there is no such transaction"), "{out}");
     execute(&database, "update paypoll.transactions set initiated_at = now() where reference = 'future'").await;
     assert_eq!(run(paypoll(&database, &["retry", &ids[2]])).await.0, 0, "corrected, then reopened");
 }
@@ -277,13 +362,348 @@ async fn retry_by_description_reopens_those_and_no_others() {
     let (code, out, _) = run(paypoll(&database, &[&arguments[..], &["--dry-run"]].concat())).await;
     assert!(code == 0 && out.ends_with("1 would be reopened: nothing was changed\n"), "{out}");
     let (code, out, _) = run(paypoll(&database, &arguments)).await;
-    assert!(code == 0 && out.ends_with("1 reopened\n"), "{out}");
+    assert!(code == 0 && out.contains("1 reopened by "), "{out}");
     let pending: Vec<String> = sqlx::query_scalar("select reference from paypoll.transactions where state = 'pending'")
         .fetch_all(&database.pool)
         .await
         .unwrap();
     assert_eq!(pending, ["R1"]);
     assert_eq!(run(paypoll(&database, &arguments)).await.0, 0, "nothing is like that any more");
+}
+
+#[tokio::test]
+async fn retry_takes_references_and_says_how_long_it_takes_and_what_would_come_again() {
+    let database = database().await;
+    for number in 0..30 {
+        insert(&database, "provider, reference", &format!("'khalti', 'R{number}'")).await;
+    }
+    insert(&database, "provider, account, reference", "'khalti', 'other', 'R1'").await;
+    execute(
+        &database,
+        "update paypoll.transactions set state = 'unresolved', reason = 'no_usable_answer';
+         insert into paypoll.polls select id, provider, account, now(), now(), 3, 403, 'request_failed', 'HTTP 403: an HTML page'
+           from paypoll.transactions",
+    )
+    .await;
+    let (code, out, error) = run(paypoll(&database, &["retry", "R2", "nobody's"])).await;
+    assert_eq!((code, error.as_str()), (1, "1 of 2 transactions cannot be reopened\n"), "{out}");
+    assert!(out.contains("not reopened    nobody's: there is no such transaction") && out.contains("khalti/default R2"), "{out}");
+    let (code, _, error) = run(paypoll(&database, &["retry", "R1"])).await;
+    assert!(code == 1 && error.contains("the reference of several parked transactions: name the id, of"), "{error}");
+    let arguments = ["retry", "--provider", "khalti", "--account", "default", "--limit", "20"];
+    let (code, out, _) = run(paypoll(&database, &arguments)).await;
+    assert_eq!(code, 0, "{out}");
+    assert!(out.contains("khalti/default: 20 transactions, about 2 s of its whole budget (10 a second)"), "{out}");
+    let warning = "warning: khalti/default: 20 were parked with no_usable_answer (last error: HTTP 403: an HTML page): mend";
+    assert!(out.contains(warning) && out.contains("20 reopened by "), "{out}");
+    let left: i64 = sqlx::query_scalar("select count(*) from paypoll.transactions where state = 'unresolved'")
+        .fetch_one(&database.pool)
+        .await
+        .unwrap();
+    assert_eq!(left, 10, "one was reopened before, of 31");
+    let (_, status, _) = run(paypoll(&database, &["status"])).await;
+    assert!(status.contains("operator by ") && status.contains("21 × unresolved → pending"), "{status}");
+}
+
+#[tokio::test]
+async fn a_filter_that_names_nothing_that_exists_is_misuse() {
+    let database = database().await;
+    insert(&database, "provider, account, reference", "'khalti', 'shop', 'R1'").await;
+    execute(&database, "update paypoll.transactions set state = 'unresolved', reason = 'lost by hand'").await;
+    for (arguments, told) in [
+        (&["--provider", "paypal"][..], "\"paypal\" is no provider that is known here"),
+        (&["--account", "shp"], "\"shp\" is no account that is known here: there are khalti/shop"),
+        (&["--provider", "dapi", "--account", "shop"], "\"shop\" is no account that is known here: there are none yet"),
+        (&["--reason", "windw_over"], "no transaction is parked with it; parked are \"lost by hand\" (1)"),
+    ] {
+        for command in ["retry", "list"] {
+            let (code, out, error) = run(paypoll(&database, &[&[command], arguments].concat())).await;
+            assert!(code == 2 && error.contains(told), "{command} {arguments:?}: {code} {out}{error}");
+        }
+    }
+    assert_eq!(run(paypoll(&database, &["retry", "--reason", "window_over"])).await.0, 0, "it may well be that none is");
+    let (code, out, _) = run(paypoll(&database, &["retry", "--reason", "lost by hand"])).await;
+    assert!(code == 0 && out.contains("1 reopened"), "{out}");
+}
+
+/// Of each transaction of a list, what stands under a name.
+fn column(list: &Value, name: &str) -> Vec<String> {
+    list["transactions"].as_array().unwrap().iter().map(|row| row[name].as_str().unwrap_or_default().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn a_list_has_what_is_polled_by_due_time_then_what_has_ended_latest_first() {
+    let database = database().await;
+    execute(
+        &database,
+        "insert into paypoll.transactions (provider, account, reference)
+         select 'khalti', case when n % 2 = 0 then 'even' else 'odd' end, 'P' || n from generate_series(1, 6) n;
+         insert into paypoll.transactions (provider, reference) select 'dapi', 'E' || n from generate_series(1, 6) n;
+         update paypoll.transactions set fence = fence + 1, next_poll_at = now() - interval '1 minute' * right(reference, 1)::int
+          where provider = 'khalti';
+         update paypoll.transactions set state = (array['succeeded', 'failed', 'unresolved'])[1 + right(reference, 1)::int % 3],
+                reason = case when right(reference, 1)::int % 3 > 0 then 'because ' || right(reference, 1)::int % 3 end
+          where provider = 'dapi';
+         update paypoll.transactions set updated_at = now() - interval '1 hour' * right(reference, 1)::int where provider = 'dapi'",
+    )
+    .await;
+    let list = async |arguments: &[&str]| -> Value {
+        let (code, out, error) = run(paypoll(&database, &[&["list", "--json"], arguments].concat())).await;
+        assert_eq!(code, 0, "{arguments:?}: {error}");
+        serde_json::from_str(&out).unwrap()
+    };
+    let all = ["P6", "P5", "P4", "P3", "P2", "P1", "E1", "E2", "E3", "E4", "E5", "E6"];
+    assert_eq!(column(&list(&[]).await, "reference"), all);
+    let (mut pages, mut after) = (Vec::new(), None::<String>);
+    loop {
+        let place = after.clone().map_or_else(Vec::new, |after| vec!["--after".to_owned(), after]);
+        let arguments: Vec<&str> = ["--limit", "5"].into_iter().chain(place.iter().map(String::as_str)).collect();
+        let page = list(&arguments).await;
+        pages.extend(column(&page, "reference"));
+        after = page["next"].as_str().map(str::to_owned);
+        if after.is_none() {
+            break;
+        }
+    }
+    assert_eq!(pages, all, "page by page");
+    assert_eq!(column(&list(&["--state", "failed"]).await, "reference"), ["E1", "E4"]);
+    assert_eq!(column(&list(&["--state", "failed", "--state", "unresolved"]).await, "reference"), ["E1", "E2", "E4", "E5"]);
+    assert_eq!(column(&list(&["--state", "failed", "--reason", "because 1"]).await, "reference"), ["E1", "E4"]);
+    assert_eq!(column(&list(&["--reason", "because 2"]).await, "reference"), ["E2", "E5"]);
+    assert_eq!(column(&list(&["--provider", "khalti", "--account", "odd"]).await, "reference"), ["P5", "P3", "P1"]);
+    assert_eq!(column(&list(&["--account", "odd"]).await, "reference"), ["P5", "P3", "P1"]);
+    assert_eq!(column(&list(&["--provider", "dapi", "--older", "210m"]).await, "reference"), ["E4", "E5", "E6"]);
+    assert_eq!(column(&list(&["--provider", "dapi", "--since", "150m"]).await, "reference"), ["E1", "E2"]);
+    assert_eq!(column(&list(&["--provider", "khalti", "--older", "1h"]).await, "reference"), [""; 0]);
+    assert_eq!(column(&list(&["--reference", "E"]).await, "reference"), ["E1", "E2", "E3", "E4", "E5", "E6"]);
+    assert_eq!(column(&list(&["--reference", "E", "--state", "succeeded"]).await, "reference"), ["E3", "E6"]);
+    let page = list(&["--reference", "P", "--limit", "4"]).await;
+    assert_eq!(column(&page, "reference"), ["P2", "P4", "P6", "P1"], "account by account");
+    let rest = list(&["--reference", "P", "--after", page["next"].as_str().unwrap()]).await;
+    assert_eq!(column(&rest, "reference"), ["P3", "P5"]);
+    let near = list(&["--reference", "E4x"]).await;
+    assert!(column(&near, "reference").is_empty() && near["near"].to_string().contains("E4"), "{near}");
+    let (_, text, _) = run(paypoll(&database, &["list", "--limit", "2"])).await;
+    assert!(
+        text.contains("REFERENCE") && text.contains("due for 6 min") && text.contains("there are more: add --after 'p~"),
+        "{text}"
+    );
+    let (_, csv, _) = run(paypoll(&database, &["list", "--csv", "--limit", "1000"])).await;
+    assert_eq!((csv.lines().count(), csv.matches("id,provider").count()), (13, 1), "{csv}");
+}
+
+#[tokio::test]
+async fn a_list_never_reads_the_whole_table() {
+    let database = database().await;
+    execute(
+        &database,
+        "insert into paypoll.transactions (provider, account, reference)
+         select 'khalti', 'a' || n % 5, 'R' || lpad(n::text, 6, '0') from generate_series(1, 30000) n;
+         update paypoll.transactions set state = case when reference < 'R020000' then 'succeeded' else 'failed' end,
+                reason = case when reference >= 'R020000' then 'why ' || right(reference, 1) end where reference < 'R025000';
+         analyze paypoll.transactions;
+         set enable_seqscan = on",
+    )
+    .await;
+    // What was read row by row without an index, told by the server itself once a session has reported it.
+    let scanned = async || -> (i64, i64) {
+        sqlx::query("select pg_stat_force_next_flush()").execute(&database.pool).await.unwrap();
+        let sql = "select coalesce(seq_tup_read, 0), coalesce(idx_tup_fetch, 0) from pg_stat_user_tables where schemaname = 'paypoll' and relname = 'transactions'";
+        sqlx::query_as(sql).fetch_one(&database.pool).await.unwrap()
+    };
+    let before = scanned().await;
+    for arguments in [
+        &[][..],
+        &["--state", "succeeded"],
+        &["--state", "failed", "--reason", "why 7"],
+        &["--account", "a3", "--state", "pending"],
+        &["--reference", "R0123"],
+        &["--reference", "nothing"],
+        &["--provider", "khalti", "--state", "succeeded", "--since", "1h"],
+    ] {
+        let (code, _, error) = run(paypoll(&database, &[&["list", "--json"], arguments].concat())).await;
+        assert_eq!((code, error.as_str()), (0, ""), "{arguments:?}");
+    }
+    let (code, _, error) = run(paypoll(&database, &["status"])).await;
+    assert_eq!((code, error.as_str()), (0, ""));
+    let after = scanned().await;
+    assert_eq!(after.0 - before.0, 0, "rows read without an index");
+    assert!(after.1 - before.1 < 25_000, "rows fetched by an index: {} of 30000", after.1 - before.1);
+}
+
+#[tokio::test]
+async fn accounts_are_paused_and_resumed_with_who_why_and_until_when() {
+    let database = database().await;
+    execute(&database, REPLICA).await;
+    insert(&database, "provider, account, reference", "'khalti', 'shop', 'R1'").await;
+    let arguments = ["pause", "khalti/default", "--because", "maintenance", "--for", "1h", "--as", "alice@desk"];
+    let (code, out, error) = run(paypoll(&database, &arguments)).await;
+    assert!(
+        code == 0 && out.contains("khalti/default is paused until 20") && out.contains(", for 1 h, by alice@desk: maintenance"),
+        "{out}{error}"
+    );
+    let (_, out, _) = run(paypoll(&database, &["status", "--json"])).await;
+    let status: Value = serde_json::from_str(&out).unwrap();
+    let account = &status["providers"][0];
+    assert_eq!((&account["circuit"], &account["paused_because"]), (&json!("paused"), &json!("maintenance")), "{account}");
+    assert!(
+        account["paused_until"].is_string() && account["paused_by"].as_str().unwrap().ends_with(" (as alice@desk)"),
+        "{account}"
+    );
+    let (_, out, _) = run(paypoll(&database, &["status"])).await;
+    assert!(out.contains("khalti/default is not asked: paused for ") && out.contains("account_paused khalti/default by "), "{out}");
+    let (code, out, _) = run(paypoll(&database, &["pause", "khalti", "--because", "all of it"])).await;
+    assert!(
+        code == 0 && out.contains("khalti/default is paused until `paypoll resume`") && out.contains("khalti/shop is paused"),
+        "{out}"
+    );
+    let (code, out, _) = run(paypoll(&database, &["resume", "khalti"])).await;
+    assert!(code == 0 && out.contains("khalti/default is asked again") && out.contains("khalti/shop is asked again"), "{out}");
+    let (code, out, _) = run(paypoll(&database, &["resume", "khalti/shop"])).await;
+    assert!(code == 0 && out.contains("khalti/shop was not paused"), "{out}");
+    for arguments in [
+        &["pause", "khalti/nobody", "--because", "x"][..],
+        &["pause", "paypal", "--because", "x"],
+        &["pause", "khalti", "--because", " "],
+    ] {
+        assert_eq!(run(paypoll(&database, arguments)).await.0, 2, "{arguments:?}");
+    }
+    assert_eq!(run(paypoll(&database, &["pause", "dapi", "--because", "x"])).await.0, 1, "no account of it is known");
+}
+
+#[tokio::test]
+async fn a_probe_is_sent_on_demand_where_a_circuit_is_open_and_says_why_not_where_none_would_be() {
+    let database = database().await;
+    execute(&database, REPLICA).await;
+    let (code, out, _) = run(paypoll(&database, &["probe", "khalti/default"])).await;
+    assert!(code == 0 && out.contains("its circuit is closed"), "{out}");
+    execute(
+        &database,
+        "update paypoll.accounts set circuit_since = now(), circuit_reason = 'it is down', probe_at = now() + interval '1 hour'",
+    )
+    .await;
+    let (code, out, _) = run(paypoll(&database, &["probe", "khalti/default"])).await;
+    assert!(code == 0 && out.contains("the next probe is sent now") && out.contains("it is down"), "{out}");
+    let due: bool = sqlx::query_scalar("select probe_at <= now() from paypoll.accounts").fetch_one(&database.pool).await.unwrap();
+    assert!(due);
+    run(paypoll(&database, &["pause", "khalti/default", "--because", "x"])).await;
+    let (code, _, error) = run(paypoll(&database, &["probe", "khalti/default"])).await;
+    assert!(code == 1 && error.contains("paused by an operator"), "{error}");
+    assert_eq!(run(paypoll(&database, &["probe", "khalti"])).await.0, 2);
+}
+
+#[tokio::test]
+async fn show_says_who_changed_a_payment_when_it_gives_up_and_where_it_stands_in_the_queue() {
+    let database = database().await;
+    execute(&database, REPLICA).await;
+    execute(
+        &database,
+        "insert into paypoll.transactions (provider, reference) select 'khalti', 'R' || n from generate_series(1, 50) n;
+         update paypoll.transactions set fence = fence + 1, next_poll_at = now() - interval '100 s' + interval '1 s' * substr(reference, 2)::int",
+    )
+    .await;
+    let (code, out, _) = run(paypoll(&database, &["show", "R41"])).await;
+    assert_eq!(code, 0);
+    assert!(out.contains("more is due than the budget allows, position about 41 of 50, in about 5 s"), "{out}");
+    assert!(out.contains("gives up   ") && out.contains("then unresolved with reason gave_up"), "{out}");
+    let mut session = sqlx::PgConnection::connect(&database.url).await.unwrap();
+    sqlx::query("set paypoll.actor = 'bob@desk'").execute(&mut session).await.unwrap();
+    sqlx::query("update paypoll.transactions set state = 'failed', reason = 'by phone' where reference = 'R41'")
+        .execute(&mut session)
+        .await
+        .unwrap();
+    let (_, out, _) = run(paypoll(&database, &["show", "R41"])).await;
+    assert!(out.contains("pending → failed by another writer, ") && out.contains(" (as bob@desk): by phone"), "{out}");
+    assert!(out.contains("failed is final: nothing more is asked."), "{out}");
+    let (_, out, _) = run(paypoll(&database, &["show", "R41", "--json"])).await;
+    let life: Value = serde_json::from_str(&out).unwrap();
+    assert!(life["transitions"][0]["actor"].as_str().unwrap().ends_with(" (as bob@desk)"), "{life}");
+}
+
+#[tokio::test]
+async fn commands_that_ask_no_provider_need_no_secret() {
+    let database = database().await;
+    execute(&database, REPLICA).await;
+    let without = |arguments: &[&str]| {
+        let mut command = paypoll(&database, arguments);
+        command
+            .env("PAYPOLL__PROVIDERS__KHALTI__ENABLED", "true")
+            .env("PAYPOLL__PROVIDERS__KHALTI__ACCOUNTS__DEFAULT__TOKEN_FILE", "/no/such/secret")
+            .env("PAYPOLL__PROVIDERS__AYOCONNECT__ENABLED", "true")
+            .env("PAYPOLL__PROVIDERS__AYOCONNECT__ACCOUNTS__DEFAULT__CLIENT_ID", "x");
+        command
+    };
+    insert(&database, "provider, reference", "'khalti', 'R1'").await;
+    for arguments in [
+        &["status"][..],
+        &["show", "R1"],
+        &["list"],
+        &["audit"],
+        &["migrate"],
+        &["retry", "--reason", "gave_up"],
+        &["pause", "khalti/default", "--because", "x"],
+        &["resume", "khalti/default"],
+        &["config"],
+    ] {
+        let (code, out, error) = run(without(arguments)).await;
+        assert_eq!((code, error.as_str()), (0, ""), "{arguments:?}: {out}");
+    }
+    for arguments in [&["check"][..], &["run"]] {
+        let (code, _, error) = run(without(arguments)).await;
+        assert_eq!(code, 2, "{arguments:?}: {error}");
+        for part in ["token_file = /no/such/secret", "merchant_id is missing", "channel_id is missing", "client_secret is missing"]
+        {
+            assert!(error.contains(part), "{part:?} is missing in one go: {error}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn config_shows_where_each_setting_comes_from_and_no_secret() {
+    let database = database().await;
+    let mut command = with_khalti(paypoll(&database, &["config"]), "127.0.0.1:9500");
+    command.env("PAYPOLL__LOG__FORMAT", "text");
+    let (code, out, error) = run(command).await;
+    assert_eq!((code, error.as_str()), (0, ""));
+    assert!(out.contains("log.format = \"text\"") && out.contains("# the environment: PAYPOLL__LOG__FORMAT"), "{out}");
+    assert!(out.contains("worker.lease = \"15s\"") && out.contains("# the defaults"), "{out}");
+    assert!(!out.contains("canary") && !out.contains(&database.url), "{out}");
+    let mut misspelt = paypoll(&database, &["status"]);
+    misspelt.env("PAYPOLL_LOG_FORMAT", "text");
+    let (code, _, error) = run(misspelt).await;
+    assert!(code == 2 && error.contains("PAYPOLL_LOG_FORMAT is not read") && error.contains("PAYPOLL__LOG__FORMAT?"), "{error}");
+    let mut kubernetes = paypoll(&database, &["status"]);
+    kubernetes.env("PAYPOLL_SERVICE_HOST", "10.0.0.1").env("PAYPOLL_PORT_9464_TCP_PORT", "9464");
+    assert_eq!(run(kubernetes).await.0, 0, "variables that an orchestrator makes are not ours");
+}
+
+#[tokio::test]
+async fn a_database_that_cannot_be_reached_is_named_by_host_and_port() {
+    let database = database().await;
+    let mut command = paypoll(&database, &["status"]);
+    command.env("DATABASE_URL", "postgres://nobody:canary@127.0.0.1:1/payments");
+    let (code, _, error) = run(command).await;
+    assert!(code == 1 && error.contains("127.0.0.1:1, database payments,") && !error.contains("canary"), "{error}");
+}
+
+#[tokio::test]
+async fn migrate_lists_its_steps() {
+    let url = crate::support::empty_database().await;
+    let migrate = async || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_paypoll"));
+        command.env_clear().env("DATABASE_URL", &url).arg("migrate");
+        run(command).await
+    };
+    // At once: an index that is made concurrently must not wait for whoever waits for its turn.
+    let (first, second, third) = tokio::join!(migrate(), migrate(), migrate());
+    for (code, out, error) in [&first, &second, &third] {
+        assert_eq!((*code, error.as_str()), (0, ""), "{out}");
+    }
+    let outs = [first.1, second.1, third.1].concat();
+    assert_eq!(outs.matches("applied 0001 transactions").count(), 1, "{outs}");
+    assert_eq!((outs.matches("nothing to do").count(), outs.matches("applied 0013 finished").count()), (2, 1), "{outs}");
+    let (_, out, _) = migrate().await;
+    assert!(out.starts_with("nothing to do\nthe schema paypoll is at version "), "{out}");
 }
 
 /// Khalti at this address, its token in the environment.

@@ -160,6 +160,9 @@ fn alerts_and_dashboard_name_only_outcomes_and_states_that_exist() {
     }
 }
 
+/// How every alert names its section: by an address that opens from wherever the alert is read.
+const RUNBOOK: &str = "runbook_url: https://docs.example.com/paypoll/runbook.md#";
+
 #[test]
 fn every_alert_has_its_section_in_the_runbook_and_every_link_leads_somewhere() {
     let anchor = |heading: &str| heading.to_lowercase().replace(' ', "-");
@@ -167,16 +170,58 @@ fn every_alert_has_its_section_in_the_runbook_and_every_link_leads_somewhere() {
         |path: &str| -> BTreeSet<String> { read(path).lines().filter_map(|line| line.strip_prefix("## ").map(anchor)).collect() };
     let runbook = headings("docs/runbook.md");
     let alerts = read("deploy/alerts.yml");
-    let linked: BTreeSet<String> =
-        alerts.lines().filter_map(|line| line.trim().strip_prefix("runbook_url: docs/runbook.md#").map(str::to_owned)).collect();
-    assert_eq!(alerts.matches("- alert: ").count(), alerts.matches("runbook_url: docs/runbook.md#").count());
+    let linked: BTreeSet<String> = alerts.lines().filter_map(|line| line.trim().strip_prefix(RUNBOOK).map(str::to_owned)).collect();
+    assert_eq!(alerts.matches("- alert: ").count(), alerts.matches(RUNBOOK).count());
     assert_eq!(linked, runbook, "each alert has a section, and each section an alert");
-    for path in ["docs/logs.md", "docs/runbook.md"] {
-        for link in read(path).split("](").skip(1).map(|rest| rest.split(')').next().unwrap().to_owned()) {
-            let section = link.trim_start_matches("runbook.md").trim_start_matches('#');
-            assert!(runbook.contains(section), "{path}: {link}");
+}
+
+/// The pages for people, by their path.
+fn pages() -> Vec<String> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
+    let names = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut pages: Vec<String> = names.filter(|name| name.ends_with(".md")).map(|name| format!("docs/{name}")).collect();
+    pages.extend(["README.md", "SECURITY.md"].map(str::to_owned));
+    pages.sort();
+    pages
+}
+
+/// The anchors of a page: its headings as they stand in a link.
+fn anchors(path: &str) -> BTreeSet<String> {
+    let plain = |heading: &str| -> String {
+        let kept = heading.to_lowercase().replace(' ', "-");
+        kept.chars().filter(|c| c.is_alphanumeric() || matches!(c, '-' | '_')).collect()
+    };
+    read(path).lines().filter(|line| line.starts_with('#')).map(|line| plain(line.trim_start_matches('#').trim())).collect()
+}
+
+#[test]
+fn every_link_between_documents_leads_somewhere() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut links = 0;
+    for page in pages() {
+        let text = read(&page);
+        // What stands in a fenced block is no link.
+        let prose: String = text.split("\n```").step_by(2).collect();
+        for link in prose.split("](").skip(1).map(|rest| rest.split(')').next().unwrap()) {
+            if link.starts_with("http") {
+                continue;
+            }
+            let (path, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = match path {
+                "" => page.clone(),
+                _ => {
+                    let joined = root.join(&page).parent().unwrap().join(path);
+                    let found = joined.canonicalize().unwrap_or_else(|_| panic!("{page}: {link} leads nowhere"));
+                    found.strip_prefix(root.canonicalize().unwrap()).unwrap().to_str().unwrap().to_owned()
+                }
+            };
+            if !anchor.is_empty() {
+                assert!(anchors(&target).contains(anchor), "{page}: {link}: no such heading in {target}");
+            }
+            links += 1;
         }
     }
+    assert!(links > 20, "{links}");
 }
 
 #[test]

@@ -49,7 +49,7 @@ async fn port_of(url: &str) -> Port {
     let (stopping, stop) = (CancellationToken::new(), CancellationToken::new());
     metrics.ready.store(true, Relaxed);
     metrics.turn(Instant::now());
-    let serving = ops::serve_on(listener, &config, store, metrics.clone(), stopping.clone(), stop.clone()).unwrap();
+    let serving = ops::serve_on(listener, &config, metrics.clone(), stopping.clone(), stop.clone()).unwrap();
     Port { address, metrics, stopping, stop, serving }
 }
 
@@ -167,7 +167,23 @@ async fn a_row_that_a_living_replica_holds_is_its_own_affair() {
     let port = port(&database).await;
     let id = insert(&database, "default", "HELD").await;
     age(&database, id, 40, Some(replica)).await;
-    assert_eq!(port.unready().await, "");
+    assert_eq!(port.unready().await, "", "its row may lag");
+    assert!(!port.get("/metrics").await.body.contains("paypoll_oldest_due_seconds{provider=\"khalti\"} 4"));
+}
+
+#[tokio::test]
+async fn a_row_that_a_living_replica_owns_counts_once_it_lags_further_than_it_may() {
+    let database = database().await;
+    execute(&database, "insert into paypoll.replicas (lease, complied) values ('15 s', 0)").await;
+    let replica: i64 = sqlx::query_scalar("select id from paypoll.replicas").fetch_one(&database.pool).await.unwrap();
+    let port = port(&database).await;
+    let id = insert(&database, "default", "FORGOTTEN").await;
+    // A minute, and the owner's lease.
+    age(&database, id, 80, Some(replica)).await;
+    let why = port.unready().await;
+    assert!(why.contains("khalti/default has been due for 8"), "{why}");
+    let metrics = port.get("/metrics").await.body;
+    assert!(metrics.contains("paypoll_oldest_due_seconds{provider=\"khalti\"} 8"), "{metrics}");
 }
 
 #[tokio::test]
@@ -239,6 +255,12 @@ async fn metrics_have_the_public_names_and_labels() {
         "paypoll_circuit_open{provider=\"khalti\",account=\"default\"} 0",
         "paypoll_circuit_open{provider=\"khalti\",account=\"other\"} 1",
         "paypoll_unroutable{provider=\"dapi\"} 3",
+        "paypoll_parked{provider=\"khalti\",account=\"default\",state=\"unresolved\",reason=\"other\"} 1",
+        "paypoll_parked{provider=\"khalti\",account=\"default\",state=\"invalid\",reason=\"other\"} 1",
+        "paypoll_paused_seconds{provider=\"khalti\",account=\"default\"} 0",
+        "paypoll_config_reloads_total{result=\"applied\"} 0",
+        "paypoll_config_reloads_total{result=\"rejected\"} 0",
+        "paypoll_events_total{event=\"commits_lost\"} 0",
         "# TYPE paypoll_oldest_due_seconds gauge",
     ] {
         assert!(answer.body.lines().any(|found| found == line), "{line} is missing in\n{}", answer.body);
@@ -307,7 +329,7 @@ async fn a_reference_leads_to_its_payments_life_without_its_secrets() {
     assert_eq!(port.get(&format!("/?q={id}")).await.status, 303, "an id is found too");
     let life = port.get(&format!("/transactions/{id}")).await;
     assert_eq!(life.status, 200);
-    for shown in ["succeeded is final", "HTTP 503 in 35 ms", "HTTP 503 &lt;b&gt;", "Completed", "&lt;i&gt;", "a callback handler"] {
+    for shown in ["succeeded is final", "HTTP 503 in 35 ms", "HTTP 503 &lt;b&gt;", "Completed", "&lt;i&gt;", "another writer, "] {
         assert!(life.body.contains(shown), "{shown} is missing in {}", life.body);
     }
     assert!(!life.body.contains("s3cret"), "{}", life.body);
@@ -341,8 +363,95 @@ async fn the_page_says_why_a_payment_waits() {
     .await;
     let id = insert(&database, "default", "WAITS").await;
     let life = port.get(&format!("/transactions/{id}")).await.body;
-    assert!(life.contains("circuit is open (20 polls in a row failed)"), "{life}");
-    assert!(port.get("/").await.body.contains("20 polls in a row failed"));
+    assert!(life.contains("circuit is open for ") && life.contains("(20 polls in a row failed)"), "{life}");
+    let page = port.get("/").await.body;
+    assert!(page.contains("khalti/default is not asked: circuit open for ") && page.contains("class=\"state bad\""), "{page}");
+}
+
+#[tokio::test]
+async fn the_page_is_green_only_while_nothing_is_wrong() {
+    let database = database().await;
+    execute(
+        &database,
+        "insert into paypoll.replicas (lease, complied, accounts) values ('1 h', 0, '[[\"khalti\",\"default\"],[\"khalti\",\"other\"]]')",
+    )
+    .await;
+    let port = port(&database).await;
+    let page = port.get("/").await.body;
+    assert!(page.contains("class=\"state good\"") && page.contains("All is well"), "{page}");
+    let id = insert(&database, "default", "LATE").await;
+    age(&database, id, 20, None).await;
+    let late = crate::support::eventually("the page tells what is late", || async {
+        let page = port.get("/").await.body;
+        page.contains("khalti/default is behind").then_some(page)
+    });
+    let page = late.await;
+    assert!(page.contains("class=\"state warn\"") && page.contains("1 payment late, by 2"), "{page}");
+    assert_eq!(port.unready().await, "", "no reason yet to send traffic elsewhere");
+}
+
+#[tokio::test]
+async fn a_pause_is_told_wherever_the_account_stands() {
+    let database = database().await;
+    let port = port(&database).await;
+    let id = insert(&database, "default", "WAITS").await;
+    age(&database, id, 4000, None).await;
+    execute(
+        &database,
+        "insert into paypoll.replicas (lease, complied, accounts) values ('1 h', 0, '[[\"khalti\",\"default\"]]');
+         select paypoll.pause('khalti', 'default', 'a change at <Khalti>', now() + interval '1 hour')",
+    )
+    .await;
+    let page = port.get("/").await.body;
+    assert!(page.contains("khalti/default is not asked: paused for ") && page.contains("a change at &lt;Khalti&gt;"), "{page}");
+    let life = port.get(&format!("/transactions/{id}")).await.body;
+    assert!(life.contains("khalti/default has been paused by "), "{life}");
+    assert_eq!(port.unready().await, "", "nobody's fault");
+    let metrics = port.get("/metrics").await.body;
+    let paused = metrics.lines().find(|line| line.starts_with("paypoll_paused_seconds") && line.contains("default")).unwrap();
+    assert!(!paused.ends_with(" 0"), "{paused}");
+}
+
+#[tokio::test]
+async fn payments_are_listed_in_pages_that_can_be_linked_to_and_as_csv() {
+    let database = database().await;
+    let port = port(&database).await;
+    execute(
+        &database,
+        "insert into paypoll.transactions (provider, account, reference) select 'khalti', 'default', 'R-' || lpad(n::text, 4, '0')
+           from generate_series(1, 150) n;
+         update paypoll.transactions set state = 'failed', reason = 'no money' where reference <= 'R-0120';
+         insert into paypoll.transactions (provider, account, reference) values ('dapi', 'x', '=1+1')",
+    )
+    .await;
+    let links = |page: &str| page.matches("href=\"/transactions/").count();
+    let first = port.get("/transactions?state=failed").await;
+    assert_eq!((first.status, links(&first.body)), (200, 100), "{}", first.body);
+    let next = first.body.split("href=\"").find(|part| part.contains("Next page")).unwrap().split('"').next().unwrap();
+    let second = port.get(&next.replace("&amp;", "&")).await;
+    assert_eq!(links(&second.body), 20, "{}", second.body);
+    assert_eq!(links(&port.get("/transactions?reason=no+money&account=default").await.body), 100);
+    assert_eq!(links(&port.get("/transactions?state=pending").await.body), 31);
+    assert_eq!(links(&port.get("/transactions?reference=R-001").await.body), 10);
+    assert_eq!(port.get("/transactions?state=paid").await.status, 400);
+    let csv = port.get("/transactions.csv?state=failed&state=pending").await;
+    assert!(csv.head.contains("text/csv") && csv.body.contains("id,provider,account,reference"), "{}{}", csv.head, csv.body);
+    assert!(csv.body.contains(",'=1+1,") && csv.body.matches("no money").count() == 120, "{}", csv.body);
+}
+
+#[tokio::test]
+async fn a_search_that_hits_nothing_shows_what_begins_like_it_or_what_is_near() {
+    let database = database().await;
+    let port = port(&database).await;
+    let id = insert(&database, "default", "ORDER-1001").await;
+    insert(&database, "other", "ORDER-1002").await;
+    let begins = port.get("/?q=ORDER-10").await;
+    assert_eq!(begins.status, 200);
+    assert!(begins.body.contains("ORDER-1001") && begins.body.contains("ORDER-1002"), "{}", begins.body);
+    let near = port.get("/?q=ORDER-1001X").await;
+    assert_eq!(near.status, 404);
+    assert!(near.body.contains("Near it") && near.body.contains("ORDER-1001"), "{}", near.body);
+    assert_eq!(port.get(&format!("/?q={}", &id.to_string()[..18])).await.status, 303, "an id is found by how it begins");
 }
 
 #[tokio::test]
@@ -362,7 +471,7 @@ async fn a_name_that_points_at_this_machine_gets_no_page() {
 async fn nothing_can_be_changed_through_the_port() {
     let database = database().await;
     let port = port(&database).await;
-    for path in ["/", "/transactions/x", "/readyz", "/metrics"] {
+    for path in ["/", "/transactions", "/transactions.csv", "/transactions/x", "/readyz", "/metrics"] {
         let request = format!("POST {path} HTTP/1.1\r\nhost: {}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n", port.address);
         assert_eq!(port.ask(&request).await.status, 405, "{path}");
     }

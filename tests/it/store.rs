@@ -818,7 +818,7 @@ async fn a_transaction_that_was_reopened_while_it_was_held_is_let_go_of() {
     let (replica, members) = register(&store).await;
     let claimed = claim_as(&store, replica, &members, 10).await.held.remove(0);
     execute(&database, "update paypoll.transactions set state = 'unresolved'").await;
-    assert_eq!(store.reopen(&[id], true).await.unwrap()[0].obstacle, None);
+    assert_eq!(store.reopen(&[id], None, "a test").await.unwrap()[0].obstacle, None);
     assert!(claim_as(&store, replica, &members, 10).await.held.is_empty(), "its owner may have a poll under way");
     let recorded = store.record(replica, &success(&store, id, claimed.fence).await, &mut Attempt::default()).await.unwrap();
     assert!(recorded.refused.contains(&id));

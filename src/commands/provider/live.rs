@@ -1,12 +1,12 @@
 //! `paypoll provider test FILE --live --reference R`: one real request with an account's credentials. Prints request and answer
 //! redacted and what the answer would mean, and writes nothing.
 
-use super::super::text::plain;
 use super::inspect;
 use crate::cli::ProviderTest;
 use crate::config::{AccountConfig, Config, ConfigError, ProviderConfig};
 use crate::domain::{Amount, Outcome};
 use crate::providers::{Ask, Provider};
+use crate::text::plain;
 use crate::transport::{Connections, Tls, Transport};
 use crate::wire::{Failure, Method, Redaction, Request};
 use anyhow::{anyhow, bail};

@@ -1,12 +1,12 @@
 //! `paypoll provider show NAME|FILE`: what a provider is to paypoll, compiled ones included.
 
 use super::super::check;
-use super::super::text::plain;
 use super::inspect;
 use crate::config::{self, Config, ConfigError};
 use crate::domain::Plan;
 use crate::providers::declared::Declaration;
 use crate::providers::{self, Descriptor};
+use crate::text::plain;
 use std::io::{self, Write};
 use std::path::Path;
 

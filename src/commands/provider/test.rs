@@ -1,10 +1,11 @@
 //! `paypoll provider test FILE…`: every example, and for those that end a transaction every changed answer. Needs neither network nor
 //! database.
 
-use super::super::text::{Paint, plain};
+use super::super::text::Paint;
 use super::{check_names, inspect};
 use crate::config::ConfigError;
 use crate::providers::declared::{Inspection, Tried};
+use crate::text::plain;
 use anyhow::bail;
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -141,7 +141,8 @@ async fn take_turn(connection: &mut PgConnection) -> Result<(), StoreError> {
 
 /// The migrations that the database has.
 async fn applied(connection: &mut PgConnection) -> Result<Vec<(i64, String)>, StoreError> {
-    let there: bool = sqlx::query_scalar("select to_regclass('paypoll.migrations') is not null").fetch_one(&mut *connection).await?;
+    let there: bool =
+        sqlx::query_scalar("select to_regclass('paypoll.migrations') is not null").fetch_one(&mut *connection).await?;
     if !there {
         return Ok(Vec::new());
     }

@@ -8,7 +8,7 @@
 -- key is read; or it has ended, and its rows are visible to the statement that reads them, which begins later still. Every step of
 -- that is an order of events and none a matter of speed.
 --
--- Sequence and locks are read as they stand, whatever the snapshot; a lock is let go of only after what it stands for is visible; and
+-- Sequence and locks are read as they stand, whatever the snapshot (and the sequence behind its own lock: see last_id); a lock is let go of only after what it stands for is visible; and
 -- PostgreSQL reads all advisory locks at one moment. So it does not matter either how long anybody stands still between two steps.
 --
 -- While this is applied. A transaction that announced itself under the function before this one goes on as it is: its lock has the
@@ -16,6 +16,24 @@
 -- begins to write later does it in the new form, without a moment in which neither holds: a statement takes up the new function as
 -- soon as it has locked the table, and until then the old one does the same work under the old key. A look that has begun under the
 -- function before this one ends under it; from the next one on nothing is passed by.
+
+-- The highest id given out so far. A sequence is a table too, but one that is changed in place: while it writes ahead to the log, every
+-- 32 ids, it holds a number that is 32 too high, and a select sees that. This function of PostgreSQL's own (it is what the view
+-- pg_sequences shows) waits until the sequence is itself again; null: no id was given out since it was made or set.
+create function paypoll.last_id() returns bigint language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp as $$
+declare
+    last bigint := pg_sequence_last_value('paypoll.transitions_id_seq');
+begin
+    if last is null then
+        select s.last_value - 1 into last from paypoll.transitions_id_seq s;
+        -- Unless the first one is given out just now, there is nothing to see that is too high.
+        last := coalesce(pg_sequence_last_value('paypoll.transitions_id_seq'), last);
+    end if;
+    return last;
+end
+$$;
+comment on function paypoll.last_id() is 'The highest id of a transition given out so far, whether it is committed, under way or given up.';
 
 -- The key of a writer's lock. Its first half is the sequence's oid (24 bits) and 8 bits of the highest id given out so far, its second
 -- half the 32 bits below. So it belongs to this schema of this database alone, and a copy of it beside this one, under whatever name,
@@ -32,7 +50,7 @@ begin
     -- One lock for each transaction: one for each statement would fill the server's table of locks. Whoever rolls back to a savepoint
     -- before it loses lock and setting together.
     if coalesce(current_setting('paypoll.writer', true), '') <> pg_current_xact_id()::text then
-        select s.last_value - case when s.is_called then 0 else 1 end into last from paypoll.transitions_id_seq s;
+        last := paypoll.last_id();
         perform pg_advisory_xact_lock_shared((sequence << 8 | (last >> 32 & 255))::bit(32)::integer, last::bit(32)::integer);
         perform set_config('paypoll.writer', pg_current_xact_id()::text, true);
     end if;
@@ -42,8 +60,7 @@ $$;
 comment on function paypoll.announce_writer() is
     'Trigger: before its first id a writer takes a lock whose key is the highest id given out so far.';
 
--- It reads the sequence, which whoever reads the feed need not be allowed to; it tells nothing but a number.
-create function paypoll.safe_id() returns bigint language plpgsql volatile security definer
+create function paypoll.safe_id() returns bigint language plpgsql volatile
 set search_path = pg_catalog, pg_temp as $$
 declare
     sequence constant bigint := 'paypoll.transitions_id_seq'::regclass::oid::bigint & 16777215;
@@ -55,13 +72,13 @@ begin
               using errcode = 'read_only_sql_transaction';
     end if;
     -- The order of these two is what the feed rests on.
-    select s.last_value - case when s.is_called then 0 else 1 end into highest from paypoll.transitions_id_seq s;
+    highest := paypoll.last_id();
     -- By how much the lowest key is below; a key above is a writer's that came since, and concerns only ids above too.
     select min(case l.objsubid
                when 2 then (((l.classid::bigint & 255) << 32 | l.objid::bigint) - highest + (1::bigint << 39) & (1::bigint << 40) - 1)
                            - (1::bigint << 39)
-               -- The form before this one: 48 bits of the id below the tag 0x7061.
-               else ((l.classid::bigint & 65535) << 32 | l.objid::bigint) - highest end) into behind
+               -- The form before this one: 48 bits of the id below the tag 0x7061. It was selected, so it may have been up to 33 too high.
+               else ((l.classid::bigint & 65535) << 32 | l.objid::bigint) - 33 - highest end) into behind
       from pg_locks l
      where l.locktype = 'advisory'
        and l.database = (select d.oid from pg_database d where d.datname = current_database())

@@ -278,6 +278,51 @@ async fn ids_may_be_as_large_as_they_like() {
     }
 }
 
+/// Takes ids, and asks before each of them for the highest so far: how often that was not below it.
+const TOO_HIGH: &str = "
+    do $$
+    declare
+        last bigint;
+        too_high integer := 0;
+    begin
+        for turn in 1..100000 loop
+            last := ASKED;
+            if last >= nextval('paypoll.transitions_id_seq') then
+                too_high := too_high + 1;
+            end if;
+        end loop;
+        perform set_config('test.too_high', too_high::text, false);
+    end
+    $$";
+
+/// How often several who take ids at once find the highest so far too high, when they ask for it like that.
+async fn too_high(url: &str, asked: &str) -> i64 {
+    let sessions = (0..4).map(|_| {
+        let (url, asks) = (url.to_owned(), TOO_HIGH.replace("ASKED", asked));
+        tokio::spawn(async move {
+            let mut connection = PgConnection::connect(&url).await.unwrap();
+            sqlx::raw_sql(AssertSqlSafe(asks)).execute(&mut connection).await.unwrap();
+            let found = sqlx::query_scalar("select current_setting('test.too_high')::bigint");
+            found.fetch_one(&mut connection).await.unwrap()
+        })
+    });
+    let sessions: Vec<tokio::task::JoinHandle<i64>> = sessions.collect();
+    let mut all = 0;
+    for session in sessions {
+        all += session.await.unwrap();
+    }
+    all
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_highest_id_is_never_told_too_high_while_others_take_theirs() {
+    let database = database().await;
+    assert_eq!(too_high(&database.url, "paypoll.last_id()").await, 0);
+    // A sequence that was set and gave nothing out since.
+    apply(&database.pool, "select setval('paypoll.transitions_id_seq', 1000000, false)").await;
+    assert_eq!(sqlx::query_scalar::<_, i64>("select paypoll.last_id()").fetch_one(&database.pool).await.unwrap(), 999_999);
+}
+
 #[tokio::test]
 async fn two_schemas_of_one_database_do_not_hold_each_other_up() {
     let database = database().await;

@@ -163,7 +163,9 @@ pub fn conclude(result: anyhow::Result<()>, stderr: &mut impl Write) -> u8 {
     }
     // Where nobody reads the errors either, the exit code still tells.
     let _ = writeln!(stderr, "{}", told(&error));
-    let is_misconfigured = error.is::<ConfigError>() || matches!(error.downcast_ref(), Some(StoreError::Url(_)));
+    let is_misconfigured = error.is::<ConfigError>()
+        || matches!(error.downcast_ref(), Some(StoreError::Url(_)))
+        || matches!(error.downcast_ref(), Some(SchemaError::Store(StoreError::Url(_))));
     if is_misconfigured { 2 } else { 1 }
 }
 

@@ -132,8 +132,8 @@ const DAPI: Subject = Subject {
         let others = ids.iter().flatten().filter(|id| !matches!(id, Json::Text(id) if id == reference)).count();
         let inner_type = |key: &str| inner.and_then(|info| info.text(key));
         // In the newer shape a request that worked tells what became of the operation; the types then say why it failed.
-        let worked =
-            answer.at("success") == Some(&Json::True) && answer.text("status") != Some("failed") && answer.at("type").is_none();
+        let request_done = answer.at("status").is_none() || answer.text("status") == Some("done");
+        let worked = answer.at("success") == Some(&Json::True) && request_done && answer.at("type").is_none();
         let failed_inside = inner.is_some_and(|info| info.text("status") == Some("failed")) && worked;
         let request_failed = !failed_inside
             && [answer.text("type"), inner_type("type"), inner_type("errorType")]
@@ -145,7 +145,7 @@ const DAPI: Subject = Subject {
             None => answer.text("status").filter(|_| echoed > 0),
         };
         match word.filter(|_| status == 200 && others == 0 && !request_failed)? {
-            "done" if answer.at("success") == Some(&Json::True) => Some("succeeded"),
+            "done" if answer.at("success") == Some(&Json::True) && (inner.is_none() || request_done) => Some("succeeded"),
             "failed" if inner.is_none() || failed_inside => Some("failed"),
             _ => None,
         }

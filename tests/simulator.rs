@@ -212,6 +212,10 @@ async fn dropayment_answers_as_its_page_says() {
         ("notfound", 404, "/error/cause", json!("ORDER_NOT_FOUND")),
         ("error", 200, "/error/cause", json!("INTERNAL_ERROR")),
         ("refused", 401, "/error/cause", json!("INVALID_REQUEST")),
+        ("odd", 200, "/transaction/amountCentis", json!("1000")),
+        ("oddfail", 200, "/errorCode", json!({})),
+        ("oddfee", 200, "/transferFeeList/1", json!({"assignedId": "h"})),
+        ("invalid", 400, "/error/cause", json!("INVALID_REQUEST")),
         ("500", 500, "/error/cause", json!("INTERNAL_ERROR")),
     ];
     check_answers("dropayment", &expected).await;
@@ -231,6 +235,11 @@ async fn dusupay_answers_as_its_page_says() {
         ("unknownword", 200, "/data/transaction_status", json!("ESCROWED")),
         ("notfound", 404, "/message", json!("Transaction with reference: SIM-000010-notfound Not Found. Contact Support")),
         ("early", 403, "/message", json!("Status check denied. Try again after 2 minutes.")),
+        ("pleasewait", 403, "/message", json!("Status check denied. Please wait 2 minutes.")),
+        ("denied", 403, "/message", json!("Access denied. Fix your key and try again.")),
+        ("odd", 200, "/data/request_amount", json!("10")),
+        ("odd", 200, "/message", json!(null)),
+        ("oddfail", 200, "/data/request_amount", json!("ten")),
         ("403", 403, "/message", json!("Access to this resource is denied.")),
         ("429", 429, "/message", json!("Request Failed. Too many requests in a short time.")),
         ("error", 200, "/code", json!(500)),
@@ -255,6 +264,9 @@ async fn ayoconnect_answers_in_its_standards_form() {
         ("notfound", 404, "/responseCode", json!("4043601")),
         ("refused", 401, "/responseCode", json!("4013601")),
         ("429", 429, "/responseCode", json!("4293600")),
+        ("forbidden", 403, "/responseCode", json!("4033618")),
+        ("odd", 200, "/responseMessage", json!({"EN": "Successful"})),
+        ("oddfail", 200, "/amount/value", json!("")),
         ("error", 200, "/responseCode", json!("5003600")),
     ];
     check_answers("ayoconnect", &expected).await;
@@ -275,6 +287,11 @@ async fn khalti_answers_as_its_page_says() {
         ("notfound", 200, "/state", json!("Error")),
         ("error", 200, "/status", json!(false)),
         ("refused", 200, "/error_code", json!("1001")),
+        ("invalid", 200, "/error_code", json!("1011")),
+        ("invalid", 200, "/details/reference", json!("too long")),
+        ("badtoken", 400, "", json!({"error_code": "1002", "message": "Invalid token"})),
+        ("odd", 200, "/details", json!({"en": "ok"})),
+        ("odd", 200, "/amount", json!("10.0")),
         ("500", 500, "/state", json!("Error")),
     ];
     check_answers("khalti", &expected).await;
@@ -291,6 +308,11 @@ async fn dapi_answers_as_its_page_says() {
         ("action", 200, "/userInputs/0/id", json!("otp")),
         ("notfound", 200, "/type", json!("NOT_FOUND")),
         ("refused", 200, "/type", json!("INVALID_CREDENTIALS")),
+        ("wrongotp", 401, "/type", json!("INVALID_MFA")),
+        ("choice", 200, "/userInputs/0/queryOptions/1/label", json!("By e-mail")),
+        ("confirm", 200, "/userInputs/id", json!("confirmation")),
+        ("odd", 200, "/msg", json!({"en": "done"})),
+        ("oddfail", 200, "/opInfo/errorType", json!("PARAMETER_ERROR")),
         ("opinfo-ok", 200, "/opInfo/status", json!("done")),
         ("opinfo-fail", 200, "/opInfo/status", json!("failed")),
         ("opinfo-action", 200, "/opInfo/status", json!("user_input_required")),
@@ -300,12 +322,49 @@ async fn dapi_answers_as_its_page_says() {
 }
 
 #[tokio::test]
+async fn a_firewall_speaks_no_json_whoever_is_behind_it() {
+    let server = Server::start(NO_WAITING).await;
+    for provider in PROVIDERS {
+        let response = server.ask(provider, &simulator::reference(provider, 7, "firewall")).send().await.expect("answered");
+        assert_eq!(response.status(), 403, "{provider}");
+        assert!(response.text().await.expect("read").starts_with("<html>"), "{provider}");
+    }
+}
+
+#[tokio::test]
+async fn an_ordinary_reference_succeeds_whatever_numerals_and_words_are_in_it() {
+    let server = Server::start(NO_WAITING).await;
+    for reference in ["ORDER-500", "INV-404-2026", "order-never-7", "2026-429-ok2"] {
+        for (provider, pointer, word) in [
+            ("dropayment", "/state", "APPROVED"),
+            ("dusupay", "/data/transaction_status", "COMPLETED"),
+            ("khalti", "/state", "Success"),
+            ("dapi", "/status", "done"),
+        ] {
+            let (status, body) = answer(server.ask(provider, reference)).await;
+            assert_eq!((status, body.pointer(pointer)), (200, Some(&json!(word))), "{provider} {reference}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn dapi_finds_no_job_without_an_operation() {
+    let server = Server::start(NO_WAITING).await;
+    let secret = DAPI_APP_SECRETS[0];
+    for body in [json!({"appSecret": secret}), json!({"appSecret": secret, "jobID": "A"})] {
+        let (status, body) = answer(server.dapi("sim-dapi-user-1", &body)).await;
+        assert_eq!((status, &body["type"], &body["msg"]), (200, &json!("NOT_FOUND"), &json!("Job not found")));
+    }
+    assert_eq!(server.violations(), [Kind::BadRequest; 2]);
+}
+
+#[tokio::test]
 async fn a_missing_identifier_is_missing() {
     let server = Server::start(NO_WAITING).await;
     let pointers =
         [("dropayment", "/invoiceId"), ("dusupay", "/data/merchant_reference"), ("khalti", "/reference"), ("dapi", "/operationID")];
     for (provider, pointer) in pointers {
-        let (status, body) = answer(server.ask(provider, "A-noid")).await;
+        let (status, body) = answer(server.ask(provider, "SIM-noid")).await;
         assert_eq!((status, body.pointer(pointer)), (200, None), "{provider}: {body}");
     }
 }
@@ -336,9 +395,9 @@ async fn a_failed_request_of_dapi_names_no_operation() {
 async fn retry_after_comes_in_both_forms() {
     let server = Server::start(1.0).await;
     let header = |response: reqwest::Response| response.headers()["retry-after"].to_str().expect("ASCII").to_owned();
-    let seconds = server.ask("dapi", "A-wait7").send().await.expect("answered");
+    let seconds = server.ask("dapi", "SIM-wait7").send().await.expect("answered");
     assert_eq!((seconds.status().as_u16(), header(seconds)), (429, "7".to_owned()));
-    let date = server.ask("khalti", "A-waitdate").send().await.expect("answered");
+    let date = server.ask("khalti", "SIM-waitdate").send().await.expect("answered");
     assert_eq!(date.status(), 429);
     assert!(httpdate::parse_http_date(&header(date)).expect("a date") > SystemTime::now());
 }
@@ -361,11 +420,11 @@ async fn khalti_understands_its_parameters_in_three_ways_and_not_in_two_at_once(
 async fn dusupay_refuses_too_early_and_too_often() {
     let server = Server::start(1.0).await;
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_millis();
-    let early = answer(server.ask("dusupay", &format!("A-t{now}-ok"))).await;
+    let early = answer(server.ask("dusupay", &format!("SIM-t{now}-ok"))).await;
     assert_eq!((early.0, &early.1["message"]), (403, &json!("Status check denied. Try again after 2 minutes.")));
     assert_eq!(server.register(&json!({"provider": "dusupay", "reference": "B", "initiated_at": now})).await, 200);
     assert_eq!(answer(server.ask("dusupay", "B")).await.0, 403);
-    assert_eq!(answer(server.ask("dusupay", &format!("A-t{}-ok", now - 121_000))).await.0, 200);
+    assert_eq!(answer(server.ask("dusupay", &format!("SIM-t{}-ok", now - 121_000))).await.0, 200);
     assert_eq!(answer(server.ask("dusupay", "C")).await.0, 200);
     let often = answer(server.ask("dusupay", "C")).await;
     assert_eq!((often.0, &often.1["message"]), (429, &json!("Request Failed. Too many requests in a short time.")));
@@ -375,8 +434,8 @@ async fn dusupay_refuses_too_early_and_too_often() {
 #[tokio::test]
 async fn a_refused_poll_does_not_move_the_script_on() {
     let server = Server::start(1.0).await;
-    assert_eq!(answer(server.ask("dusupay", "A-500-ok")).await.0, 500);
-    assert_eq!(answer(server.ask("dusupay", "A-500-ok")).await.0, 429);
+    assert_eq!(answer(server.ask("dusupay", "SIM-500-ok")).await.0, 500);
+    assert_eq!(answer(server.ask("dusupay", "SIM-500-ok")).await.0, 429);
     let log = answer(server.get("/_simulator/log?last=5&reference=A-500-ok")).await.1;
     assert_eq!((&log[0]["verdict"], &log[0]["poll"]), (&json!("500"), &json!(1)));
     assert_eq!((&log[1]["verdict"], &log[1]["poll"]), (&json!("refused: TooOften"), &Value::Null));
@@ -386,8 +445,8 @@ async fn a_refused_poll_does_not_move_the_script_on() {
 #[tokio::test]
 async fn dropayment_answers_a_hurried_request_and_records_it() {
     let server = Server::start(1.0).await;
-    assert_eq!(answer(server.ask("dropayment", "A-ok2")).await.0, 200);
-    assert_eq!(answer(server.ask("dropayment", "A-ok2")).await.1["state"], json!("APPROVED"));
+    assert_eq!(answer(server.ask("dropayment", "SIM-ok2")).await.0, 200);
+    assert_eq!(answer(server.ask("dropayment", "SIM-ok2")).await.1["state"], json!("APPROVED"));
     assert_eq!(server.violations(), [Kind::Interval]);
 }
 
@@ -435,8 +494,8 @@ async fn requests_that_have_not_the_documented_form_are_refused() {
         server.khalti(&json!({"token": KHALTI_TOKENS[0], "reference": 1})),
         server.get("/api/service/status/"),
         server.get("/api/service/status/?token=a&token=b&reference=c"),
-        server.dapi("sim-dapi-user-1", &json!({"appSecret": secret})),
-        server.dapi("sim-dapi-user-1", &json!({"appSecret": secret, "jobID": "A"})),
+        server.dapi("sim-dapi-user-1", &json!({"appSecret": secret, "operationID": 1})),
+        server.dapi("sim-dapi-user-1", &json!({"appSecret": secret, "operationID": "A", "jobID": "A"})),
         server.dapi("sim-dapi-user-1", &json!("no object")),
         server.dapi("sim-dapi-user-1", &json!("x".repeat(100_000))),
     ];
@@ -469,7 +528,7 @@ async fn ayoconnect_checks_every_header() {
         good().header("accept", "*/*"),
         good().header("x-timestamp", &timestamp(SystemTime::now() - minutes(6))),
         good().header("x-timestamp", &timestamp(SystemTime::now() + minutes(6))),
-        good().header("x-timestamp", "2026-03-28T22:13:27+07:00"),
+        good().header("x-timestamp", "2026-03-28T22:13:27+0700"),
         good().header("x-partner-id", AYOCONNECT_MERCHANT_IDS[1]),
         good().header("x-client-key", "short"),
         good().header("x-external-id", "000000000000000000000000000002ok"),
@@ -617,14 +676,14 @@ async fn hostile_bodies_are_no_acceptable_json() {
 #[tokio::test]
 async fn a_reset_is_a_reset() {
     let server = Server::start(1.0).await;
-    let error = server.raw_khalti("A-reset").await.read_to_end(&mut Vec::new()).await.expect_err("no end");
+    let error = server.raw_khalti("SIM-reset").await.read_to_end(&mut Vec::new()).await.expect_err("no end");
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
 }
 
 #[tokio::test]
 async fn a_dropped_answer_ends_half_way() {
     let server = Server::start(1.0).await;
-    let response = server.ask("khalti", "A-drop").send().await.expect("answered");
+    let response = server.ask("khalti", "SIM-drop").send().await.expect("answered");
     assert!(response.content_length().is_some_and(|length| length > 100));
     assert!(response.bytes().await.is_err());
 }
@@ -632,14 +691,14 @@ async fn a_dropped_answer_ends_half_way() {
 #[tokio::test]
 async fn a_dribbled_answer_begins_with_one_byte() {
     let server = Server::start(1.0).await;
-    let mut response = server.ask("khalti", "A-dribble").send().await.expect("answered");
+    let mut response = server.ask("khalti", "SIM-dribble").send().await.expect("answered");
     assert_eq!(response.chunk().await.expect("read").as_deref(), Some(&b"{"[..]));
 }
 
 #[tokio::test]
 async fn a_huge_answer_is_as_long_as_it_says_and_may_be_left() {
     let server = Server::start(1.0).await;
-    let mut response = server.ask("khalti", "A-huge").send().await.expect("answered");
+    let mut response = server.ask("khalti", "SIM-huge").send().await.expect("answered");
     assert_eq!(response.content_length(), Some(100 << 20));
     let mut read = 0;
     while read < 2 << 20 {
@@ -652,7 +711,7 @@ async fn a_huge_answer_is_as_long_as_it_says_and_may_be_left() {
 #[tokio::test]
 async fn the_gzip_bomb_says_that_it_is_gzip_and_is_small() {
     let server = Server::start(1.0).await;
-    let response = server.ask("khalti", "A-gzipbomb").send().await.expect("answered");
+    let response = server.ask("khalti", "SIM-gzipbomb").send().await.expect("answered");
     assert_eq!(response.headers()["content-encoding"], "gzip");
     let packed = response.bytes().await.expect("read");
     assert!(packed.len() < 1 << 20);
@@ -669,13 +728,13 @@ async fn seen(server: &Server, requests: u64) {
 #[tokio::test]
 async fn a_second_request_in_flight_is_seen_by_transaction_and_by_dapis_access_token() {
     let server = Server::start(1.0).await;
-    let _held = server.raw_khalti("A-slow-ok").await;
+    let _held = server.raw_khalti("SIM-slow-ok").await;
     seen(&server, 1).await;
-    assert_eq!(answer(server.ask("khalti", "A-slow-ok")).await.0, 200);
+    assert_eq!(answer(server.ask("khalti", "SIM-slow-ok")).await.0, 200);
     assert_eq!(answer(server.ask("khalti", "B")).await.0, 200);
     assert_eq!(server.violations(), [Kind::Parallel]);
 
-    let held = server.ask("dapi", "A-slow");
+    let held = server.ask("dapi", "SIM-slow");
     let held = tokio::spawn(held.send());
     seen(&server, 4).await;
     assert_eq!(answer(server.ask("dapi", "B")).await.0, 200);
@@ -690,13 +749,13 @@ fn parallel(server: &Server) -> usize {
 #[tokio::test]
 async fn an_abandoned_request_is_in_flight_no_longer() {
     let server = Server::start(1.0).await;
-    drop(server.raw_khalti("A-slow-ok").await);
+    drop(server.raw_khalti("SIM-slow-ok").await);
     seen(&server, 1).await;
     // The simulator learns of the closed connection in its own time; from then on there is no new violation.
     let forgotten = async {
         loop {
             let before = parallel(&server);
-            assert_eq!(answer(server.ask("khalti", "A-slow-ok")).await.0, 200);
+            assert_eq!(answer(server.ask("khalti", "SIM-slow-ok")).await.0, 200);
             if parallel(&server) == before {
                 return;
             }
@@ -709,7 +768,7 @@ async fn an_abandoned_request_is_in_flight_no_longer() {
 async fn slow_with_a_number_answers_in_the_end() {
     let server = Server::start(1.0).await;
     let before = tokio::time::Instant::now();
-    let (status, body) = answer(server.ask("khalti", "A-slow1")).await;
+    let (status, body) = answer(server.ask("khalti", "SIM-slow1")).await;
     assert_eq!((status, &body["state"]), (200, &json!("Queued")));
     assert!(before.elapsed() >= Duration::from_secs(1));
 }
@@ -717,7 +776,7 @@ async fn slow_with_a_number_answers_in_the_end() {
 #[tokio::test]
 async fn a_stop_waits_for_nobody_long() {
     let server = Server::start(1.0).await;
-    let mut held = server.raw_khalti("A-slow").await;
+    let mut held = server.raw_khalti("SIM-slow").await;
     seen(&server, 1).await;
     server.stop.cancel();
     tokio::time::timeout(Duration::from_secs(10), server.served).await.expect("in time").expect("no panic").expect("served");

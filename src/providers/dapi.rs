@@ -110,6 +110,11 @@ impl Provider for Dapi {
         Kept::AllBut(&["userInputs"])
     }
 
+    /// The newer shape shows none.
+    fn answers_name_their_transaction(&self) -> bool {
+        false
+    }
+
     fn exclusive_key<'a>(&self, ask: Ask<'a>) -> Option<&'a str> {
         wire::param(ask.params, "accessToken").ok()
     }
@@ -241,10 +246,12 @@ impl Answer {
         if parts.is_empty() { "the request failed".into() } else { parts.join(" ") }
     }
 
-    /// In the newer shape the request worked, and the operation inside it failed: its types then say why it did.
+    /// In the newer shape the request worked, and the operation inside it failed, or is in a status that nobody knows: its types then
+    /// say why it is.
     fn tells_a_failure_inside(&self) -> bool {
-        let failed = self.op_info().is_some_and(|info| info.status.as_deref() == Some("failed"));
-        failed && self.success == Some(true) && self.status.as_deref() != Some("failed") && self.kind.is_none()
+        let word = self.op_info().and_then(|info| info.status.as_deref());
+        let failed = word.is_some_and(|word| !matches!(word, "done" | "initialized" | "user_input_required"));
+        failed && self.success == Some(true) && self.status.as_deref().is_none_or(|outer| outer == "done") && self.kind.is_none()
     }
 
     /// Public: types such as INVALID_MFA, INACTIVE_ACCOUNT or BENEFICIARY_… beside our own identifier (which was compared before) are
@@ -271,6 +278,7 @@ impl Answer {
     /// The operation's own status word.
     fn word(&self) -> Result<&str, String> {
         match self.op_info() {
+            Some(_) if self.status.as_deref().is_some_and(|outer| outer != "done") => Err("the request itself is not done".into()),
             Some(info) => info.status.as_deref().ok_or_else(|| "opInfo has no status".into()),
             None if self.operation_id.is_none() => Err("the answer names no operationID".into()),
             None => self.status.as_deref().ok_or_else(|| "the answer has no status".into()),

@@ -59,7 +59,7 @@ pub trait Provider: Send + Sync {
 
     /// Whether every answer about a transaction carries an identifier that [`Provider::read`] compares with ours.
     ///
-    /// Where it does not (Ayoconnect), a final word is believed only from a connection that carried no other request: an answer that
+    /// Where it does not (Ayoconnect, Dapi's newer shape), a final word is believed only from a connection that carried no other request: an answer that
     /// strayed from another question could not be told from one to ours.
     fn answers_name_their_transaction(&self) -> bool {
         true

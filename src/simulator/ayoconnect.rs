@@ -125,13 +125,14 @@ fn form(incoming: &Incoming) -> Result<Form<'_>, String> {
     Ok(Form { merchant, external_id, channel, timestamp })
 }
 
-/// "length between 24 and 27", "yyyy-MM-ddTHH:mm:ss.SSSTZD format": with milliseconds that leaves `Z` and `+07` for the zone.
+/// "length between 24 and 27", "yyyy-MM-ddTHH:mm:ss.SSSTZD format": with milliseconds that leaves `Z` and `+07` for the zone. The published
+/// samples have none, and `+07:00`.
 fn timestamp(text: &str, now: Moment) -> Result<&str, String> {
-    if !matches!((text.len(), text.ends_with('Z')), (24, true) | (26, false)) {
+    if !matches!((text.len(), text.ends_with('Z'), text.contains('.')), (24, true, true) | (26, false, true) | (25, false, false)) {
         return Err("X-TIMESTAMP is not of 24 to 27 characters yyyy-MM-ddTHH:mm:ss.SSSTZD".into());
     }
-    let at =
-        DateTime::parse_from_str(text, "%Y-%m-%dT%H:%M:%S%.3f%#z").map_err(|_| "X-TIMESTAMP is not yyyy-MM-ddTHH:mm:ss.SSSTZD")?;
+    let form = if text.contains('.') { "%Y-%m-%dT%H:%M:%S%.3f%#z" } else { "%Y-%m-%dT%H:%M:%S%:z" };
+    let at = DateTime::parse_from_str(text, form).map_err(|_| "X-TIMESTAMP is not yyyy-MM-ddTHH:mm:ss.SSSTZD")?;
     if (now.wall - at.to_utc()).abs() > SKEW {
         return Err("X-TIMESTAMP is more than 5 minutes off".into());
     }
@@ -205,17 +206,33 @@ pub(super) fn say(ask: &Ask, told: Told, nth: u32) -> Reply {
         Told::Refund => ordinary("REFUNDED"),
         Told::Amount => success("SUCCESS", OTHER_AMOUNT, CURRENCY),
         Told::Currency => success("SUCCESS", AMOUNT, OTHER_CURRENCY),
+        Told::Odd => {
+            let message = json!({"EN": "Successful"});
+            let body =
+                json!({"responseCode": "2003600", "responseMessage": message, "additionalInfo": {"paymentResult": "SUCCESS"}});
+            Reply::new(200, &body)
+        }
+        Told::OddFail => {
+            let amount = json!({"value": "", "currency": CURRENCY});
+            let body = json!({"responseCode": "2003600", "additionalInfo": {"paymentResult": "FAILED"}, "amount": amount});
+            Reply::new(200, &body)
+        }
         Told::Fail | Told::Cancel => ordinary("FAILED"),
         Told::Echo => {
             let message = format!("Not done for {}", ask.secrets.join(" "));
             answer(ask, "2003600", &message, "FAILED", AMOUNT, CURRENCY)
         }
         Told::Unknown => ordinary("ESCROWED"),
-        Told::Action | Told::Fee => ordinary("PENDING_USER_VERIFICATION"),
-        Told::Pending | Told::Early => ordinary(["TIMEOUT", "INITIATED", "PROCESSING"][nth as usize % 3]),
+        Told::Action | Told::Fee | Told::OddFee | Told::Confirm | Told::Choice => ordinary("PENDING_USER_VERIFICATION"),
+        Told::Pending | Told::Early | Told::PleaseWait => ordinary(["TIMEOUT", "INITIATED", "PROCESSING"][nth as usize % 3]),
         Told::NotFound => error(404, STATUS, "01", "Transaction Not Found"),
         Told::Error => Reply { status: 200, ..error(500, STATUS, "00", "General Error") },
-        Told::Refused | Told::Revoke | Told::Http(401) => error(401, STATUS, "01", "Invalid Token (B2B)"),
+        Told::Forbidden => error(403, STATUS, "18", "Inactive Card/Account/Customer"),
+        Told::Firewall => Reply::firewall(),
+        Told::WrongOtp | Told::Invalid => error(400, STATUS, "02", "Invalid Mandatory Field"),
+        Told::Refused | Told::Revoke | Told::Denied | Told::BadToken | Told::Http(401) => {
+            error(401, STATUS, "01", "Invalid Token (B2B)")
+        }
         Told::Wait(_) | Told::Http(429) => error(429, STATUS, "00", "Too Many Requests"),
         // A success that only says that the request goes on.
         Told::Http(202) => Reply { status: 202, ..answer(ask, "2023600", "Request In Progress", "SUCCESS", AMOUNT, CURRENCY) },
@@ -267,13 +284,16 @@ mod tests {
 
     #[test]
     fn time_stamps_have_milliseconds_and_a_short_zone_and_are_of_now() {
-        for good in ["2026-03-28T15:13:27.123Z", "2026-03-28T22:13:27.123+07", "2026-03-28T15:18:27.000Z"] {
+        for good in
+            ["2026-03-28T15:13:27.123Z", "2026-03-28T22:13:27.123+07", "2026-03-28T15:18:27.000Z", "2026-03-28T22:13:27+07:00"]
+        {
             assert_eq!(timestamp(good, now()), Ok(good));
         }
         for bad in [
             "",
             "2026-03-28T15:13:27Z",
-            "2026-03-28T22:13:27+07:00",
+            "2026-03-28T15:13:27+07:00",
+            "2026-03-28T22:13:27+0700",
             "2026-03-28T22:13:27.123+07:00",
             "2026-03-28 15:13:27.123Z",
             "2026-13-28T15:13:27.123Z",

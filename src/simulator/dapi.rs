@@ -21,6 +21,11 @@ pub(super) fn check(incoming: &Incoming) -> Result<Ask, Refusal> {
         return Err(refused(Kind::BadCredentials, 401, "UNAUTHORIZED", "the access token is unknown".into()));
     }
     let body = object(incoming).map_err(|_| refused(Kind::BadRequest, 400, "INVALID_JSON", "Invalid JSON request".into()))?;
+    // The document's "Failed Response - Invalid OperationID Provided" answers a request without any.
+    if !body.contains_key("operationID") {
+        let detail = "the operationID is missing".to_owned();
+        return Err(Refusal { kind: Some(Kind::BadRequest), reply: error(200, "NOT_FOUND", "Job not found", incoming.at), detail });
+    }
     let operation = operation(&body).map_err(|why| refused(Kind::BadRequest, 400, "PARAMETER_INVALID", why))?;
     let secret = text(&body, "appSecret").map_err(|why| refused(Kind::BadCredentials, 401, "UNAUTHORIZED", why))?;
     let key_is_known = body.get("appKey").is_none_or(|key| key == DAPI_APP_KEY);
@@ -50,15 +55,32 @@ pub(super) fn say(ask: &Ask, told: Told, at: Moment) -> Reply {
         Told::Ok | Told::Refund | Told::Amount | Told::Currency => operation.done(),
         Told::Other => Operation { id: Some(format!("{}-ANOTHER", ask.reference)), ..operation }.done_with_id(),
         Told::NoId => Operation { id: None, ..operation }.done(),
+        Told::Odd => operation.in_status("done", json!({"msg": {"en": "done"}, "reference": null, "timestamp": "now"})),
+        Told::OddFail => {
+            let info = json!({"status": "failed", "errorType": "PARAMETER_ERROR", "type": "/v2/payment/transfer/create"});
+            Reply::new(200, &json!({"opInfo": info, "status": "done", "success": true}))
+        }
         Told::Fail => operation.failed("Insufficient funds", at),
         Told::Cancel => operation.failed("Cancelled by the user", at),
         Told::Echo => operation.failed(&format!("Not done for {}", ask.secrets.join(" ")), at),
         Told::Unknown => operation.in_status("escrowed", json!({})),
-        Told::Action | Told::Fee => operation.in_status("user_input_required", user_input()),
-        Told::Pending | Told::Early => operation.in_status("initialized", json!({})),
+        Told::Action | Told::Fee | Told::OddFee => operation.in_status("user_input_required", user_input()),
+        Told::Confirm => operation.in_status("user_input_required", json!({"userInputs": {"id": "confirmation"}})),
+        Told::Choice => operation.in_status("user_input_required", choice()),
+        Told::WrongOtp => {
+            let body = json!({
+                "operationID": ask.reference, "success": false, "status": "failed", "type": "INVALID_MFA", "msg": "Wrong OTP",
+            });
+            Reply::new(401, &body)
+        }
+        Told::Forbidden | Told::Firewall => Reply::firewall(),
+        Told::Invalid => error(400, "PARAMETER_INVALID", "The request is not valid", at),
+        Told::Pending | Told::Early | Told::PleaseWait => operation.in_status("initialized", json!({})),
         Told::NotFound => error(200, "NOT_FOUND", "Job not found", at),
         Told::Error => error(200, "INTERNAL_ERROR", "Internal error", at),
-        Told::Refused | Told::Revoke => error(200, "INVALID_CREDENTIALS", "The user's credentials are wrong", at),
+        Told::Refused | Told::Revoke | Told::Denied | Told::BadToken => {
+            error(200, "INVALID_CREDENTIALS", "The user's credentials are wrong", at)
+        }
         Told::Http(202) => Reply { status: 202, ..operation.in_status("initialized", json!({})) },
         Told::Http(status @ (401 | 403)) => error(status, "UNAUTHORIZED", "Unauthorized", at),
         Told::Http(404) => error(404, "NOT_FOUND", "Job not found", at),
@@ -122,6 +144,16 @@ fn user_input() -> Value {
     json!({"userInputs": [{
         "id": "otp",
         "query": "Please enter the One Time Password sent to your registered mobile number",
+    }]})
+}
+
+fn choice() -> Value {
+    json!({"userInputs": [{
+        "id": "select",
+        "index": 0,
+        "queryType": "multiple_choice",
+        "query": "Choose where to send the code",
+        "queryOptions": [{"label": "By SMS", "value": "1"}, {"label": "By e-mail", "value": "2"}],
     }]})
 }
 

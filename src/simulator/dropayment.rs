@@ -56,12 +56,21 @@ pub(super) fn say(ask: &Ask, told: Told) -> Reply {
             transfer(ask, "APPROVED", &merged(approved(invoice, AMOUNT), json!({"invoiceId": format!("{invoice}-ANOTHER")})))
         }
         Told::NoId => transfer(ask, "APPROVED", &merged(approved(invoice, AMOUNT), json!({"invoiceId": null}))),
+        Told::Odd => {
+            let centis = format!("{:.0}", AMOUNT * 100.0);
+            let odd = json!({"bankOrderId": "B", "redirectUrl": {}, "transaction": {"amountCentis": centis}, "errorMessage": null});
+            transfer(ask, "APPROVED", &odd)
+        }
+        Told::OddFail => transfer(ask, "DECLINED", &json!({"errorCode": {}, "errorMessage": ["x"], "transaction": "none"})),
         Told::Fail => transfer(ask, "DECLINED", &declined(invoice, "Insufficient funds")),
         Told::Cancel => transfer(ask, "DECLINED", &declined(invoice, "Cancelled by the customer")),
         Told::Echo => transfer(ask, "DECLINED", &declined(invoice, &format!("Not done for {}", ask.secrets.join(" ")))),
         Told::Unknown => transfer(ask, "ESCROWED", &json!({})),
-        Told::Pending | Told::Early => transfer(ask, "PROCESSING", &json!({})),
-        Told::Action => transfer(ask, "REDIRECT_REQUEST", &json!({"redirectUrl": "https://acs.example/3ds?pareq=1"})),
+        Told::Pending | Told::Early | Told::PleaseWait => transfer(ask, "PROCESSING", &json!({})),
+        Told::OddFee => transfer(ask, "TRANSFER_FEE_REQUEST", &odd_fees()),
+        Told::Action | Told::Confirm | Told::Choice => {
+            transfer(ask, "REDIRECT_REQUEST", &json!({"redirectUrl": "https://acs.example/3ds?pareq=1"}))
+        }
         Told::Fee => transfer(ask, "TRANSFER_FEE_REQUEST", &fees()),
         Told::NotFound => error(404, "ORDER_NOT_FOUND", "The order is not found", invoice),
         // The error goes before the state that stands beside it.
@@ -69,7 +78,11 @@ pub(super) fn say(ask: &Ask, told: Told) -> Reply {
             let error = json!({"error": {"cause": "INTERNAL_ERROR", "code": "100", "message": "Internal error"}});
             transfer(ask, "APPROVED", &merged(approved(invoice, AMOUNT), error))
         }
-        Told::Refused | Told::Revoke => error(401, "INVALID_REQUEST", "The session is not valid", invoice),
+        Told::Forbidden | Told::Firewall => Reply::firewall(),
+        Told::WrongOtp | Told::Invalid => error(400, "INVALID_REQUEST", "The request is not valid", invoice),
+        Told::Refused | Told::Revoke | Told::Denied | Told::BadToken => {
+            error(401, "INVALID_REQUEST", "The session is not valid", invoice)
+        }
         Told::Wait(_) | Told::Http(429) => error(429, "FILTERED", "Too many requests", invoice),
         Told::Http(202) => Reply { status: 202, ..transfer(ask, "PROCESSING", &json!({})) },
         Told::Http(404) => error(404, "ORDER_NOT_FOUND", "The order is not found", invoice),
@@ -118,6 +131,14 @@ fn fees() -> Value {
     json!({"transferFeeList": [
         {"assignedId": "gate-a", "commissionCentis": 25, "currency": "EUR"},
         {"assignedId": "gate-b", "commissionCentis": 40, "currency": "EUR"},
+    ]})
+}
+
+/// Numbers as text, and an option that lacks two of its parts.
+fn odd_fees() -> Value {
+    json!({"transferFeeList": [
+        {"assignedId": "g", "commissionCentis": "150", "currency": "EUR"},
+        {"assignedId": "h"},
     ]})
 }
 

@@ -27,6 +27,10 @@ fn form(incoming: &Incoming, reference: &str) -> Result<(), String> {
     if header(&incoming.headers, "accept")? != "application/json" {
         return Err("the header accept is not application/json".into());
     }
+    // Its page "Authentication" asks for it; the sample of this page has none.
+    if incoming.headers.contains_key("content-type") && header(&incoming.headers, "content-type")? != "application/json" {
+        return Err("the header content-type is not application/json".into());
+    }
     if incoming.query.is_empty() && incoming.body.is_empty() { Ok(()) } else { Err("there is a query or a body".into()) }
 }
 
@@ -34,6 +38,14 @@ pub(super) fn say(ask: &Ask, told: Told, nth: u32) -> Reply {
     let reference = ask.reference.as_str();
     match told {
         Told::Ok | Told::Refund => success(transaction(reference, "COMPLETED", "Transaction Completed Successfully")),
+        Told::Odd => {
+            let data = json!({
+                "merchant_reference": reference, "transaction_status": "COMPLETED",
+                "request_amount": format!("{AMOUNT:.0}"), "request_currency": CURRENCY,
+            });
+            Reply::new(200, &json!({"code": 200, "status": "success", "message": null, "data": data}))
+        }
+        Told::OddFail => success(with_word(reference, "FAILED", "request_amount", json!("ten"))),
         Told::Fail => success(transaction(reference, "FAILED", "Insufficient balance")),
         Told::Echo => success(transaction(reference, "FAILED", &format!("Not done for {}", ask.secrets.join(" ")))),
         Told::Cancel => success(transaction(reference, "CANCELLED", "Cancelled by the customer")),
@@ -42,16 +54,21 @@ pub(super) fn say(ask: &Ask, told: Told, nth: u32) -> Reply {
         Told::Other => success(with(reference, "merchant_reference", json!(format!("{reference}-ANOTHER")))),
         Told::NoId => success(with(reference, "merchant_reference", Value::Null)),
         Told::Unknown => success(transaction(reference, "ESCROWED", "Held")),
-        Told::Pending | Told::Action | Told::Fee if nth % 2 == 1 => success(transaction(reference, "PENDING", "")),
-        Told::Pending | Told::Action | Told::Fee => success(transaction(reference, "PROCESSING", "")),
+        _ if told.waits() && nth % 2 == 1 => success(transaction(reference, "PENDING", "")),
+        _ if told.waits() => success(transaction(reference, "PROCESSING", "")),
         Told::NotFound => error(404, &format!("Transaction with reference: {reference} Not Found. Contact Support")),
         Told::Early => error(403, "Status check denied. Try again after 2 minutes."),
+        Told::PleaseWait => error(403, "Status check denied. Please wait 2 minutes."),
+        Told::Denied => error(403, "Access denied. Fix your key and try again."),
+        Told::Forbidden | Told::Firewall => Reply::firewall(),
+        Told::WrongOtp | Told::Invalid => error(400, "Request Failed."),
         Told::Error => Reply { status: 200, ..error(500, "Request Failed. Internal error.") },
-        Told::Refused | Told::Revoke => error(401, "Authentication failed."),
+        Told::Refused | Told::Revoke | Told::BadToken => error(401, "Authentication failed."),
         Told::Wait(_) | Told::Http(429) => error(429, "Request Failed. Too many requests in a short time."),
         Told::Http(202) => Reply { status: 202, ..success(transaction(reference, "PENDING", "")) },
         Told::Http(403) => error(403, "Access to this resource is denied."),
         Told::Http(status) => error(status, "Request Failed."),
+        _ => error(500, "Request Failed. Internal error."),
     }
 }
 
@@ -78,7 +95,11 @@ fn transaction(reference: &str, status: &str, message: &str) -> Value {
 
 /// A success with one field that is not ours; without it where the value is null.
 fn with(reference: &str, key: &str, value: Value) -> Value {
-    let mut data = transaction(reference, "COMPLETED", "Transaction Completed Successfully");
+    with_word(reference, "COMPLETED", key, value)
+}
+
+fn with_word(reference: &str, word: &str, key: &str, value: Value) -> Value {
+    let mut data = transaction(reference, word, "Transaction Completed Successfully");
     if let Some(fields) = data.as_object_mut() {
         fields.remove(key);
         if !value.is_null() {

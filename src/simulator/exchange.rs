@@ -40,7 +40,7 @@ pub(super) struct Refusal {
     pub(super) reply: Reply,
 }
 
-/// An answer: JSON, as all five providers answer.
+/// An answer: JSON, as all five providers answer, but for a firewall before them.
 #[derive(Clone, Debug)]
 pub(super) struct Reply {
     pub(super) status: u16,
@@ -51,6 +51,12 @@ pub(super) struct Reply {
 impl Reply {
     pub(super) fn new(status: u16, body: &Value) -> Self {
         Self { status, retry_after: None, body: body.to_string() }
+    }
+
+    /// What a firewall before the provider says.
+    pub(super) fn firewall() -> Self {
+        let body = "<html><head><title>403 Forbidden</title></head><body>Request blocked</body></html>".to_owned();
+        Self { status: 403, retry_after: None, body }
     }
 }
 

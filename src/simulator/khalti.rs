@@ -47,6 +47,14 @@ pub(super) fn say(ask: &Ask, told: Told, nth: u32) -> Reply {
     let reference = ask.reference.as_str();
     match told {
         Told::Ok | Told::Currency => success(&found(reference, "Success", "Successful recharge")),
+        Told::Odd => {
+            let odd = json!({
+                "status": true, "state": "Success", "details": {"en": "ok"}, "reference": reference, "response_id": 7,
+                "amount": format!("{AMOUNT:.1}"),
+            });
+            success(&odd)
+        }
+        Told::OddFail => success(&json!({"status": true, "state": "Failed", "details": {"en": "no"}, "reference": reference})),
         Told::Refund => success(&with(reference, &[("refunded", json!(true)), ("refunded_amount", json!(AMOUNT))])),
         Told::Amount => success(&with(reference, &[("amount", json!(OTHER_AMOUNT))])),
         Told::Other => success(&with(reference, &[("reference", json!(format!("{reference}-ANOTHER")))])),
@@ -55,19 +63,31 @@ pub(super) fn say(ask: &Ask, told: Told, nth: u32) -> Reply {
         Told::Echo => success(&found(reference, "Failed", &format!("Not done for {}", ask.secrets.join(" ")))),
         Told::Cancel => success(&manually_failed(reference)),
         Told::Unknown => success(&found(reference, "Escrowed", "")),
-        Told::Pending | Told::Action | Told::Fee | Told::Early => {
+        _ if told.waits() || matches!(told, Told::Early | Told::PleaseWait) => {
             let words = ["Timeout", "Queued", "Processing"];
             success(&found(reference, words[nth as usize % words.len()], ""))
         }
         Told::NotFound => error(200, "002", "invalid_reference", "The reference sent is not a valid reference."),
         Told::Error => error(200, "1017", "service_unavailable", "The service is not available."),
-        Told::Refused | Told::Revoke => error(200, "1001", "invalid_token", "The token sent is not valid."),
+        Told::Forbidden | Told::Firewall => Reply::firewall(),
+        Told::WrongOtp => error(400, "1013", "bad_request", "The request is not valid."),
+        Told::Invalid => {
+            let details = json!({"reference": "too long"});
+            let body = json!({
+                "status": false, "error_code": "1011", "message": "Validation error", "error": "validation_error",
+                "details": details, "error_data": {}, "state": "Error",
+            });
+            success(&body)
+        }
+        Told::BadToken => Reply::new(400, &json!({"error_code": "1002", "message": "Invalid token"})),
+        Told::Refused | Told::Revoke | Told::Denied => error(200, "1001", "invalid_token", "The token sent is not valid."),
         Told::Wait(_) => error(429, "1018", "throttled", "Request was throttled."),
         Told::Http(202) => Reply { status: 202, ..success(&found(reference, "Queued", "")) },
         Told::Http(status @ (401 | 403)) => error(status, "1001", "invalid_token", "The token sent is not valid."),
         Told::Http(404) => error(404, "002", "invalid_reference", "The reference sent is not a valid reference."),
         Told::Http(429) => error(429, "1018", "throttled", "Request was throttled."),
         Told::Http(status) => error(status, "1017", "service_unavailable", "The service is not available."),
+        _ => error(500, "1017", "service_unavailable", "The service is not available."),
     }
 }
 

@@ -6,9 +6,9 @@
 //!
 //! # Scripts
 //!
-//! What is answered is chosen by the reference. It is cut at its hyphens; each part that is a step counts, in their order, and all
-//! other parts are ignored. Ayoconnect's references carry no hyphen, so there a capital `Z` cuts as well. A reference without any
-//! step means `ok`.
+//! What is answered is chosen by the reference. It is cut at its hyphens; each part behind the part `SIM` (or `sim`) that is a step
+//! counts, in their order, and all other parts are ignored. Ayoconnect's references carry no hyphen: they begin with `SIM`, and a
+//! capital `Z` cuts. A reference without the marker, as `ORDER-500` is one, or without any step means `ok`.
 //!
 //! | step | means |
 //! |---|---|
@@ -19,11 +19,11 @@
 //! | `slow3` `wait30` | for these two words the number is seconds, of the wall clock |
 //!
 //! A word is said once, and the last step's word for ever. Only polls that the provider's rules let through are counted. So
-//! `ORDER-17-500x2-action-ok2` is two server errors, a payer who has to act, one "pending", and success.
+//! `ORDER-17-sim-500x2-action-ok2` is two server errors, a payer who has to act, one "pending", and success.
 //! The words are listed by [`scripts()`] and at `GET /_simulator/scripts`; HTTP status codes (`202`, `400` to `599`) are words too.
 //! `flaky` in a row is HTTP 500, a reset, an HTML page, "pending".
 //!
-//! Two parts are no steps: `t` and 13 digits is the time of the initiation in Unix milliseconds, and `opinfo` makes Dapi answer
+//! Two more parts behind the marker are no steps: `t` and 13 digits is the time of the initiation in Unix milliseconds, and `opinfo` makes Dapi answer
 //! in its newer shape.
 //!
 //! Every success is about 10.00 in the currency of [`amount`]; the script `amount` says 99.99.

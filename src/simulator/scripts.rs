@@ -36,19 +36,21 @@ pub fn expected_state(provider: &str, reference: &str) -> Option<&'static str> {
 
 /// A reference for `script` (`"500x2-ok"`) that the provider accepts; `serial` makes it unique.
 ///
-/// Ayoconnect's is 32 alphanumeric characters with `Z` for the hyphens: a script of more than 25 characters leaves less room for
-/// the serial, one of more than 31 gives a reference that Ayoconnect refuses.
+/// Ayoconnect's is 32 alphanumeric characters with `Z` for the hyphens: a script of more than 22 characters leaves less room for
+/// the serial, one of more than 28 gives a reference that Ayoconnect refuses.
 #[must_use]
 pub fn reference(provider: &str, serial: u64, script: &str) -> String {
     if Api::named(provider) == Some(Api::Ayoconnect) {
         let script = format!("Z{}", script.replace('-', "Z"));
-        let room = EXTERNAL_ID.saturating_sub(script.len());
-        return format!("{serial:0room$}{script}");
+        let room = EXTERNAL_ID.saturating_sub(MARKER.len() + script.len());
+        return format!("{MARKER}{serial:0room$}{script}");
     }
     // Six digits at least: three would be an HTTP status.
-    format!("SIM-{serial:06}-{script}")
+    format!("{MARKER}-{serial:06}-{script}")
 }
 
+/// What says that a reference carries a script: without it `ORDER-500` is an order like any other.
+const MARKER: &str = "SIM";
 /// The length of Ayoconnect's X-EXTERNAL-ID: "length between 32 and 32".
 pub(super) const EXTERNAL_ID: usize = 32;
 /// The part of a reference that makes Dapi answer in its newer shape.
@@ -88,8 +90,27 @@ pub(super) enum Told {
     Error,
     Refused,
     Revoke,
+    Odd,
+    OddFail,
+    OddFee,
+    Confirm,
+    Choice,
+    WrongOtp,
+    Invalid,
+    BadToken,
+    Denied,
+    PleaseWait,
+    Forbidden,
+    Firewall,
     Http(u16),
     Wait(Retry),
+}
+
+impl Told {
+    /// Said by providers that have no word of their own for it as "pending".
+    pub(super) fn waits(self) -> bool {
+        matches!(self, Self::Pending | Self::Action | Self::Fee | Self::OddFee | Self::Confirm | Self::Choice)
+    }
 }
 
 /// The two forms of `Retry-After`.
@@ -164,8 +185,19 @@ pub(super) fn has_part(api: Api, reference: &str, wanted: &str) -> bool {
     parts(api, reference).any(|part| part == wanted)
 }
 
+/// The parts behind the marker. Ayoconnect's references begin with it, because they have no hyphens; in the others it is a part of its own.
 fn parts(api: Api, reference: &str) -> impl Iterator<Item = &str> {
-    reference.split(move |c| c == '-' || (c == 'Z' && api == Api::Ayoconnect))
+    let is_marker = |text: &&str| text.eq_ignore_ascii_case(MARKER);
+    let behind = if api == Api::Ayoconnect {
+        reference.get(..MARKER.len()).filter(is_marker).map(|_| &reference[MARKER.len()..])
+    } else {
+        let mut start = 0;
+        reference.split('-').find_map(|part| {
+            start += part.len() + 1;
+            is_marker(&part).then(|| reference.get(start..).unwrap_or_default())
+        })
+    };
+    behind.into_iter().flat_map(move |behind| behind.split(if api == Api::Ayoconnect { 'Z' } else { '-' }))
 }
 
 fn is_digits(text: &str) -> bool {
@@ -244,8 +276,8 @@ impl Word {
     fn end(self, api: Api, newer: bool) -> Option<&'static str> {
         let Self::Told(told) = self else { return None };
         let end = match (told, api) {
-            (Told::Ok, _) => SUCCEEDED,
-            (Told::Fail | Told::Echo, _) => FAILED,
+            (Told::Ok | Told::Odd, _) => SUCCEEDED,
+            (Told::Fail | Told::OddFail | Told::Echo, _) => FAILED,
             (Told::Cancel, Api::DusuPay) => "cancelled",
             (Told::Cancel, _) => FAILED,
             (Told::Refund, Api::Ayoconnect) => "refunded",
@@ -256,7 +288,7 @@ impl Word {
             (Told::Currency, _) => SUCCEEDED,
             (Told::Other | Told::NoId, Api::Ayoconnect) => SUCCEEDED,
             (Told::NoId, Api::Dapi) if newer => SUCCEEDED,
-            (Told::Refused | Told::Revoke, Api::Dapi) => UNRESOLVED,
+            (Told::Refused | Told::Revoke | Told::Denied | Told::BadToken, Api::Dapi) => UNRESOLVED,
             _ => return None,
         };
         Some(end)
@@ -302,6 +334,22 @@ const SCRIPTS: &[Script] = &[
     told("early", Told::Early, "DusuPay: 403, try again after 2 minutes; the others: pending"),
     told("error", Told::Error, "HTTP 200 with the body of an error"),
     told("refused", Told::Refused, "credentials refused; Dapi: the payer's, by INVALID_CREDENTIALS"),
+    decisive("odd", Told::Odd, "success in which what decides nothing is missing, null or of another type"),
+    decisive("oddfail", Told::OddFail, "failure in the same way; Dapi in its newer shape, with PARAMETER_ERROR for its reason"),
+    told("oddfee", Told::OddFee, "Dropayment: a choice of fees of which one lacks two parts; the others as action"),
+    told("confirm", Told::Confirm, "Dapi: a question without a text; the others as action"),
+    told("choice", Told::Choice, "Dapi: a multiple choice; the others as action"),
+    told("wrongotp", Told::WrongOtp, "Dapi: HTTP 401 about the operation, a wrong one-time password; the others HTTP 400"),
+    told(
+        "invalid",
+        Told::Invalid,
+        "Khalti: the request does not validate (1011), with details that are an object; the others HTTP 400",
+    ),
+    told("badtoken", Told::BadToken, "Khalti: HTTP 400 in the short form, invalid token (1002); the others as refused"),
+    told("denied", Told::Denied, "DusuPay: HTTP 403, access denied, fix your key and try again; the others as refused"),
+    told("pleasewait", Told::PleaseWait, "DusuPay: HTTP 403, please wait 2 minutes; the others: pending"),
+    told("forbidden", Told::Forbidden, "HTTP 403 about this transaction alone: Ayoconnect's inactive card, the others as firewall"),
+    told("firewall", Told::Firewall, "HTTP 403 with a firewall's HTML page"),
     told("revoke", Told::Revoke, "Ayoconnect: 401, and the access token is void from now on; the others as refused"),
     told("wait", Told::Wait(Retry::Seconds(RETRY_AFTER_S)), "HTTP 429 with Retry-After in seconds"),
     told("waitdate", Told::Wait(Retry::Date), "HTTP 429 with Retry-After as a date"),
@@ -342,22 +390,37 @@ mod tests {
     }
 
     #[test]
+    fn an_ordinary_reference_is_no_script() {
+        for reference in
+            ["ORDER-500", "INV-404-2026", "order-cancel-7", "500", "never", "A-fail-SIM", "SIMPLE-500", "ASIM-500", "SIM"]
+        {
+            for api in Api::ALL {
+                assert_eq!(words(api, reference, 2), [OK, OK], "{reference}");
+            }
+            assert_eq!(expected_state("dusupay", reference), Some("succeeded"), "{reference}");
+        }
+        assert_eq!(words(Api::Ayoconnect, "00000000000000000000017Z500x2Zok", 1), [OK]);
+        assert_eq!(initiated(Api::DusuPay, "A-t1763760000000-ok"), None);
+        assert_eq!(words(Api::Khalti, "ORDER-500-sim-404", 1), [Word::Told(Told::Http(404))]);
+    }
+
+    #[test]
     fn steps_follow_each_other_and_the_last_one_stays() {
-        assert_eq!(words(Api::Dapi, "A-500x2-ok3", 6), [HTTP_500, HTTP_500, PENDING, PENDING, OK, OK]);
-        assert_eq!(words(Api::Dapi, "A-500-ok", 3), [HTTP_500, OK, OK]);
-        assert_eq!(words(Api::Dapi, "A-500", 3), [HTTP_500; 3]);
+        assert_eq!(words(Api::Dapi, "SIM-500x2-ok3", 6), [HTTP_500, HTTP_500, PENDING, PENDING, OK, OK]);
+        assert_eq!(words(Api::Dapi, "A-sim-500-ok", 3), [HTTP_500, OK, OK]);
+        assert_eq!(words(Api::Dapi, "SIM-500", 3), [HTTP_500; 3]);
     }
 
     #[test]
     fn ayoconnect_writes_z_for_the_hyphen_and_only_ayoconnect() {
-        assert_eq!(words(Api::Ayoconnect, "00000000000000000000017Z500x2Zok", 3), [HTTP_500, HTTP_500, OK]);
-        assert_eq!(words(Api::Khalti, "AZ500", 1), [OK]);
+        assert_eq!(words(Api::Ayoconnect, "SIM00000000000000000017Z500x2Zok", 3), [HTTP_500, HTTP_500, OK]);
+        assert_eq!(words(Api::Khalti, "SIMAZ500", 1), [OK]);
     }
 
     #[test]
     fn numbers_of_slow_and_wait_are_seconds() {
-        assert_eq!(words(Api::Dapi, "slow3", 1), [Word::Hostile(Hostile::Slow(Some(3)))]);
-        assert_eq!(words(Api::Dapi, "wait30x2-ok", 3)[1..], [Word::Told(Told::Wait(Retry::Seconds(30))), OK]);
+        assert_eq!(words(Api::Dapi, "SIM-slow3", 1), [Word::Hostile(Hostile::Slow(Some(3)))]);
+        assert_eq!(words(Api::Dapi, "SIM-wait30x2-ok", 3)[1..], [Word::Told(Told::Wait(Retry::Seconds(30))), OK]);
     }
 
     #[test]
@@ -369,7 +432,7 @@ mod tests {
 
     #[test]
     fn flaky_takes_turns() {
-        let turns = words(Api::Dapi, "flakyx5-ok", 6);
+        let turns = words(Api::Dapi, "SIM-flakyx5-ok", 6);
         assert_eq!(turns[0], HTTP_500);
         assert_eq!(turns[1], Word::Hostile(Hostile::Reset));
         assert_eq!(turns[3..], [PENDING, HTTP_500, OK]);
@@ -396,12 +459,12 @@ mod tests {
 
     #[test]
     fn the_first_decisive_word_is_the_expected_state() {
-        assert_eq!(expected_state("dusupay", "A-500x2-cancel"), Some("cancelled"));
-        assert_eq!(expected_state("khalti", "A-cancel-ok"), Some("failed"));
+        assert_eq!(expected_state("dusupay", "SIM-500x2-cancel"), Some("cancelled"));
+        assert_eq!(expected_state("khalti", "SIM-cancel-ok"), Some("failed"));
         assert_eq!(expected_state("ayoconnect", &reference("ayoconnect", 1, "refund")), Some("refunded"));
-        assert_eq!(expected_state("dropayment", "A-never"), Some("unresolved"));
-        assert_eq!(expected_state("dapi", "A-amount"), Some("succeeded"));
-        assert_eq!(expected_state("nobody", "A-ok"), None);
+        assert_eq!(expected_state("dropayment", "SIM-never"), Some("unresolved"));
+        assert_eq!(expected_state("dapi", "SIM-amount"), Some("succeeded"));
+        assert_eq!(expected_state("nobody", "SIM-ok"), None);
     }
 
     #[test]
@@ -416,7 +479,7 @@ mod tests {
 
     #[test]
     fn the_initiation_time_is_read_from_the_reference() {
-        assert_eq!(initiated(Api::DusuPay, "A-t1763760000000-ok"), Some(1_763_760_000_000));
-        assert_eq!(initiated(Api::DusuPay, "A-t17637600000-ok"), None);
+        assert_eq!(initiated(Api::DusuPay, "SIM-t1763760000000-ok"), Some(1_763_760_000_000));
+        assert_eq!(initiated(Api::DusuPay, "SIM-t17637600000-ok"), None);
     }
 }

@@ -28,7 +28,7 @@ pub fn json(body: &[u8]) -> Result<Value, String> {
     if text.trim().is_empty() {
         return Err("the body is empty".into());
     }
-    if text.contains(NUMBER) {
+    if text.contains(PARSERS_OWN) {
         return Err("the body is not acceptable JSON (a key that is nobody's)".into());
     }
     if text.starts_with('\u{feff}') {
@@ -252,15 +252,13 @@ impl<'de> Visitor<'de> for Strict {
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
         let mut map = Map::new();
         while let Some(Key(key)) = entries.next_key()? {
-            // With exact numbers serde_json hands a number over as a map with this one key. `json` has seen to it that no text of the
-            // body is taken for it, but one that is escaped: that one is no borrowed text.
-            if key == NUMBER {
-                return match key {
-                    Cow::Borrowed(_) => number(&entries.next_value::<String>()?).map(Value::Number),
-                    Cow::Owned(_) => Err(de::Error::custom("key")),
-                };
-            }
-            let key = key.into_owned();
+            // With exact numbers serde_json hands a number over as a map with one key of its own. `json` has seen to it that no text of
+            // the body is taken for such a key, but one that is escaped: that one is no borrowed text.
+            let key = match key {
+                Cow::Borrowed(NUMBER) => return number(&entries.next_value::<String>()?).map(Value::Number),
+                key if key.starts_with(PARSERS_OWN) => return Err(de::Error::custom("key")),
+                key => key.into_owned(),
+            };
             let value = entries.next_value_seed(Strict)?;
             if map.insert(key, value).is_some() {
                 return Err(de::Error::custom("duplicate key"));
@@ -271,6 +269,8 @@ impl<'de> Visitor<'de> for Strict {
 }
 
 const NUMBER: &str = "$serde_json::private::Number";
+/// How the keys begin by which the parser tells its own values apart. In an answer they would be read as something that is not there.
+const PARSERS_OWN: &str = "$serde_json::private::";
 
 /// A key, borrowed unless it had to be unescaped.
 struct Key<'de>(Cow<'de, str>);
@@ -340,12 +340,13 @@ mod tests {
             r#"{"amount":{"$serde_json::private::\u004eumber":"10.0"}}"#,
             r#"{"amount":{"a":1,"$serde_json::private::Number":"10.0"}}"#,
             r#"{"amount":{"a":1,"\u0024serde_json::private::Number":"10.0"}}"#,
-            r#"{"$serde_json::private::RawValue":"10.0"}"#,
+            r#"{"amount":{"$serde_json::private::RawValue":"10.0"}}"#,
+            r#"{"amount":{"\u0024serde_json::private::RawValue":"10.0"}}"#,
         ] {
             let read = json(body.as_bytes());
             let amount = read.as_ref().map(|value| amount_at(value, "/amount"));
             assert!(!matches!(amount, Ok(Amount::Told(_))), "{body}: {read:?}");
-            assert_eq!(read.is_err(), body.contains("amount"), "{body}");
+            assert!(read.is_err(), "{body}");
         }
     }
 

@@ -331,7 +331,23 @@ impl Drop for Process {
 async fn every_provider_is_polled_to_the_end_that_its_answers_mean() {
     let world = World::new().await;
     let daemon = world.daemon();
-    let scripts = ["ok", "fail2", "cancel", "refund", "amount", "action-ok", "500-ok", "notfound", "never", "echo"];
+    let scripts = [
+        "ok",
+        "fail2",
+        "cancel",
+        "refund",
+        "amount",
+        "action-ok",
+        "500-ok",
+        "notfound",
+        "never",
+        "echo",
+        "odd",
+        "oddfail",
+        "choice-confirm-oddfee-odd",
+        "wrongotp-invalid-oddfail",
+        "forbidden-firewall-ok",
+    ];
     let inserted = world.insert_all(&scripts).await;
     world.settled().await;
     daemon.stop().await;

@@ -6,6 +6,7 @@ mod binary;
 mod canary;
 mod commands;
 mod daemon;
+mod disturbance;
 mod documents;
 mod host;
 mod ops;

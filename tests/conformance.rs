@@ -18,7 +18,7 @@
 use chrono::DateTime;
 use paypoll::config;
 use paypoll::domain::{Backoff, Health, NotFoundRule, Outcome, Rules, State, Transaction, Whose};
-use paypoll::providers::{Ask, Provider, REGISTRY, Settings, find};
+use paypoll::providers::{self, Ask, Provider, Settings, find};
 use paypoll::wire::Response;
 use rust_decimal::Decimal;
 use serde::Deserialize;
@@ -77,9 +77,11 @@ fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
-/// Every provider of the registry: one without a manifest fails every test here.
+/// Every provider that paypoll knows: one without a manifest fails every test here. Those that files declare are tried by their own
+/// examples (`paypoll provider test`).
 fn subjects() -> Vec<Subject> {
-    REGISTRY.iter().map(|descriptor| subject(descriptor.name)).collect()
+    let compiled = providers::all().into_iter().filter(|descriptor| descriptor.declaration().is_none());
+    compiled.map(|descriptor| subject(descriptor.name)).collect()
 }
 
 fn subject(name: &'static str) -> Subject {
@@ -91,7 +93,7 @@ fn subject(name: &'static str) -> Subject {
         options: manifest.options.clone(),
         account: manifest.account.iter().map(|(key, value)| (key.clone(), value.clone().into())).collect(),
     };
-    let provider = (find(name).expect("registered").open)(&settings).expect("complete settings");
+    let provider = find(name).expect("registered").open(&settings).expect("complete settings");
     let rules = Rules {
         plan: config::default_plan(name).expect("a default"),
         retry: Backoff::new(Duration::from_secs(5), Duration::from_secs(300), 2.0),
@@ -543,4 +545,87 @@ fn doubled(tree: &Value, at: &str) -> String {
     let mut values = serde_json::Deserializer::from_str(rest).into_iter::<Value>();
     let value = values.next().expect("a value").expect("JSON").to_string();
     format!("{before}{key}:{value}{}", &rest[value.len() + 1..])
+}
+
+// -- What is written of it ----------------------------------------------------------------------------------------------------------
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// The words of a provider's file with their meanings: `"WORD" => Some(Reported::Meaning…`.
+fn words_of_the_code(name: &str) -> BTreeMap<String, String> {
+    let source = read(&format!("src/providers/{name}.rs"));
+    let source = source.split("\nfn meaning(").nth(1).expect("a table of words").split("\n}\n").next().expect("its end").to_owned();
+    let arms = source.lines().filter_map(|line| {
+        let (word, meaning) = line.trim().strip_prefix('"')?.split_once("\" => Some(Reported::")?;
+        let meaning: String = meaning.chars().take_while(char::is_ascii_alphabetic).collect();
+        Some((word.to_owned(), if meaning == "ActionRequired" { "action_required".into() } else { meaning.to_lowercase() }))
+    });
+    arms.collect()
+}
+
+/// The rows `| `WORD` | `outcome` |` of its page's section.
+fn words_of_the_page(page: &str) -> BTreeMap<String, String> {
+    let section = page.split("\n## Words\n").nth(1).expect("a section on words").split("\n## ").next().expect("its text");
+    let rows = section.lines().filter_map(|line| {
+        let cells: Vec<&str> = line.strip_prefix("| `")?.strip_suffix("` |")?.split("` | `").collect();
+        (cells.len() == 2).then(|| (cells[0].to_owned(), cells[1].to_owned()))
+    });
+    rows.collect()
+}
+
+/// The keys that all providers have, as `config/default.toml` sets them, comments apart.
+fn defaults(name: &str) -> Vec<String> {
+    let text = read("config/default.toml");
+    let section =
+        text.split(&format!("\n[providers.{name}]\n")).nth(1).expect("a section").split("\n[").next().expect("its text").to_owned();
+    let own = ["enabled", "base_url", "path", "path_prefix", "lookup", "timestamp"];
+    let lines = section.lines().filter(|line| !line.starts_with('#') && line.contains(" = "));
+    lines.filter(|line| !own.contains(&line.split(" = ").next().unwrap_or_default())).map(str::to_owned).collect()
+}
+
+#[test]
+fn every_provider_has_a_page_with_its_words_its_defaults_and_a_way_to_try_it() {
+    for subject in subjects() {
+        let name = subject.name;
+        let page = read(&format!("docs/providers/{name}.md"));
+        for section in ["What is sent", "What comes with the row", "Words", "Errors", "The plan", "Traps", "Try it"] {
+            assert!(page.contains(&format!("\n## {section}\n")), "{name}: no section {section:?}");
+        }
+        let code = words_of_the_code(name);
+        assert!(code.len() >= 4, "{name}: {code:?}");
+        assert_eq!(words_of_the_page(&page), code, "{name}: the words");
+        let plan = page.split("```toml\n").nth(1).expect("the defaults").split("```").next().expect("their end");
+        assert_eq!(plan.lines().map(str::to_owned).collect::<Vec<_>>(), defaults(name), "{name}: the defaults");
+        let request = subject.provider.request(Ask {
+            reference: &subject.manifest.reference,
+            params: &subject.manifest.params,
+            now: DateTime::from_timestamp_millis(1_680_016_407_123).expect("a time in range"),
+            token: None,
+            amount: None,
+        });
+        let request = request.expect("a request");
+        let sent = page.split("```http\n").nth(1).expect("the request").split("```").next().expect("its end");
+        let path = request.url.strip_prefix("http://127.0.0.1:1").expect("the base URL");
+        assert!(sent.lines().next().is_some_and(|line| line.contains(path)), "{name}: {path} is not what {sent} says");
+        for (header, _) in &request.headers {
+            assert!(sent.contains(&format!("\n{header}: ")), "{name}: the header {header}");
+        }
+        for key in request.body.iter().flat_map(|body| body.split('"').skip(1).step_by(2)) {
+            assert!(!is_key(key, &request.body) || sent.contains(&format!("\"{key}\"")), "{name}: the field {key}");
+        }
+        for word in page.split("-sim-").skip(1) {
+            let steps: String = word.chars().take_while(|letter| letter.is_ascii_alphanumeric() || *letter == '-').collect();
+            for step in steps.split('-').filter(|step| !step.starts_with("t1") && *step != "opinfo") {
+                let word = step.split('x').next().unwrap_or_default().trim_end_matches(|letter: char| letter.is_ascii_digit());
+                let known = paypoll::simulator::scripts().iter().any(|script| script.word == word);
+                assert!(known || word.is_empty(), "{name}: the simulator has no word {word:?}");
+            }
+        }
+    }
+}
+
+fn is_key(text: &str, body: &Option<String>) -> bool {
+    body.as_ref().is_some_and(|body| body.contains(&format!("\"{text}\":")))
 }

@@ -133,8 +133,9 @@ const DAPI: Subject = Subject {
         let inner_type = |key: &str| inner.and_then(|info| info.text(key));
         // In the newer shape a request that worked tells what became of the operation; the types then say why it failed.
         let request_done = answer.at("status").is_none() || answer.text("status") == Some("done");
-        let worked = answer.at("success") == Some(&Json::True) && request_done && answer.at("type").is_none();
-        let failed_inside = inner.is_some_and(|info| info.text("status") == Some("failed")) && worked;
+        let worked = answer.at("success") == Some(&Json::True) && request_done;
+        let failed_inside =
+            inner.is_some_and(|info| info.text("status") == Some("failed")) && worked && answer.at("type").is_none();
         let request_failed = !failed_inside
             && [answer.text("type"), inner_type("type"), inner_type("errorType")]
                 .into_iter()
@@ -146,7 +147,7 @@ const DAPI: Subject = Subject {
         };
         match word.filter(|_| status == 200 && others == 0 && !request_failed)? {
             "done" if answer.at("success") == Some(&Json::True) && (inner.is_none() || request_done) => Some("succeeded"),
-            "failed" if inner.is_none() || failed_inside => Some("failed"),
+            "failed" if inner.is_none() || worked => Some("failed"),
             _ => None,
         }
     },

@@ -183,7 +183,8 @@ fn b2b(server: &Server, timestamp: &str) -> RequestBuilder {
 
 /// Asks once for each script and compares the status and one field.
 async fn check_answers(provider: &str, expected: &[(&str, u16, &str, Value)]) {
-    let server = Server::start(NO_WAITING).await;
+    let budgets = [Budget { per_second: 1_000, burst: 1_000 }; PROVIDERS.len()];
+    let server = Server::with(Options { speed: NO_WAITING, budgets, ..Options::default() }).await;
     for (serial, (script, status, pointer, value)) in (1..).zip(expected) {
         let reference = simulator::reference(provider, serial, script);
         let (answered, body) = answer(server.ask(provider, &reference)).await;
@@ -386,7 +387,7 @@ async fn a_script_goes_on_with_each_poll_at_every_provider() {
 async fn a_failed_request_of_dapi_names_no_operation() {
     let server = Server::start(NO_WAITING).await;
     for script in ["notfound", "error", "refused", "500"] {
-        let (_, body) = answer(server.ask("dapi", &format!("A-{script}"))).await;
+        let (_, body) = answer(server.ask("dapi", &format!("SIM-{script}"))).await;
         assert_eq!((&body["status"], body.get("operationID")), (&json!("failed"), None), "{script}");
     }
 }
@@ -436,7 +437,7 @@ async fn a_refused_poll_does_not_move_the_script_on() {
     let server = Server::start(1.0).await;
     assert_eq!(answer(server.ask("dusupay", "SIM-500-ok")).await.0, 500);
     assert_eq!(answer(server.ask("dusupay", "SIM-500-ok")).await.0, 429);
-    let log = answer(server.get("/_simulator/log?last=5&reference=A-500-ok")).await.1;
+    let log = answer(server.get("/_simulator/log?last=5&reference=SIM-500-ok")).await.1;
     assert_eq!((&log[0]["verdict"], &log[0]["poll"]), (&json!("500"), &json!(1)));
     assert_eq!((&log[1]["verdict"], &log[1]["poll"]), (&json!("refused: TooOften"), &Value::Null));
     assert_eq!(log[1]["violations"], json!(["interval"]));
@@ -644,7 +645,7 @@ async fn a_path_that_no_provider_has_is_recorded() {
 #[tokio::test]
 async fn whoever_follows_a_redirect_is_seen() {
     let server = Server::start(1.0).await;
-    let response = server.ask("dapi", "A/ü-redirect").send().await.expect("answered");
+    let response = server.ask("dapi", "A/ü-sim-redirect").send().await.expect("answered");
     assert_eq!(response.status(), 302);
     let location = response.headers()["location"].to_str().expect("ASCII").to_owned();
     assert_eq!(server.violations(), []);

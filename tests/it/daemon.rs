@@ -344,7 +344,8 @@ async fn every_provider_is_polled_to_the_end_that_its_answers_mean() {
         "echo",
         "odd",
         "oddfail",
-        "choice-confirm-oddfee-odd",
+        "oddfee-odd",
+        "choice-confirm-ok",
         "wrongotp-invalid-oddfail",
         "forbidden-firewall-ok",
     ];

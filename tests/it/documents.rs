@@ -295,7 +295,7 @@ async fn the_sql_of_the_integration_page_does_what_the_page_says() {
         run(statements).await;
     }
     let rows: i64 = sqlx::query_scalar("select count(*) from paypoll.transactions").fetch_one(&database.pool).await.unwrap();
-    assert_eq!(rows, 1003, "what was inserted twice is there once");
+    assert_eq!(rows, 1004, "what was inserted twice is there once");
     let feed = blocks.iter().find(|statements| statements.contains("transitions_since")).unwrap();
     run("select paypoll.settle('dusupay', 'kenya', 'ORDER-1001', 'succeeded')").await;
     run(feed).await;
@@ -304,4 +304,137 @@ async fn the_sql_of_the_integration_page_does_what_the_page_says() {
     let verdicts = "select array_agg(to_state order by id) from paypoll.transitions where source = 'external'";
     let verdicts: Vec<String> = sqlx::query_scalar(verdicts).fetch_one(&database.pool).await.unwrap();
     assert_eq!(verdicts, ["failed", "succeeded", "succeeded"], "a verdict that comes twice is written once");
+}
+
+/// The program of a language on the integration page that handles DusuPay's callbacks.
+fn callback_handler(language: &str) -> String {
+    let kind = format!("{language} dusupay-callback");
+    blocks("docs/integrate.md").into_iter().find(|(found, _)| *found == kind).map(|(_, program)| program).unwrap()
+}
+
+const CALLBACK: &str = r#"{"event":"transaction.completed","merchant_reference":"MCTREFT2WMNWZ23SBN6Y","internal_reference":"DUSUPAYRMGRXNNYBWATKJ","transaction_type":"COLLECTION","transaction_status":"COMPLETED","request_amount":2000}"#;
+const CALLBACK_SIGNED: &str = "transaction.completed:MCTREFT2WMNWZ23SBN6Y:DUSUPAYRMGRXNNYBWATKJ:COLLECTION:COMPLETED";
+const SIGNING_KEY: &str = "SGNKYUEMYFDEHRWGPEUG";
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What both handlers are tried with: the callback, its two signatures in hex, and the public key.
+fn callback_trial() -> serde_json::Value {
+    use aws_lc_rs::signature::{KeyPair, RSA_PKCS1_SHA512, RsaKeyPair};
+    use rustls_pki_types::{PrivatePkcs8KeyDer, pem::PemObject};
+    let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, SIGNING_KEY.as_bytes());
+    let mac = hex(aws_lc_rs::hmac::sign(&key, CALLBACK_SIGNED.as_bytes()).as_ref());
+    let der = PrivatePkcs8KeyDer::from_pem_slice(include_bytes!("../fixtures/ayoconnect/keys/pkcs8.pem")).unwrap();
+    let pair = RsaKeyPair::from_pkcs8(der.secret_pkcs8_der()).unwrap();
+    let mut signature = vec![0; pair.public_modulus_len()];
+    let random = aws_lc_rs::rand::SystemRandom::new();
+    pair.sign(&RSA_PKCS1_SHA512, &random, CALLBACK_SIGNED.as_bytes(), &mut signature).unwrap();
+    assert!(!pair.public_key().as_ref().is_empty());
+    let public = include_str!("../fixtures/ayoconnect/keys/public.pem");
+    serde_json::json!({ "body": CALLBACK, "key": SIGNING_KEY, "mac": mac, "rsa": hex(&signature), "public": public })
+}
+
+const PYTHON_TRIAL: &str = r#"
+class Db:
+    asked = []
+    def execute(self, sql, values):
+        self.asked.append([sql, list(values)])
+
+import sys
+trial, db = json.loads(sys.argv[1]), Db()
+body, key = trial["body"], trial["key"]
+good = {"hmac-signature": "t=1763760000,s=" + trial["mac"]}
+assert callback(db, "kenya", good, body, signing_key=key) == 200
+assert len(db.asked) == 1
+for field in SIGNED:
+    other = dict(json.loads(body), **{field: "x"})
+    assert callback(db, "kenya", good, json.dumps(other), signing_key=key) == 401, field
+assert callback(db, "kenya", good, body, signing_key="another") == 401
+for headers in ({"hmac-signature": "t=1"}, {"hmac-signature": "s="}, {"hmac-signature": "nonsense"}, {"hmac-signature": "s=\u00e9"}):
+    assert callback(db, "kenya", headers, body, signing_key=key) == 401, headers
+assert callback(db, "kenya", {}, body, signing_key=key) == 400
+for odd in ("", "no json", "[]", "{}", "null"):
+    assert callback(db, "kenya", good, odd, signing_key=key) == 400, odd
+try:
+    import cryptography
+    rsa = {"rsa-signature": base64.b64encode(bytes.fromhex(trial["rsa"])).decode()}
+    assert callback(db, "kenya", rsa, body, public_key_pem=trial["public"]) == 200
+    other = dict(json.loads(body), transaction_status="FAILED")
+    assert callback(db, "kenya", rsa, json.dumps(other), public_key_pem=trial["public"]) == 401
+    assert callback(db, "kenya", {"rsa-signature": "AAAA"}, body, public_key_pem=trial["public"]) == 401
+    db.asked.pop()
+except ImportError:
+    pass
+assert len(db.asked) == 1
+print(json.dumps(db.asked[0]))
+"#;
+
+const NODE_TRIAL: &str = r#"
+(async () => {
+  const assert = require("node:assert");
+  const trial = JSON.parse(process.argv.at(-1));
+  const asked = [];
+  const db = { query: async (sql, values) => { asked.push([sql, values]); } };
+  const { body, key: signingKey, public: publicKeyPem } = trial;
+  const good = { "hmac-signature": "t=1763760000,s=" + trial.mac };
+  assert.equal(await callback(db, "kenya", good, body, { signingKey }), 200);
+  for (const field of SIGNED) {
+    const other = JSON.stringify({ ...JSON.parse(body), [field]: "x" });
+    assert.equal(await callback(db, "kenya", good, other, { signingKey }), 401, field);
+  }
+  assert.equal(await callback(db, "kenya", good, body, { signingKey: "another" }), 401);
+  for (const header of ["t=1", "s=", "nonsense", "s=\u00e9"])
+    assert.equal(await callback(db, "kenya", { "hmac-signature": header }, body, { signingKey }), 401, header);
+  assert.equal(await callback(db, "kenya", {}, body, { signingKey }), 400);
+  for (const odd of ["", "no json", "[]", "{}", "null"])
+    assert.equal(await callback(db, "kenya", good, odd, { signingKey }), 400, odd);
+  const rsa = { "rsa-signature": Buffer.from(trial.rsa, "hex").toString("base64") };
+  assert.equal(await callback(db, "kenya", rsa, body, { publicKeyPem }), 200);
+  const other = JSON.stringify({ ...JSON.parse(body), transaction_status: "FAILED" });
+  assert.equal(await callback(db, "kenya", rsa, other, { publicKeyPem }), 401);
+  assert.equal(await callback(db, "kenya", { "rsa-signature": "AAAA" }, body, { publicKeyPem }), 401);
+  assert.equal(asked.length, 2);
+  console.log(JSON.stringify(asked[0]));
+})().catch((error) => { console.error(error); process.exit(1); });
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_callback_handlers_believe_a_signature_and_nothing_that_it_does_not_cover() {
+    let database = database().await;
+    let trial = callback_trial().to_string();
+    for (language, command, option, rest) in [("python", "python3", "-c", PYTHON_TRIAL), ("js", "node", "-e", NODE_TRIAL)] {
+        if Command::new(command).arg("--version").output().is_err() {
+            println!("{command} is not here: its handler was not run");
+            continue;
+        }
+        let program = format!("{}\n{rest}", callback_handler(language));
+        let mut run = Command::new(command);
+        run.arg(option).arg(program);
+        if language == "js" {
+            run.arg("--");
+        }
+        let done = run.arg(&trial).output().unwrap();
+        assert!(done.status.success(), "{language}: {}", String::from_utf8_lossy(&done.stderr));
+        let (sql, values): (String, Vec<String>) = serde_json::from_slice(&done.stdout).unwrap();
+        let sql = sql.replacen("%s", "$1", 1).replacen("%s", "$2", 1);
+        let later = "insert into paypoll.transactions (provider, account, reference, initiated_at)
+                     values ('dusupay', 'kenya', 'MCTREFT2WMNWZ23SBN6Y', now()) on conflict do nothing";
+        sqlx::query(later).execute(&database.pool).await.unwrap();
+        sqlx::query("update paypoll.transactions set next_poll_at = now() + interval '4 minutes', fence = fence + 1")
+            .execute(&database.pool)
+            .await
+            .unwrap();
+        let mut asked = sqlx::query(AssertSqlSafe(sql));
+        for value in &values {
+            asked = asked.bind(value);
+        }
+        assert_eq!(asked.execute(&database.pool).await.unwrap().rows_affected(), 1, "{language}");
+        let due: bool = sqlx::query_scalar("select next_poll_at <= clock_timestamp() from paypoll.transactions")
+            .fetch_one(&database.pool)
+            .await
+            .unwrap();
+        assert!(due, "{language}: it is asked about now");
+    }
 }

@@ -103,10 +103,11 @@ language sql stable security definer set search_path = pg_catalog, pg_temp as $$
                 else coalesce((select params - p.secret_params from paypoll.providers p where p.name = provider), '{}') end
 $$;
 
--- From 0006, which knew the keys by name. Those of all providers, whatever the row's own: a feeder may have mistaken one for another.
+-- From 0006, which knew the keys by name, and showed params of any length. Now those of all providers, whatever the row's own: a feeder
+-- may have mistaken one for another.
 create or replace function paypoll.shown_params(id uuid) returns jsonb
 language sql stable security definer set search_path = pg_catalog, pg_temp as $$
-    select case jsonb_typeof(t.params)
+    select case case when pg_column_size(t.params) <= 65536 and octet_length(t.params::text) <= 65536 then jsonb_typeof(t.params) end
            when 'object' then (
                 select coalesce(jsonb_object_agg(p.key, case when s.is_known and p.key <> all (s.keys) then p.value
                                                              else '"[redacted]"'::jsonb end), '{}')

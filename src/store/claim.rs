@@ -93,9 +93,17 @@ pub struct Claim {
 /// A state that only a newer version polls is left to it.
 ///
 /// Owner 0: its last owner let it go without writing it. Free to take, but with what its journal knows.
+///
+/// No value is read without a bound: a row from before the bounds is set aside, and its values stay where they are.
 const SELECT: &str = "
-    select lane.number, t.id, t.reference, t.params, t.amount::text as amount, t.currency, t.initiated_at, t.reopened_at, t.action_at,
-           t.state, t.provider_state, t.attempts, t.failures, t.not_found, t.last_polled_at, t.next_poll_at,
+    select lane.number, t.id, left(t.reference, 512) as reference,
+           case when pg_column_size(t.params) <= 65536 and octet_length(t.params::text) <= 65536 then t.params end as params,
+           case when octet_length(t.amount::text) <= 100 then t.amount::text end as amount,
+           case when length(t.reference) > 512 then 'reference has more than 512 characters'
+                when pg_column_size(t.params) > 65536 or octet_length(t.params::text) > 65536 then 'params has more than 65536 bytes'
+                when octet_length(t.amount::text) > 100 then 'amount has more than 100 digits' end as oversized,
+           left(t.currency, 20) as currency, t.initiated_at, t.reopened_at, t.action_at,
+           t.state, left(t.provider_state, 256) as provider_state, t.attempts, t.failures, t.not_found, t.last_polled_at, t.next_poll_at,
            t.opened_at, t.phase, t.phase_since, t.gaps, t.answered, t.not_before, t.fence, t.owner, clock_timestamp() as clock
       from unnest($1::text[], $2::text[], $3::timestamptz[], $4::bigint[]) with ordinality as lane (provider, account, since, room, number)
      cross join lateral (
@@ -291,17 +299,18 @@ fn candidate(row: &PgRow, lane: &LaneRoom, number: usize) -> Result<Candidate, S
         None
     });
     // The one column that PostgreSQL takes and this cannot always read.
-    let params = row.try_get("params").unwrap_or_else(|_| {
+    let params = row.try_get::<Option<Value>, _>("params").unwrap_or_else(|_| {
         flaw = Some("params cannot be read: they are nested too deeply");
-        Value::Null
+        None
     });
+    let oversized: Option<String> = row.try_get("oversized")?;
     Ok(Candidate {
         transaction: Transaction {
             id: row.try_get("id")?,
             provider: lane.provider,
             account: lane.account.clone(),
             reference: row.try_get::<String, _>("reference")?.into(),
-            params,
+            params: params.unwrap_or_default(),
             amount,
             currency: row.try_get::<Option<String>, _>("currency")?.map(Into::into),
             initiated_at: row.try_get("initiated_at")?,
@@ -327,7 +336,7 @@ fn candidate(row: &PgRow, lane: &LaneRoom, number: usize) -> Result<Candidate, S
         orphan: row.try_get::<Option<i64>, _>("owner")?.is_some(),
         not_before: row.try_get("not_before")?,
         unplanned: Vec::new(),
-        flaw: flaw.map(str::to_owned),
+        flaw: oversized.or_else(|| flaw.map(str::to_owned)),
         fence,
     })
 }

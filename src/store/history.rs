@@ -171,7 +171,8 @@ fn by_reference() -> String {
 /// The row, with what the daemons know of its account, and its place among what is due.
 const ROW: &str = "
     select t.id, t.provider, t.account, t.reference, case when $3 then paypoll.shown_params(t.id) end as params,
-           to_jsonb(t.amount) as amount, t.currency, t.initiated_at, t.state, t.provider_state, left(t.reason, $2) as reason,
+           to_jsonb(t.amount) as amount, left(t.currency, 20) as currency, t.initiated_at, t.state,
+           left(t.provider_state, 300) as provider_state, left(t.reason, $2) as reason,
            {action} as action, {details} as details, t.attempts, t.failures, t.last_polled_at,
            t.next_poll_at, t.finalized_at, t.created_at, t.updated_at,
            clock_timestamp() as now, a.probe_at, a.circuit_since,
@@ -193,17 +194,19 @@ const ROW: &str = "
      where t.id = $1";
 
 const TRANSITIONS: &str = "
-    select id, from_state, to_state, provider_state, left(reason, $3) as reason, source, left(actor, 300) as actor, {evidence} as evidence, at
+    select id, from_state, to_state, left(provider_state, 300) as provider_state, left(reason, $3) as reason, source, left(actor, 300) as actor, {evidence} as evidence, at
       from (select * from paypoll.transitions where transaction_id = $1 order by id desc limit $2) x order by id";
 
 const POLLS: &str = "
     select due_at, sent_at, latency_ms, http_status, outcome, left(error, $3) as error
       from (select * from paypoll.polls where transaction_id = $1 order by sent_at desc limit $2) x order by sent_at";
 
-/// A column of JSON, or the beginning of its text where that is longer than the parameter says.
+/// A column of JSON, or the beginning of its text where that is longer than the parameter says. What no version of paypoll writes (it may
+/// be a gigabyte) is not even unpacked.
 fn cut(column: &str, parameter: &str) -> String {
     format!(
-        "case when length({column}::text) <= {parameter} then {column}
+        "case when pg_column_size({column}) > 200000 then jsonb_build_object('too long to be shown', pg_column_size({column}))
+              when length({column}::text) <= {parameter} then {column}
               else jsonb_build_object('cut after ' || {parameter} || ' characters', left({column}::text, {parameter})) end"
     )
 }

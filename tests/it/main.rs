@@ -10,6 +10,7 @@ mod documents;
 mod host;
 mod initiation;
 mod ops;
+mod oversized;
 mod postgres;
 mod process;
 mod rights;

@@ -17,16 +17,16 @@ const SHADOWS: &str = include_str!("shadows.sql");
 /// A session of the test's own looks nowhere else.
 const PLAIN: &str = "set search_path = pg_catalog";
 
-async fn connect(url: &str) -> PgConnection {
+pub(crate) async fn connect(url: &str) -> PgConnection {
     PgConnection::connect(url).await.unwrap()
 }
 
-async fn execute(connection: &mut PgConnection, statements: &str) {
+pub(crate) async fn execute(connection: &mut PgConnection, statements: &str) {
     let done = sqlx::raw_sql(AssertSqlSafe(statements.to_owned())).execute(connection).await;
     done.unwrap_or_else(|error| panic!("{statements}: {error}"));
 }
 
-async fn text(connection: &mut PgConnection, query: &str) -> String {
+pub(crate) async fn text(connection: &mut PgConnection, query: &str) -> String {
     sqlx::query_scalar::<_, Option<String>>(AssertSqlSafe(query.to_owned()))
         .fetch_one(connection)
         .await
@@ -44,7 +44,7 @@ fn open(url: &str, max_connections: u32) -> Store {
 }
 
 /// The binary against that database, with all five providers at that address.
-fn paypoll(url: &str, provider: &Provider, arguments: &[&str]) -> Command {
+pub(crate) fn paypoll(url: &str, provider: &Provider, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_paypoll"));
     command.env_clear().env("DATABASE_URL", url).env("PAYPOLL__OPS__LISTEN", "");
     for name in PROVIDERS {
@@ -54,7 +54,7 @@ fn paypoll(url: &str, provider: &Provider, arguments: &[&str]) -> Command {
     command
 }
 
-async fn run(mut command: Command) -> (i32, String, String) {
+pub(crate) async fn run(mut command: Command) -> (i32, String, String) {
     let output = tokio::task::spawn_blocking(move || command.stdin(Stdio::null()).output()).await.unwrap().unwrap();
     let Output { status, stdout, stderr } = output;
     (status.code().unwrap(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())

@@ -41,7 +41,11 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Run(asked) => {
             let config = load(asked.speed.factor)?.serving(&asked.accounts)?;
             let _written = telemetry::init(&config.log).map_err(anyhow::Error::msg)?;
-            one_thread()?.block_on(commands::run::run(&config))
+            let runtime = one_thread()?;
+            let result = runtime.block_on(commands::run::run(&config));
+            // A name that is still being looked up keeps nobody from ending.
+            runtime.shutdown_background();
+            result
         }
         Command::Migrate => one_thread()?.block_on(commands::migrate::run(&read(1.0)?, &mut out)),
         Command::Config => commands::config::run(&cli.config, &mut out),

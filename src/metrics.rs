@@ -2,7 +2,7 @@
 
 use crate::domain::{Outcome, State};
 use crate::store::Unroutable;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -105,7 +105,11 @@ pub struct Metrics {
     /// When the loop last turned, in milliseconds since `began`.
     turned_ms: AtomicU64,
     unroutable: Mutex<Vec<Unroutable>>,
+    /// For how many days the journal has partitions; [`UNKNOWN`] while nobody knows.
+    journal_days_ahead: AtomicI64,
 }
+
+const UNKNOWN: i64 = i64::MIN;
 
 impl Metrics {
     /// Counters at zero for these accounts.
@@ -118,6 +122,7 @@ impl Metrics {
             began: Instant::now(),
             turned_ms: AtomicU64::new(0),
             unroutable: Mutex::default(),
+            journal_days_ahead: AtomicI64::new(UNKNOWN),
         }
     }
 
@@ -142,6 +147,17 @@ impl Metrics {
     #[must_use]
     pub fn unroutable(&self) -> Vec<Unroutable> {
         self.unroutable.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// For how many days after today the journal has partitions, as far as it is known.
+    #[must_use]
+    pub fn journal_days_ahead(&self) -> Option<i64> {
+        Some(self.journal_days_ahead.load(Relaxed)).filter(|days| *days != UNKNOWN)
+    }
+
+    /// Remembers for how many days after today the journal has partitions.
+    pub fn set_journal_days_ahead(&self, days: Option<i64>) {
+        self.journal_days_ahead.store(days.unwrap_or(UNKNOWN), Relaxed);
     }
 
     /// Remembers what was found to wait for an account that nobody serves.

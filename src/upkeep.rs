@@ -2,15 +2,15 @@
 
 use crate::config::Config;
 use crate::metrics::Metrics;
-use crate::store::{MOST, Store, Unroutable};
+use crate::store::{MOST, Store, StoreError, Unroutable};
 use crate::telemetry::event;
 use crate::text::counted;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::warn;
 
 /// Partitions are made a week ahead, so an hour lost does no harm.
 const JOURNAL_EVERY: Duration = Duration::from_secs(3600);
@@ -20,6 +20,14 @@ const UNROUTABLE_EVERY: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The same finding is told again after this long.
 const TELL_AGAIN: Duration = Duration::from_secs(600);
+/// Of so many accounts that nobody serves each is told of by name; of more, in sum: whoever feeds can invent any number.
+const NAMED: usize = 10;
+/// After a failure the journal is kept again so much sooner.
+const JOURNAL_AGAIN: Duration = Duration::from_secs(60);
+/// The same failure to keep it is told again after this long.
+const TELL_FAILURE_AGAIN: Duration = Duration::from_secs(3600);
+/// A database that cannot be reached is told of by the loop; here only when it lasts.
+const LASTS: u32 = 3;
 
 /// An account.
 type Account = (String, String);
@@ -37,6 +45,7 @@ pub struct Upkeep {
     unserved: BTreeSet<Account>,
     /// When an account was told of.
     told: BTreeMap<Account, Instant>,
+    failures: Failures,
 }
 
 impl Upkeep {
@@ -45,39 +54,97 @@ impl Upkeep {
     pub fn new(config: &Config, store: Store, metrics: Arc<Metrics>) -> Self {
         let own = metrics.accounts.iter().map(|own| (own.provider.to_owned(), own.account.clone())).collect();
         let left = config.left.iter().map(|(provider, account)| ((*provider).to_owned(), account.to_string())).collect();
-        Self { store, metrics, retention: config.journal.retention, own, left, unserved: BTreeSet::new(), told: BTreeMap::new() }
+        Self {
+            store,
+            metrics,
+            retention: config.journal.retention,
+            own,
+            left,
+            unserved: BTreeSet::new(),
+            told: BTreeMap::new(),
+            failures: Failures::default(),
+        }
     }
 }
 
-/// Keeps house until `stop`. Errors are left to the next time: the loop itself tells when the database is lost.
+/// Keeps house until `stop`, which ends whatever is being done.
 pub async fn keep(mut upkeep: Upkeep, stop: CancellationToken) {
-    let mut journal = interval(JOURNAL_EVERY);
-    let mut unroutable = interval_at(Instant::now() + Duration::from_secs(2), UNROUTABLE_EVERY);
-    journal.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    unroutable.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = journal.tick() => upkeep.keep_journal().await,
-            _ = unroutable.tick() => upkeep.look_for_unroutable().await,
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = upkeep.work() => {}
+    }
+}
+
+/// What the journal's keeping failed for, and what of it was told.
+#[derive(Default)]
+struct Failures {
+    in_a_row: u32,
+    told: Option<(String, Instant)>,
+}
+
+impl Failures {
+    /// Whether to tell of a failure: each cause once, and again after a while.
+    fn news(&mut self, why: &str, refused: bool, now: Instant) -> bool {
+        self.in_a_row = self.in_a_row.saturating_add(1);
+        let is_told = self.told.as_ref().is_some_and(|(told, at)| told == why && now - *at < TELL_FAILURE_AGAIN);
+        let tells = (refused || self.in_a_row >= LASTS) && !is_told;
+        if tells {
+            self.told = Some((why.to_owned(), now));
         }
+        tells
     }
 }
 
 impl Upkeep {
-    async fn keep_journal(&self) {
+    async fn work(&mut self) {
+        let mut journal = Instant::now();
+        let mut unroutable = interval_at(Instant::now() + Duration::from_secs(2), UNROUTABLE_EVERY);
+        unroutable.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = sleep_until(journal) => {
+                    let kept = self.keep_journal().await;
+                    journal = Instant::now() + if kept { JOURNAL_EVERY } else { JOURNAL_AGAIN };
+                }
+                _ = unroutable.tick() => self.look_for_unroutable().await,
+            }
+        }
+    }
+
+    /// True when the journal has its partitions and no old ones.
+    async fn keep_journal(&mut self) -> bool {
         let kept = async {
             self.store.make_journal(None).await?;
             self.store.prune_journal(self.retention).await
         };
-        if let Err(error) = self.store.within(PATIENCE, kept).await {
-            debug!(%error, "the journal's partitions could not be kept");
+        let kept = self.store.within(PATIENCE, kept).await;
+        let ahead = self.store.within(PATIENCE, self.store.journal_days_ahead()).await.ok();
+        self.metrics.set_journal_days_ahead(ahead);
+        let Err(error) = kept else {
+            self.failures = Failures::default();
+            return true;
+        };
+        let why = error.to_string();
+        let refused = matches!(error, StoreError::Database(sqlx::Error::Database(_)));
+        if self.failures.news(&why, refused, Instant::now()) {
+            let left = match ahead {
+                Some(days) => format!("there are partitions for {} more days", days.max(0)),
+                None => "how many days have partitions is not known".to_owned(),
+            };
+            warn!(
+                event = event::MAINTENANCE_FAILED,
+                error = why,
+                "the journal's partitions could not be kept, and without one for its day no poll can be recorded; {left}: {why}"
+            );
         }
+        false
     }
 
     async fn look_for_unroutable(&mut self) {
         let Ok(found) = self.store.within(PATIENCE, self.store.unroutable(&self.own)).await else { return };
-        for row in self.news(&found, Instant::now()) {
+        let news = self.news(&found, Instant::now());
+        let (named, rest) = news.split_at(news.len().min(NAMED));
+        for row in named {
             let left = self.left.contains(&(row.provider.clone(), row.account.clone()));
             let mend = if left {
                 format!("Start a daemon whose --accounts includes {}/{}", row.provider, row.account)
@@ -93,6 +160,15 @@ impl Upkeep {
                 counted(row.count, MOST),
                 row.provider,
                 row.account,
+            );
+        }
+        if !rest.is_empty() {
+            let (count, accounts): (i64, usize) = (rest.iter().map(|row| row.count).sum(), rest.len());
+            warn!(
+                event = event::UNROUTABLE,
+                count,
+                "{} transactions of {accounts} more accounts wait: no running daemon serves these accounts. `paypoll status` names them",
+                counted(count, MOST),
             );
         }
         self.metrics.set_unroutable(found);
@@ -120,6 +196,26 @@ impl Upkeep {
 mod tests {
     use super::*;
     use crate::config;
+
+    #[test]
+    fn a_failure_is_told_once_for_each_cause_and_again_while_it_lasts() {
+        let begun = Instant::now();
+        let at = |minutes: u64| begun + Duration::from_secs(60 * minutes);
+        let mut failures = Failures::default();
+        assert!(failures.news("no right", true, at(0)));
+        assert!(!failures.news("no right", true, at(1)));
+        assert!(failures.news("disk full", true, at(2)), "another cause");
+        assert!(!failures.news("disk full", true, at(61)));
+        assert!(failures.news("disk full", true, at(62)), "an hour later");
+    }
+
+    #[test]
+    fn a_database_that_is_away_is_told_of_here_only_when_it_lasts() {
+        let begun = Instant::now();
+        let mut failures = Failures::default();
+        let told = [0, 1, 2, 3].map(|minute| failures.news("no connection", false, begun + Duration::from_secs(60 * minute)));
+        assert_eq!(told, [false, false, true, false]);
+    }
 
     #[tokio::test]
     async fn an_account_is_told_of_once_in_a_while_and_one_that_is_left_to_others_only_when_it_lasts() {

@@ -12,16 +12,18 @@ use crate::upkeep::Upkeep;
 use anyhow::{Context as _, anyhow, bail};
 use backoff::backoff::Backoff as _;
 use backoff::{ExponentialBackoff, ExponentialBackoffBuilder};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-/// Runs until SIGTERM or SIGINT.
+/// Runs until a signal says stop.
 pub async fn run(config: &Config) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
-    stop_on_signals(stop.clone())?;
+    heed_signals(stop.clone())?;
+    raise_descriptors();
     serve(config, stop).await
 }
 
@@ -33,7 +35,16 @@ pub async fn serve(config: &Config, stop: CancellationToken) -> anyhow::Result<(
         bail!("no provider is enabled: set providers.NAME.enabled = true and give it an account");
     }
     let store = Store::open_for_polling(&config.database)?;
-    let schema = reach(&store, config.database.connect_timeout).await?;
+    let reached = async {
+        let schema = reach(&store, config.database.connect_timeout).await?;
+        store.make_journal(None).await.context("the journal's partitions could not be made")?;
+        anyhow::Ok(schema)
+    };
+    let schema = tokio::select! {
+        biased;
+        () = stop.cancelled() => return Ok(()),
+        schema = reached => schema?,
+    };
     if let Schema::Newer { found, known } = schema {
         warn!(
             event = event::SCHEMA_NEWER,
@@ -43,7 +54,6 @@ pub async fn serve(config: &Config, stop: CancellationToken) -> anyhow::Result<(
         );
     }
     store.check_session().await?;
-    store.make_journal(None).await.context("the journal's partitions could not be made")?;
     let metrics = Arc::new(Metrics::new(lanes.iter().map(|spec| (spec.provider, &*spec.account))));
     let daemon = Daemon::new(config, store.clone(), lanes.clone(), metrics.clone()).map_err(|error| anyhow!(error))?;
     // The port stays open until the last answer is written down: whoever looks sees a daemon that stops, not one that is gone.
@@ -65,9 +75,12 @@ pub async fn serve(config: &Config, stop: CancellationToken) -> anyhow::Result<(
     let result = daemon.run(stop.clone()).await;
     stop.cancel();
     drained.cancel();
-    // Both end now; what they were doing is not needed any more.
-    drop(tokio::join!(upkeep, ops));
-    store.close().await;
+    // All three end now; what they were doing is not needed any more, and is not waited for when the database does not answer.
+    let ends = async {
+        drop(tokio::join!(upkeep, ops));
+        store.close().await;
+    };
+    drop(tokio::time::timeout(FAREWELL, ends).await);
     result.map_err(|error| anyhow!(error))?;
     info!(event = event::DAEMON_STOPPED, "stopped: everything that was held is given back");
     Ok(())
@@ -127,15 +140,45 @@ fn reconnect() -> ExponentialBackoff {
         .build()
 }
 
-fn stop_on_signals(stop: CancellationToken) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be listened for")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be listened for")?;
+/// The end of what serves the daemon waits no longer than this.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// What a shell makes of a process that SIGINT ended.
+const INTERRUPTED: i32 = 130;
+
+/// SIGTERM, SIGINT, SIGQUIT and SIGHUP stop cleanly; a second SIGINT ends at once. SIGUSR1 and SIGUSR2 mean nothing, and so do nothing.
+fn heed_signals(stop: CancellationToken) -> anyhow::Result<()> {
+    let listen = |kind, name| signal(kind).with_context(|| format!("{name} cannot be listened for"));
+    let mut terminate = listen(SignalKind::terminate(), "SIGTERM")?;
+    let mut interrupt = listen(SignalKind::interrupt(), "SIGINT")?;
+    let mut quit = listen(SignalKind::quit(), "SIGQUIT")?;
+    let mut hang_up = listen(SignalKind::hangup(), "SIGHUP")?;
+    // Once listened for, they end no process any more, listened to or not.
+    let meaningless = [listen(SignalKind::user_defined1(), "SIGUSR1")?, listen(SignalKind::user_defined2(), "SIGUSR2")?];
     tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+        let _meaningless = meaningless;
+        let mut interrupted = false;
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = quit.recv() => {}
+                _ = hang_up.recv() => {}
+                _ = interrupt.recv() => {
+                    if interrupted {
+                        std::process::exit(INTERRUPTED);
+                    }
+                    interrupted = true;
+                }
+            }
+            stop.cancel();
         }
-        stop.cancel();
     });
     Ok(())
+}
+
+/// Takes all descriptors that the system allows: each request under way needs one. Where it allows no more, what it has must do.
+fn raise_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_some_and(|current| limit.maximum.is_none_or(|maximum| current < maximum)) {
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    }
 }

@@ -64,6 +64,11 @@ pub(super) fn text(
     }
     write_unroutable(&mut page, metrics);
     write_events(&mut page, metrics);
+    if let Some(days) = metrics.journal_days_ahead() {
+        let help = "For how many days after today the journal has partitions; without one no poll is recorded";
+        page.family("paypoll_journal_days_ahead", "gauge", help);
+        page.line("paypoll_journal_days_ahead", &[], days as f64);
+    }
     page.family(
         "paypoll_log_lines_dropped_total",
         "counter",

@@ -4,6 +4,7 @@
 //! kept for a moment ([`Cached`]). Nothing here changes anything.
 
 mod html;
+mod listener;
 mod metrics;
 mod page;
 mod recent;
@@ -15,9 +16,10 @@ use crate::metrics::Metrics;
 use crate::store::{Counts, Overdue, Parked, Situation, Store, StoreError, Unclaimed};
 use anyhow::Context as _;
 use axum::Router;
-use axum::extract::State;
-use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use recent::Recent;
 use slow::Slow;
@@ -120,7 +122,9 @@ pub fn serve_on(
         .route("/readyz", get(readyz))
         .route("/metrics", get(scrape))
         .merge(page::routes(&ops))
+        .layer(middleware::from_fn_with_state(ops.clone(), guard))
         .with_state(ops.clone());
+    let listener = listener::Bounded::new(listener);
     Ok(tokio::spawn(async move {
         let served = axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
         tokio::select! {
@@ -131,6 +135,18 @@ pub fn serve_on(
             () = async { stop.cancelled().await; tokio::time::sleep(LAST_ANSWERS).await } => {}
         }
     }))
+}
+
+/// Refuses requests that a page from elsewhere could have made: a name that its owner points at this machine reaches a port that listens
+/// on this machine only, and the browser would let that page read the answer. What is asked for next comes on another connection.
+async fn guard(State(ops): State<Arc<Ops>>, request: Request, next: Next) -> Response {
+    let mut response = if ops.local && !page::is_local(request.headers()) {
+        (StatusCode::MISDIRECTED_REQUEST, "this port is served as localhost or by an IP address only\n").into_response()
+    } else {
+        next.run(request).await
+    };
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
 /// Whether the process lives. A lost database or a provider that is down are no reason to start it anew; a loop that hangs is one.
@@ -213,15 +229,23 @@ impl Ops {
     /// The counts, as fresh as they are to be had soon. Counting goes on when the client does not wait for it.
     async fn counts(self: &Arc<Self>) -> Option<Vec<Counts>> {
         let ops = self.clone();
-        let look = || async move { found(ops.store.counts(&ops.providers()).await) };
+        let look = || async move { ops.unless_stopping(async { found(ops.store.counts(&ops.providers()).await) }).await };
         self.counts.get(COUNT_EVERY, COUNT_SHARE, COUNT_PATIENCE, look).await
     }
 
     /// The parked transactions by reason, likewise.
     async fn parked(self: &Arc<Self>) -> Option<Vec<Parked>> {
         let ops = self.clone();
-        let look = || async move { found(ops.store.parked_by_reason().await) };
+        let look = || async move { ops.unless_stopping(async { found(ops.store.parked_by_reason().await) }).await };
         self.parked.get(COUNT_EVERY, COUNT_SHARE, COUNT_PATIENCE, look).await
+    }
+
+    /// What takes long is not waited for once the daemon stops.
+    async fn unless_stopping<T>(&self, look: impl Future<Output = Option<T>>) -> Option<T> {
+        tokio::select! {
+            () = self.stopping.cancelled() => None,
+            found = look => found,
+        }
     }
 
     fn providers(&self) -> Vec<&'static str> {

@@ -27,6 +27,7 @@ pub(super) struct Reporter {
     failures: BTreeMap<&'static str, u64>,
     /// Lines of the log that were dropped, as far as it was told.
     dropped: u64,
+    outage: Outage,
 }
 
 /// A summary comes this often while there is work.
@@ -56,6 +57,7 @@ impl Reporter {
             lateness: Vec::new(),
             failures: BTreeMap::new(),
             dropped: 0,
+            outage: Outage::default(),
         }
     }
 
@@ -78,13 +80,15 @@ impl Reporter {
                 );
             }
             News::DatabaseLost(why) => {
-                error!(
-                    event = event::DATABASE_LOST,
-                    error = why,
-                    "the database is lost: nothing is sent that could not be recorded"
-                );
+                if self.outage.is_lost(Instant::now()) {
+                    error!(
+                        event = event::DATABASE_LOST,
+                        error = why,
+                        "the database is lost: nothing is sent that could not be recorded"
+                    );
+                }
             }
-            News::DatabaseBack => info!(event = event::DATABASE_BACK, "the database is back"),
+            News::DatabaseBack => self.outage.is_back(Instant::now()),
             News::Unrecorded(why) => {
                 error!(event = event::POLL_FAILED, error = why, "the database refuses the record of a poll; it is tried again");
             }
@@ -206,6 +210,9 @@ impl Reporter {
             }
         }
         self.tell_dropped_lines();
+        if self.outage.is_over(now) {
+            info!(event = event::DATABASE_BACK, "the database is back");
+        }
         let due: usize = engine.lanes.iter().map(|lane| lane.ready.len()).sum();
         let busy = self.polls > 0 || due > 0 || engine.in_flight() > 0;
         if now >= self.next_summary && (busy || now >= self.since + IDLE) {
@@ -258,5 +265,99 @@ impl Reporter {
         self.failures.clear();
         self.since = now;
         self.next_summary = now + BUSY;
+    }
+}
+
+/// A database that is lost and found ten times a second is lost, and told of once.
+#[derive(Default)]
+struct Outage {
+    /// Its loss was told, and its return was not.
+    told: bool,
+    /// Since when it is back.
+    back_since: Option<Instant>,
+    /// When its return was told last.
+    over_at: Option<Instant>,
+    /// How often it was lost again soon after that.
+    relapses: u32,
+}
+
+/// The database is back when it has been there for so long, the first time.
+const STEADY: Duration = Duration::from_secs(1);
+/// Each time it is lost again within a minute, it has to be there twice as long, up to this.
+const LONGEST_STEADY: Duration = Duration::from_secs(60);
+
+impl Outage {
+    fn steady(&self) -> Duration {
+        (STEADY * 2_u32.saturating_pow(self.relapses.min(16))).min(LONGEST_STEADY)
+    }
+
+    /// It is lost. True when that is to be told.
+    fn is_lost(&mut self, now: Instant) -> bool {
+        self.back_since = None;
+        if self.told {
+            return false;
+        }
+        let soon = self.over_at.is_some_and(|at| now.saturating_duration_since(at) < LONGEST_STEADY);
+        self.relapses = if soon { self.relapses.saturating_add(1) } else { 0 };
+        self.told = true;
+        true
+    }
+
+    /// It answers again.
+    fn is_back(&mut self, now: Instant) {
+        self.back_since = Some(now);
+    }
+
+    /// Whether it is to be told now that it is back.
+    fn is_over(&mut self, now: Instant) -> bool {
+        let steady = self.steady();
+        let over = self.told && self.back_since.is_some_and(|since| now.saturating_duration_since(since) >= steady);
+        if over {
+            (self.told, self.back_since, self.over_at) = (false, None, Some(now));
+        }
+        over
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TENTH: Duration = Duration::from_millis(100);
+
+    #[test]
+    fn a_database_that_comes_and_goes_is_lost_once_and_back_once() {
+        let begun = Instant::now();
+        let mut outage = Outage::default();
+        let (mut lost, mut back) = (0, 0);
+        for tenth in 0..600 {
+            let now = begun + TENTH * tenth;
+            lost += u32::from(outage.is_lost(now));
+            outage.is_back(now + TENTH / 2);
+            back += u32::from(outage.is_over(now + TENTH / 2));
+        }
+        assert_eq!((lost, back), (1, 0), "a minute of it");
+        assert!(outage.is_over(begun + TENTH * 600 + STEADY) && !outage.is_over(begun + TENTH * 700), "back, once");
+    }
+
+    #[test]
+    fn the_oftener_it_is_lost_the_longer_it_must_stay_to_be_back() {
+        let mut now = Instant::now();
+        let mut outage = Outage::default();
+        let mut waits = Vec::new();
+        for _ in 0..8 {
+            assert!(outage.is_lost(now));
+            outage.is_back(now);
+            let since = now;
+            while !outage.is_over(now) {
+                now += TENTH;
+            }
+            waits.push((now - since).as_secs());
+            now += TENTH;
+        }
+        assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60]);
+        now += 2 * LONGEST_STEADY;
+        assert!(outage.is_lost(now));
+        assert_eq!(outage.steady(), STEADY, "a calm minute and it is as at first");
     }
 }

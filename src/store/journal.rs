@@ -56,6 +56,16 @@ impl Store {
         Ok(sqlx::query_scalar("select paypoll.prune_journal($1)").bind(first).fetch_one(&self.pool).await?)
     }
 
+    /// For how many days after today the journal has partitions without a gap; -1 when it has none for today.
+    pub async fn journal_days_ahead(&self) -> Result<i64, StoreError> {
+        let days = sqlx::query_scalar(
+            "select coalesce(min(n) filter (where to_regclass('paypoll.polls_' || to_char((now() at time zone 'UTC')::date + n, 'YYYYMMDD'))
+                                                  is null), 32)::int8 - 1
+               from generate_series(0, 31) n",
+        );
+        Ok(days.fetch_one(&self.pool).await?)
+    }
+
     async fn today(&self) -> Result<NaiveDate, StoreError> {
         Ok(sqlx::query_scalar("select (now() at time zone 'UTC')::date").fetch_one(&self.pool).await?)
     }

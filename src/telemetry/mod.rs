@@ -61,11 +61,13 @@ pub mod event {
     pub const SUMMARY: &str = "summary";
     /// The schema has more than this binary knows of (warn).
     pub const SCHEMA_NEWER: &str = "schema_newer";
+    /// Housekeeping failed (warn).
+    pub const MAINTENANCE_FAILED: &str = "maintenance_failed";
     /// Lines of the log had no room, because nobody read it fast enough (warn).
     pub const LOG_LINES_DROPPED: &str = "log_lines_dropped";
 
     /// Every event.
-    pub const ALL: [&str; 16] = [
+    pub const ALL: [&str; 17] = [
         DAEMON_STARTED,
         DAEMON_STOPPING,
         DAEMON_STOPPED,
@@ -81,6 +83,7 @@ pub mod event {
         DATABASE_BACK,
         SUMMARY,
         SCHEMA_NEWER,
+        MAINTENANCE_FAILED,
         LOG_LINES_DROPPED,
     ];
 }

@@ -455,7 +455,7 @@ async fn a_search_that_hits_nothing_shows_what_begins_like_it_or_what_is_near() 
 }
 
 #[tokio::test]
-async fn a_name_that_points_at_this_machine_gets_no_page() {
+async fn a_name_that_points_at_this_machine_gets_nothing() {
     let database = database().await;
     let port = port(&database).await;
     let ask = |host: &str, path: &str| format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
@@ -464,7 +464,46 @@ async fn a_name_that_points_at_this_machine_gets_no_page() {
     assert!(!refused.body.contains("khalti"));
     assert_eq!(port.ask(&ask("evil.example", "/transactions/x")).await.status, 421);
     assert_eq!(port.ask(&ask("localhost:9464", "/")).await.status, 200);
-    assert_eq!(port.ask(&ask("evil.example", "/readyz")).await.status, 200, "a probe may use any name");
+    for path in ["/healthz", "/readyz", "/metrics", "/nowhere"] {
+        assert_eq!(port.ask(&ask("evil.example", path)).await.status, 421, "{path}");
+        assert_ne!(port.ask(&ask("127.0.0.1", path)).await.status, 421, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_search_for_what_no_reference_can_hold_finds_nothing() {
+    let database = database().await;
+    let port = port(&database).await;
+    let answer = port.get("/?q=%00").await;
+    assert_eq!(answer.status, 404, "{}", answer.body);
+    assert!(answer.body.contains("No payment has such a reference"), "{}", answer.body);
+}
+
+#[tokio::test]
+async fn a_request_is_one_of_its_connection_short_and_comes_soon() {
+    let database = database().await;
+    let port = port(&database).await;
+    let answer = port.ask(&format!("GET /healthz HTTP/1.1\r\nhost: {}\r\n\r\n", port.address)).await;
+    assert!(answer.status == 200 && answer.head.contains("connection: close"), "{}", answer.head);
+    let mut endless = TcpStream::connect(port.address).await.unwrap();
+    let mut slow = TcpStream::connect(port.address).await.unwrap();
+    slow.write_all(b"GET / HTTP/1.1\r\nhost: ").await.unwrap();
+    // Where it is not read any more, writing fails at some time.
+    let line = format!("x-long: {}\r\n", "x".repeat(1000));
+    endless.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
+    let endless = async {
+        for _ in 0..1000 {
+            if endless.write_all(line.as_bytes()).await.is_err() {
+                return;
+            }
+        }
+        panic!("a megabyte of headers was taken");
+    };
+    let slow = async {
+        let mut answer = Vec::new();
+        let _ = slow.read_to_end(&mut answer).await;
+    };
+    tokio::time::timeout(Duration::from_secs(60), async { tokio::join!(endless, slow) }).await.expect("both end");
 }
 
 #[tokio::test]

@@ -35,7 +35,18 @@ impl Settings {
 
     /// A daemon whose log is read.
     pub(crate) fn run(&self, arguments: &[&str]) -> Process {
-        let mut command = self.command(&[&["run"], arguments].concat());
+        Self::start(self.command(&[&["run"], arguments].concat()))
+    }
+
+    /// The same, started by another program, which is given its path and arguments.
+    pub(crate) fn run_through(&self, program: &[&str]) -> Process {
+        let mut command = Command::new(program[0]);
+        command.env_clear().envs(&self.0).env("PATH", "/usr/bin:/bin").args(&program[1..]);
+        command.args([env!("CARGO_BIN_EXE_paypoll"), "run"]).stdin(Stdio::null());
+        Self::start(command)
+    }
+
+    fn start(mut command: Command) -> Process {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Mutex::new(Vec::new()));
         let (lines, written) = (BufReader::new(child.stdout.take().unwrap()).lines(), log.clone());

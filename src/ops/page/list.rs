@@ -139,11 +139,16 @@ pub(super) async fn csv(State(ops): State<Arc<Ops>>, RawQuery(query): RawQuery) 
 
 /// `GET /?q=…`: the payment of that reference or id; else those that begin like it; else what is near.
 pub(super) async fn search(ops: &Arc<Ops>, wanted: &str) -> Response {
+    let heading = element("h2", &[], text("Search"));
+    if wanted.contains('\0') {
+        // No reference holds one, and the database cannot even be asked about it.
+        let told = element("p", &[], text("No payment has such a reference or id."));
+        return page(StatusCode::NOT_FOUND, "paypoll: search", wanted, heading.with(told), false);
+    }
     let found = {
         let _turn = ops.turn.lock().await;
         patiently(ops.store.named(wanted)).await
     };
-    let heading = element("h2", &[], text("Search"));
     match found.as_deref() {
         None => return page(StatusCode::SERVICE_UNAVAILABLE, "paypoll: search", wanted, heading.with(no_answer()), false),
         Some([one]) => return Redirect::to(&address(one.id)).into_response(),

@@ -45,7 +45,7 @@ pub(super) fn routes(ops: &Arc<Ops>) -> Router<Arc<Ops>> {
 /// at this machine reaches a port that listens on this machine only, and the browser would let that page read the answer.
 async fn guard(State(ops): State<Arc<Ops>>, request: Request, next: Next) -> Response {
     let mut response = if ops.local && !is_local(request.headers()) {
-        (StatusCode::MISDIRECTED_REQUEST, "this page is served as localhost or by an IP address only\n").into_response()
+        (StatusCode::MISDIRECTED_REQUEST, "this port is served as localhost or by an IP address only\n").into_response()
     } else {
         next.run(request).await
     };
@@ -56,7 +56,7 @@ async fn guard(State(ops): State<Arc<Ops>>, request: Request, next: Next) -> Res
 }
 
 /// Whether the request names this machine, or an address instead of a name.
-fn is_local(headers: &HeaderMap) -> bool {
+pub(super) fn is_local(headers: &HeaderMap) -> bool {
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
     let Some(authority) = host.and_then(|host| host.parse::<axum::http::uri::Authority>().ok()) else { return false };
     let name = authority.host().trim_start_matches('[').trim_end_matches(']');

@@ -2,6 +2,7 @@
 
 use crate::support::{Provider, TestDatabase, database, empty_database, eventually};
 use paypoll::config::Database;
+use paypoll::postgres::{Options, PrivatePostgres};
 use paypoll::simulator::{self, PROVIDERS};
 use paypoll::store::{SchemaError, Store, StoreError};
 use rustix::process::{Pid, Signal, kill_process};
@@ -412,4 +413,75 @@ async fn every_table_column_and_function_says_what_it_is() {
             select p.oid::regprocedure::text from pg_proc p
              where p.pronamespace = 'paypoll'::regnamespace and obj_description(p.oid, 'pg_proc') is null) x";
     assert_eq!(text(&mut connection, silent).await, "");
+}
+
+/// The shell block under that heading of the runbook.
+fn runbook(heading: &str) -> String {
+    let page = include_str!("../../docs/runbook.md");
+    let section = &page[page.find(heading).unwrap()..];
+    let begin = section.find("```sh\n").unwrap() + "```sh\n".len();
+    section[begin..][..section[begin..].find("```").unwrap()].to_owned()
+}
+
+#[tokio::test]
+async fn rows_move_into_a_new_database_as_the_runbook_says() {
+    let database = database().await;
+    let store = open(&database.url, 2);
+    let mut from = connect(&database.url).await;
+    execute(
+        &mut from,
+        "insert into paypoll.transactions (provider, reference, params) values ('dapi', 'R1', '{\"accessToken\": \"s\"}'), ('khalti', 'R2', '{}');
+         select paypoll.settle('khalti', 'default', 'R2', 'succeeded');
+         select paypoll.make_journal('2026-01-01', '2026-01-02');
+         insert into paypoll.polls (transaction_id, provider, account, due_at, sent_at, outcome)
+         select id, provider, account, '2026-01-02', '2026-01-02', 'pending' from paypoll.transactions;
+         select paypoll.pause('khalti', 'default', 'until Monday')",
+    )
+    .await;
+    let old = store.register(Duration::from_secs(15), &[], "old").await.unwrap();
+    execute(&mut from, &format!("update paypoll.transactions set fence = fence + 1, owner = {} where reference = 'R1'", old.0))
+        .await;
+    let to = empty_database().await;
+    let folder = std::env::temp_dir().join(format!("paypoll-restore-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let tools = text(&mut from, "select setting from pg_config where name = 'BINDIR'").await;
+    let binary = std::path::Path::new(env!("CARGO_BIN_EXE_paypoll")).parent().unwrap().display().to_string();
+    let mut shell = Command::new("sh");
+    shell.args(["-euc", &runbook("### Into a new database")]).current_dir(&folder);
+    shell.env("FROM", &database.url).env("TO", &to).env("PATH", format!("{tools}:{binary}:{}", std::env::var("PATH").unwrap()));
+    let (code, _, error) = run(shell).await;
+    assert_eq!(code, 0, "{error}");
+    std::fs::remove_dir_all(&folder).unwrap();
+    let mut to_there = connect(&to).await;
+    for table in ["transactions", "transitions", "polls", "accounts"] {
+        let rows = format!("select string_agg(t::text, ';' order by t::text) from paypoll.{table} t");
+        assert_eq!(text(&mut to_there, &rows).await, text(&mut from, &rows).await, "{table}");
+    }
+    // Nobody who registers there is taken for the owner of what was held.
+    let new = open(&to, 2).register(Duration::from_secs(15), &[], "new").await.unwrap();
+    assert!(new > old, "{new:?} {old:?}");
+    let refusal =
+        sqlx::raw_sql("update paypoll.transactions set state = 'failed' where reference = 'R2'").execute(&mut to_there).await;
+    assert!(refusal.is_err(), "the triggers are on again");
+}
+
+#[tokio::test]
+async fn a_settlement_can_be_prepared_and_comes_with_the_second_phase() {
+    let settings = vec![("max_prepared_transactions".to_owned(), "5".to_owned())];
+    let options = Options { settings, ..Options::default() };
+    let cluster = tokio::task::spawn_blocking(move || PrivatePostgres::start_with(&options)).await.unwrap().unwrap();
+    let url = cluster.admin_url();
+    paypoll::store::migrate(&url).await.unwrap();
+    let mut connection = connect(&url).await;
+    execute(&mut connection, "insert into paypoll.transactions (provider, reference) values ('khalti', 'R1')").await;
+    let settle = "select paypoll.settle('khalti', 'default', 'R1', 'succeeded')";
+    let rung = sqlx::raw_sql(AssertSqlSafe(format!("begin; {settle}; prepare transaction 'first'"))).execute(&mut connection).await;
+    assert!(rung.is_err_and(|error| error.to_string().contains("NOTIFY")), "as PostgreSQL documents");
+    execute(&mut connection, "rollback").await;
+    execute(&mut connection, &format!("begin; set local paypoll.notify = off; {settle}; prepare transaction 'second'")).await;
+    let feed = "select string_agg(to_state, ',') from paypoll.transitions_since(0)";
+    assert_eq!(text(&mut connection, feed).await, "");
+    execute(&mut connection, "commit prepared 'second'").await;
+    assert_eq!(text(&mut connection, feed).await, "succeeded");
+    tokio::task::spawn_blocking(move || drop(cluster)).await.unwrap();
 }

@@ -438,3 +438,18 @@ async fn the_callback_handlers_believe_a_signature_and_nothing_that_it_does_not_
         assert!(due, "{language}: it is asked about now");
     }
 }
+
+#[test]
+fn every_promise_of_the_security_page_names_a_test_that_exists() {
+    let page = read("SECURITY.md");
+    let named: Vec<(&str, &str)> = page
+        .split('`')
+        .filter_map(|code| code.split_once(".rs::"))
+        .filter(|(file, name)| !file.is_empty() && !name.contains(' '))
+        .collect();
+    assert!(named.len() > 20, "{named:?}");
+    for (file, name) in named {
+        let source = read(&format!("tests/it/{file}.rs"));
+        assert!(source.contains(&format!("fn {name}(")), "tests/it/{file}.rs has no test {name}");
+    }
+}

@@ -91,7 +91,12 @@ pub fn headlines(situation: &Situation) -> Vec<Sentence> {
     for row in &situation.unroutable {
         let tone = if situation.replicas.is_empty() { Tone::Calm } else { Tone::Bad };
         let what = some(row.count, MOST, "payment waits", "payments wait");
-        let text = format!("{}: {what}, no running daemon serves this account", plain(&name(&row.provider, &row.account)));
+        let of = situation.accounts.iter().find(|account| (&account.provider, &account.account) == (&row.provider, &row.account));
+        let oldest = of
+            .and_then(|account| account.oldest_due_s)
+            .map_or_else(String::new, |due| format!(", the oldest due for {}", seconds(due)));
+        let whose = plain(&name(&row.provider, &row.account));
+        let text = format!("{whose}: {what}{oldest}; no running daemon serves this account");
         found.push(Sentence { tone, text, account: Some((row.provider.clone(), row.account.clone())) });
     }
     found.extend(situation.parked.iter().map(parked_sentence));
@@ -108,7 +113,7 @@ pub fn first_line(headlines: &[Sentence]) -> Sentence {
     let Some(worst) = headlines.first() else {
         return Sentence { tone: Tone::Calm, text: "nothing is known".into(), account: None };
     };
-    let more = headlines.iter().skip(1).filter(|sentence| sentence.tone <= worst.tone.min(Tone::Warning)).count();
+    let more = headlines.iter().skip(1).filter(|sentence| sentence.tone <= Tone::Warning).count();
     let text = match more {
         0 => worst.text.clone(),
         1 => format!("{} — and one more problem", worst.text),
@@ -144,6 +149,7 @@ fn no_daemon(situation: &Situation) -> Option<Sentence> {
 /// What is wrong with an account; `None` where it is asked and nothing of it is late.
 fn standing(account: &AccountOverview, situation: &Situation) -> Option<Sentence> {
     let (now, whose) = (situation.as_of, plain(&name(&account.provider, &account.account)));
+    let is_served = !situation.unroutable.iter().any(|row| (&row.provider, &row.account) == (&account.provider, &account.account));
     let (tone, mut text) = if account.is_paused() {
         (Tone::Warning, format!("{whose} is not asked: {}", paused(account, now)))
     } else if account.is_open() {
@@ -153,7 +159,7 @@ fn standing(account: &AccountOverview, situation: &Situation) -> Option<Sentence
         (Tone::Bad, format!("{whose} is not asked: circuit open{since}{reason}"))
     } else if let Some(until) = account.held_until {
         (Tone::Warning, format!("{whose} is not asked for another {}: the provider asked for a pause", between(now, until)))
-    } else if account.late > 0 {
+    } else if account.late > 0 && is_served {
         let oldest = account.oldest_due_s.unwrap_or_default();
         (if oldest > BEHIND_S { Tone::Bad } else { Tone::Warning }, format!("{whose} is behind"))
     } else {

@@ -18,6 +18,8 @@ use uuid::Uuid;
 
 /// So many findings of each kind are named for each provider; all are counted.
 const NAMED: u64 = 5;
+/// So many findings are in the JSON.
+const LISTED: usize = 1_000;
 /// A longer reference is cut.
 const LONGEST_REFERENCE: usize = 40;
 
@@ -80,6 +82,18 @@ async fn read(journal: &mut JournalReader, audit: &mut Audit) -> anyhow::Result<
 struct Report<'a> {
     providers: Vec<Line<'a>>,
     breaches: u64,
+    findings: Vec<Found<'a>>,
+}
+
+/// A finding for machines.
+#[derive(Debug, Serialize)]
+struct Found<'a> {
+    provider: &'a str,
+    kind: &'static str,
+    /// Of a whole account's rate: none.
+    transaction_id: Option<Uuid>,
+    at: DateTime<Utc>,
+    detail: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -107,6 +121,7 @@ struct Book {
 struct Named {
     finding: Finding,
     whom: String,
+    id: Option<Uuid>,
 }
 
 struct Audit {
@@ -184,7 +199,7 @@ impl Audit {
         let book = self.book(&second.provider);
         for at in &second.sent {
             if let Some(finding) = meter.poll(*at) {
-                book.note(finding, || format!("account {}", cut(&second.account, LONGEST_REFERENCE)));
+                book.note(finding, None, || format!("account {}", cut(&second.account, LONGEST_REFERENCE)));
             }
         }
         self.metered = Some((second.provider.clone(), second.account.clone(), meter));
@@ -209,7 +224,7 @@ impl Audit {
         book.polls += (sent.len() - since.map_or(0, |since| sent.partition_point(|sent| *sent < since))) as u64;
         for finding in book.law.judge(&transaction.history, complete_since) {
             if since.is_none_or(|since| finding.at >= since) {
-                book.note(finding, || {
+                book.note(finding, Some(transaction.id), || {
                     let reference =
                         transaction.reference.as_deref().map_or("(deleted)".into(), |text| cut(text, LONGEST_REFERENCE));
                     format!("{} {reference}", transaction.id)
@@ -233,7 +248,22 @@ impl Audit {
             outside_window: book.tally.of(Kind::OutsideWindow),
             windows_missed: book.tally.of(Kind::WindowMissed),
         });
-        Report { providers: lines.collect(), breaches: self.breaches() }
+        Report { providers: lines.collect(), breaches: self.breaches(), findings: self.findings() }
+    }
+
+    /// What was found, breaches first.
+    fn findings(&self) -> Vec<Found<'_>> {
+        let mut all: Vec<(&str, &Named)> =
+            self.books.iter().flat_map(|(provider, book)| book.named.iter().map(move |named| (provider.as_str(), named))).collect();
+        all.sort_by_key(|(_, named)| (!named.finding.kind.is_breach(), named.finding.at));
+        let found = all.into_iter().take(LISTED).map(|(provider, named)| Found {
+            provider,
+            kind: key(named.finding.kind),
+            transaction_id: named.id,
+            at: named.finding.at,
+            detail: format!("{}: {}", named.whom, told(&named.finding)),
+        });
+        found.collect()
     }
 
     /// Writes the table, and the findings of the kinds in `named`.
@@ -290,16 +320,17 @@ impl Book {
         self.enabled || self.polls > 0 || self.tally != Tally::default()
     }
 
-    fn note(&mut self, finding: Finding, whom: impl FnOnce() -> String) {
+    fn note(&mut self, finding: Finding, id: Option<Uuid>, whom: impl FnOnce() -> String) {
         self.tally.add(finding.kind);
-        if self.tally.of(finding.kind) <= NAMED {
-            self.named.push(Named { finding, whom: whom() });
+        if self.named.len() < LISTED || self.tally.of(finding.kind) <= NAMED {
+            self.named.push(Named { finding, whom: whom(), id });
         }
     }
 
     fn write(&self, kinds: &[Kind], out: &mut impl Write, provider: &str, paint: Paint) -> std::io::Result<()> {
         for &kind in kinds {
-            for Named { finding, whom } in self.named.iter().filter(|named| named.finding.kind == kind) {
+            let named = self.named.iter().filter(|named| named.finding.kind == kind);
+            for Named { finding, whom, .. } in named.take(usize::try_from(NAMED).unwrap_or(usize::MAX)) {
                 let line = format!("{} UTC  {}  {whom}: {}", moment(finding.at), plain(provider), told(finding));
                 writeln!(out, "{}", if kind.is_breach() { paint.bad(&line) } else { paint.warning(&line) })?;
             }
@@ -308,6 +339,17 @@ impl Book {
             }
         }
         Ok(())
+    }
+}
+
+/// The key that counts such findings.
+fn key(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Early => "early",
+        Kind::Interval => "interval",
+        Kind::Rate => "rate",
+        Kind::OutsideWindow => "outside_window",
+        Kind::WindowMissed => "windows_missed",
     }
 }
 

@@ -20,6 +20,8 @@ const LONGEST_ACCOUNT: usize = 40;
 const LONGEST_ACCOUNT_NARROW: usize = 22;
 /// From so many columns on the table has all of its own.
 const WIDE: usize = 118;
+/// Where nobody's window ends: whoever reads lines from a pipe wants one sentence in each.
+const ENDLESS: usize = 2_000;
 /// So many problems, errors and events are told where there is room for them.
 const MOST_TOLD: usize = 30;
 /// The alternate screen without cursor and line wrap: what stood in the terminal before stays untouched.
@@ -98,7 +100,7 @@ impl Window {
     fn of_stdout(height: Option<usize>) -> Self {
         // A terminal that does not know its size says 0.
         let size = rustix::termios::tcgetwinsize(io::stdout()).ok().filter(|size| size.ws_row > 0 && size.ws_col > 0);
-        let width = size.map_or(WIDE, |size| usize::from(size.ws_col));
+        let width = size.map_or(ENDLESS, |size| usize::from(size.ws_col));
         let height = height.map(|unknown| size.map_or(unknown, |size| usize::from(size.ws_row)));
         Self { width: width.max(40), height }
     }
@@ -436,7 +438,7 @@ mod tests {
                  oldest",
                 "  by 1 min 55 s; clears in about 15 min once it is asked again; next probe in 12 s — and one more problem",
                 "as of 2023-11-14 22:13:20 UTC; 1 replica: 4 on worker-1 up 1 h",
-                "khalti/old: 3 payments wait, no running daemon serves this account",
+                "khalti/old: 3 payments wait; no running daemon serves this account",
                 "ACCOUNT           CIRCUIT  PENDING    DUE   LATE  OVERDUE  OLDEST DUE  ACTION  UNRESOLVED  INVALID",
                 "dusupay/shop\u{fffd}[2J  open          12  9,411  9,411        0  1 min 55 s       0           0        0",
                 "dusupay/default   closed        12      3      0        0       4.3 s       0           0        0",

@@ -206,7 +206,7 @@ const POLLS: &str = "
 fn cut(column: &str, parameter: &str) -> String {
     format!(
         "case when pg_column_size({column}) > 200000 then jsonb_build_object('too long to be shown', pg_column_size({column}))
-              when length({column}::text) <= {parameter} then {column}
+              when {column} is null or length({column}::text) <= {parameter} then {column}
               else jsonb_build_object('cut after ' || {parameter} || ' characters', left({column}::text, {parameter})) end"
     )
 }

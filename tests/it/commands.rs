@@ -131,7 +131,10 @@ async fn status_begins_with_the_worst_that_is_true() {
         lines[0].starts_with("khalti/default is not asked: circuit open for ") && out.contains("(20 polls in a row failed)"),
         "{out}"
     );
-    assert!(out.contains("dapi/old: 1 payment waits, no running daemon serves this account"), "{out}");
+    assert!(
+        out.contains("dapi/old: 1 payment waits, the oldest due for ") && out.contains("; no running daemon serves this account"),
+        "{out}"
+    );
     assert!(
         out.contains("khalti/default: 2 payments are unresolved, no_usable_answer; last error: HTTP 403: an HTML page"),
         "{out}"
@@ -605,6 +608,7 @@ async fn show_says_who_changed_a_payment_when_it_gives_up_and_where_it_stands_in
     let (code, out, _) = run(paypoll(&database, &["show", "R41"])).await;
     assert_eq!(code, 0);
     assert!(out.contains("more is due than the budget allows, position about 41 of 50, in about 5 s"), "{out}");
+    assert!(!out.contains("action     "), "there is none: {out}");
     assert!(out.contains("gives up   ") && out.contains("then unresolved with reason gave_up"), "{out}");
     let mut session = sqlx::PgConnection::connect(&database.url).await.unwrap();
     sqlx::query("set paypoll.actor = 'bob@desk'").execute(&mut session).await.unwrap();
@@ -771,9 +775,15 @@ const CLEAN: &str = "
           from paypoll.transactions, generate_series(0, 12) k) x;
     update paypoll.transactions t set state = 'succeeded', finalized_at = (select max(sent_at) from paypoll.polls p where p.transaction_id = t.id)";
 
+/// The report without its findings.
 async fn audit(database: &TestDatabase, arguments: &[&str]) -> (i32, Value) {
     let (code, out, error) = run(paypoll(database, &[&["audit", "--json"], arguments].concat())).await;
-    (code, serde_json::from_str(&out).unwrap_or_else(|_| panic!("{out}{error}")))
+    let mut report: Value = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{out}{error}"));
+    let findings = report.as_object_mut().unwrap().remove("findings").unwrap();
+    for finding in findings.as_array().unwrap() {
+        assert!(finding["kind"].is_string() && finding["at"].is_string() && finding["detail"].is_string(), "{finding}");
+    }
+    (code, report)
 }
 
 fn line(provider: &str, polls: u32, [early, interval, rate, outside_window, windows_missed]: [u32; 5]) -> Value {
@@ -846,6 +856,12 @@ async fn a_journal_doctored_in_six_ways_is_found_out_in_each() {
         assert_eq!((code, &report["breaches"]), (i32::from(breaches > 0), &json!(breaches)), "{name}");
         let (_, text, _) = run(paypoll(&database, &["audit"])).await;
         assert!(text.contains(named), "{name}: {text}");
+        let (_, out, _) = run(paypoll(&database, &["audit", "--json"])).await;
+        let report: Value = serde_json::from_str(&out).unwrap();
+        let findings = report["findings"].as_array().unwrap();
+        assert_eq!(findings.len() as u32, counts.iter().sum::<u32>(), "{name}: {report}");
+        assert!(findings.iter().any(|finding| finding["detail"].as_str().unwrap().contains(named)), "{name}: {report}");
+        assert!(findings.iter().all(|finding| finding["transaction_id"].is_string() || finding["kind"] == "rate"), "{report}");
     }
 }
 

@@ -1,11 +1,14 @@
 //! What is written stays true: the log's page, the alerts, the dashboard and the runbook against the code; the examples by running them.
 
 use crate::support::database;
+use paypoll::cli::Cli;
 use paypoll::domain::{Outcome, State};
+use paypoll::explain::REASONS;
 use paypoll::providers::REGISTRY;
 use paypoll::telemetry::event;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::fs;
 use std::io::Write;
 use std::path::Path;
@@ -224,6 +227,55 @@ fn every_link_between_documents_leads_somewhere() {
     assert!(links > 20, "{links}");
 }
 
+/// A command line's words, as a shell takes it apart; up to a pipe, a redirection or a comment.
+fn words(line: &str) -> Vec<OsString> {
+    let (mut words, mut word, mut quote, mut begun) = (Vec::new(), String::new(), None, false);
+    for c in line.chars() {
+        match (quote, c) {
+            (Some(open), c) if c == open => quote = None,
+            (None, '\'' | '"') => (quote, begun) = (Some(c), true),
+            (None, '|' | '>' | '#' | ';' | '&') if !begun => break,
+            (None, c) if c.is_whitespace() => {
+                if begun {
+                    words.push(OsString::from(std::mem::take(&mut word)));
+                }
+                begun = false;
+            }
+            (_, c) => {
+                word.push(c);
+                begun = true;
+            }
+        }
+    }
+    if begun {
+        words.push(word.into());
+    }
+    words
+}
+
+#[test]
+fn every_command_in_the_documents_can_be_typed() {
+    let mut typed = 0;
+    for page in pages() {
+        let text = read(&page);
+        let blocks = blocks(&page)
+            .into_iter()
+            .filter(|(kind, _)| kind == "sh")
+            .flat_map(|(_, body)| body.replace("\\\n", " ").lines().map(|line| line.trim().to_owned()).collect::<Vec<_>>());
+        let prose: String = text.split("\n```").step_by(2).collect();
+        let inline = prose.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
+        for line in blocks.chain(inline).filter(|line| line.starts_with("paypoll ")) {
+            // What stands for anything, in the form that it must have.
+            let line = line.replace("DURATION", "1h").replace("[COMMAND]", "run").replace("help COMMAND", "help run");
+            if let Err(error) = Cli::read(words(&line)) {
+                assert_eq!(error.exit_code(), 0, "{page}: {line}\n{error}");
+            }
+            typed += 1;
+        }
+    }
+    assert!(typed > 60, "{typed}");
+}
+
 #[test]
 fn the_dashboard_is_json() {
     let dashboard: serde_json::Value = serde_json::from_str(&read("deploy/grafana.json")).unwrap();
@@ -278,6 +330,108 @@ fn the_plans_page_ends_with_the_default_of_every_provider() {
         let section = |text: &str| text.split(&format!("\n[providers.{}]\n", descriptor.name)).nth(1).unwrap().to_owned();
         let schedule = |text: &str| text.lines().find(|line| line.starts_with("schedule = ")).unwrap().to_owned();
         assert_eq!(schedule(&section(defaults)), schedule(&section(&configured)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_recipes_for_a_payments_table_of_ones_own_do_what_they_say() {
+    let database = database().await;
+    let mut connection = PgConnection::connect(&database.url).await.unwrap();
+    let blocks: Vec<String> =
+        blocks("docs/recipes.md").into_iter().filter(|(kind, _)| kind == "sql test").map(|(_, sql)| sql).collect();
+    for statements in &blocks {
+        let result = sqlx::raw_sql(AssertSqlSafe(statements.to_owned())).execute(&mut connection).await;
+        assert!(result.is_ok(), "{statements}\n{result:?}");
+    }
+    let rows: i64 = sqlx::query_scalar("select count(*) from paypoll.transactions").fetch_one(&mut connection).await.unwrap();
+    assert_eq!(rows, 101, "the old ones and the new one, and not what is paid in cash");
+    let settled = "select paypoll.settle('khalti', 'default', 'NEW-1', 'succeeded')";
+    sqlx::query(settled).execute(&mut connection).await.unwrap();
+    let written: i32 = sqlx::query_scalar("select payments_from_paypoll()").fetch_one(&mut connection).await.unwrap();
+    let status: String =
+        sqlx::query_scalar("select status from payments where psp_ref = 'NEW-1'").fetch_one(&mut connection).await.unwrap();
+    assert_eq!((written, status.as_str()), (1, "paid"));
+}
+
+/// The rows of the tables in a page's section, without heads.
+fn rows(page: &str, heading: &str) -> Vec<Vec<String>> {
+    let text = read(page);
+    let section = text.split(&format!("\n## {heading}\n")).nth(1).unwrap_or_else(|| panic!("{page} has no section {heading}"));
+    let lines = section.split("\n## ").next().unwrap().lines().filter(|line| line.starts_with("| `"));
+    let cells = |line: &str| line.trim_matches('|').split(" | ").map(|cell| cell.trim().to_owned()).collect();
+    lines.map(cells).collect()
+}
+
+/// The first cells, without their quotes.
+fn names(rows: &[Vec<String>]) -> Vec<String> {
+    rows.iter().map(|row| row[0].trim_matches('`').to_owned()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_reference_has_every_table_column_and_function_in_the_databases_own_words() {
+    let database = database().await;
+    let page = read("docs/reference.md");
+    let tables: Vec<(String, String)> = sqlx::query_as(
+        "select c.relname::text, coalesce(obj_description(c.oid, 'pg_class'), '') from pg_class c
+          where c.relnamespace = 'paypoll'::regnamespace and c.relkind in ('r', 'p') and not c.relispartition and c.relname <> 'migrations'
+          order by c.relname",
+    )
+    .fetch_all(&database.pool)
+    .await
+    .unwrap();
+    for (table, comment) in &tables {
+        let columns: Vec<(String, String, bool, String)> = sqlx::query_as(
+            "select a.attname::text, format_type(a.atttypid, a.atttypmod), a.attnotnull, coalesce(col_description(a.attrelid, a.attnum), '')
+               from pg_attribute a where a.attrelid = to_regclass('paypoll.' || $1) and a.attnum > 0 and not a.attisdropped order by a.attnum",
+        )
+        .bind(table)
+        .fetch_all(&database.pool)
+        .await
+        .unwrap();
+        let mut expected = format!("### `paypoll.{table}`\n\n{comment}\n\n| column | type | is |\n|---|---|---|\n");
+        for (name, kind, is_required, comment) in columns {
+            expected += &format!("| `{name}` | {kind}{} | {comment} |\n", if is_required { "" } else { ", null" });
+        }
+        assert!(page.contains(&expected), "docs/reference.md must have:\n\n{expected}");
+    }
+    assert_eq!(page.matches("### `paypoll.").count(), tables.len());
+    let functions: Vec<(String, String)> = sqlx::query_as(
+        "select proname || '(' || pg_get_function_identity_arguments(oid) || ')', coalesce(obj_description(oid, 'pg_proc'), '')
+           from pg_proc where pronamespace = 'paypoll'::regnamespace and prorettype <> 'trigger'::regtype order by 1",
+    )
+    .fetch_all(&database.pool)
+    .await
+    .unwrap();
+    let expected: Vec<Vec<String>> = functions.into_iter().map(|(name, comment)| vec![format!("`{name}`"), comment]).collect();
+    let table: String = expected.iter().map(|row| format!("| {} | {} |\n", row[0], row[1])).collect();
+    assert_eq!(rows("docs/reference.md", "Functions"), expected, "docs/reference.md must have:\n\n{table}");
+}
+
+#[test]
+fn the_reference_has_every_state_outcome_and_reason() {
+    let states: Vec<&str> = State::ALL.into_iter().map(State::as_str).collect();
+    assert_eq!(names(&rows("docs/reference.md", "States")), states);
+    let documented: BTreeSet<String> = names(&rows("docs/reference.md", "Outcomes")).into_iter().collect();
+    assert_eq!(documented, Outcome::NAMES.into_iter().map(str::to_owned).collect());
+    let reasons = rows("docs/reference.md", "Reasons");
+    let own: Vec<(String, String)> = REASONS.iter().map(|reason| (reason.name.to_owned(), reason.means.to_owned())).collect();
+    assert_eq!(names(&reasons).into_iter().zip(reasons.iter().map(|row| row[1].clone())).collect::<Vec<_>>(), own);
+}
+
+#[test]
+fn the_reference_has_every_metric() {
+    let documented: BTreeSet<String> = names(&rows("docs/reference.md", "Metrics")).into_iter().collect();
+    assert_eq!(documented, metrics());
+}
+
+#[test]
+fn the_index_leads_to_every_document_and_so_does_the_readme() {
+    let (index, readme) = (read("docs/README.md"), read("README.md"));
+    for page in
+        pages().into_iter().filter_map(|page| page.strip_prefix("docs/").map(str::to_owned)).filter(|page| page != "README.md")
+    {
+        assert!(index.contains(&format!("]({page}")), "docs/README.md does not name {page}");
+        assert!(readme.contains(&format!("](docs/{page})")), "README.md does not name docs/{page}");
     }
 }
 

@@ -210,7 +210,11 @@ fn parked(situation: &Situation) -> Html {
         let number = if row.at_least { format!("at least {}", count(row.count)) } else { count(row.count) };
         let all = format!("&state={}&reason={}", row.state, super::table::encoded(reason));
         let means = explain::reason(reason).map(|known| text(format_args!(": {}", known.means)));
-        let error = row.last_error.as_deref().map(|error| text(". Last error: ").with(element("bdi", &[], text(error))));
+        let error = row
+            .last_error
+            .as_deref()
+            .filter(|_| reason == explain::NO_USABLE_ANSWER)
+            .map(|error| text(". Last error: ").with(element("bdi", &[], text(error))));
         vec![
             account(&row.provider, &row.account),
             badge(&row.state),
@@ -259,7 +263,12 @@ fn errors(situation: &Situation) -> Html {
 /// What the tables know, and what this replica has logged, the latest first.
 fn events(situation: &Situation, incidents: &[Incident]) -> Html {
     let of_tables = situation.events.iter().map(|event| (event.at, event_line(event)));
-    let logged = incidents.iter().map(|incident| {
+    // What the tables know as well is told once.
+    let is_known = |incident: &Incident| {
+        let near = |event: &RecentEvent| (event.at - incident.at).abs() < TimeDelta::seconds(5);
+        situation.events.iter().any(|event| event.kind == incident.event && near(event))
+    };
+    let logged = incidents.iter().filter(|incident| !is_known(incident)).map(|incident| {
         let words = text(format_args!("{}: ", incident.event)).with(element("bdi", &[], text(&incident.message)));
         (incident.at, words.with(text(" (this replica's log)")))
     });
@@ -269,7 +278,7 @@ fn events(situation: &Situation, incidents: &[Incident]) -> Html {
         let time = element("time", &[("datetime", &at.to_rfc3339())], text(clock(at, situation.as_of)));
         element("li", &[], time.with(element("div", &[], what)))
     };
-    element("ol", &[], all.into_iter().take(MOST_TOLD).map(entry).collect())
+    element("ol", &[("class", "events")], all.into_iter().take(MOST_TOLD).map(entry).collect())
 }
 
 fn event_line(event: &RecentEvent) -> Html {

@@ -56,9 +56,11 @@ grant select, insert on paypoll.transitions, paypoll.polls to paypoll_daemon;
 grant select on sequence paypoll.transitions_id_seq to paypoll_daemon;
 grant select, insert, update, delete on paypoll.replicas to paypoll_daemon;
 grant select, insert, update on paypoll.accounts to paypoll_daemon;
-grant select on paypoll.providers to paypoll_daemon;
+grant select on paypoll.providers, paypoll.declarations to paypoll_daemon;
 grant execute on function paypoll.make_journal(date, date), paypoll.prune_journal(date), paypoll.shown_params(uuid),
                           paypoll.register_provider(text, text[], text, integer),
+                          paypoll.register_declaration(text, text[], text, integer, jsonb),
+                          paypoll.hold_declaration(uuid, text, text, interval), paypoll.release_declarations(uuid),
                           paypoll.pause(text, text, text, timestamptz), paypoll.resume(text, text) to paypoll_daemon;
 
 -- The reader.
@@ -66,7 +68,8 @@ grant select (id, provider, account, reference, amount, currency, initiated_at, 
               failures, last_polled_at, next_poll_at, finalized_at, created_at, updated_at, owner, reopened_at, action_at, opened_at,
               phase, phase_since, gaps, answered)
    on paypoll.transactions to paypoll_reader;
-grant select on paypoll.transitions, paypoll.polls, paypoll.replicas, paypoll.accounts, paypoll.providers to paypoll_reader;
+grant select on paypoll.transitions, paypoll.polls, paypoll.replicas, paypoll.accounts, paypoll.providers, paypoll.declarations
+   to paypoll_reader;
 grant execute on function paypoll.shown_params(uuid) to paypoll_reader;
 
 -- Which version of the schema it is: `paypoll run`, `status` and the others look first. Absent where the schema was not made by `migrate`.

@@ -344,6 +344,9 @@ pub struct Simulate {
     /// Where to listen; config/simulator.toml expects the default
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9500")]
     pub listen: SocketAddr,
+    /// Serve the provider that this file declares too, under /NAME, from its own examples; may be given several times
+    #[arg(long, value_name = "FILE")]
+    pub provider: Vec<PathBuf>,
     /// How many times as fast.
     #[command(flatten)]
     pub speed: Speed,

@@ -47,6 +47,7 @@ pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod csv;
+pub mod declarations;
 pub mod domain;
 pub mod duration;
 pub mod explain;

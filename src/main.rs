@@ -60,7 +60,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Probe(args) => one_thread()?.block_on(commands::pause::probe(&read(1.0)?, args, &mut out)),
         Command::Audit(args) => one_thread()?.block_on(commands::audit::run(&read(args.speed.factor)?, args, &mut out)),
         Command::Provider(asked) => commands::provider::run(asked, || load(1.0), &mut out),
-        Command::Simulate(asked) => workers()?.block_on(commands::simulate::run(asked.listen, asked.speed.factor)),
+        Command::Simulate(asked) => workers()?.block_on(commands::simulate::run(asked.listen, asked.speed.factor, &asked.provider)),
         Command::Demo(asked) => commands::demo::run(asked),
         Command::Completions { shell } => Ok(commands::completions::run(*shell, &mut out)?),
         Command::Man { command } => commands::man::run(command.as_deref(), &mut out),

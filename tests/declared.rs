@@ -419,3 +419,157 @@ fn secrets_of_the_account_and_the_row_are_scrubbed_and_nothing_but_the_list_is_k
     }
     assert_eq!(provider.exclusive_key(ask), Some("w-1"));
 }
+
+/// The files in `config/providers/`.
+fn shipped() -> Vec<(PathBuf, Inspection)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/providers");
+    let mut files: Vec<PathBuf> =
+        std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path()).collect();
+    files.sort();
+    let inspect = |file: &PathBuf| {
+        let name = file.file_name().expect("a name").to_string_lossy().into_owned();
+        let bytes = std::fs::read(file).expect("a file");
+        Declaration::inspect(&name, &bytes).unwrap_or_else(|problems| panic!("{}", problems.join("\n")))
+    };
+    files.iter().map(|file| (file.clone(), inspect(file))).collect()
+}
+
+#[test]
+fn every_shipped_file_is_in_order_and_no_changed_answer_ends_a_transaction() {
+    let shipped = shipped();
+    assert_eq!(shipped.len(), 8);
+    let mut total = 0;
+    for (file, inspection) in &shipped {
+        let mutations: Vec<_> = inspection.tried.iter().flat_map(|tried| &tried.mutations).collect();
+        let ended = mutations.iter().filter(|mutated| mutated.ends.is_some()).count();
+        let (examples, changed) = (inspection.tried.len(), mutations.len());
+        println!("{}: {examples} examples, {changed} changed answers, {ended} final", inspection.declaration().name());
+        total += changed;
+        assert!(inspection.is_fine() && ended == 0, "{}: {:?} {:?}", file.display(), inspection.tried, inspection.missing);
+        assert_eq!(Some(inspection.declaration().name()), file.file_stem().and_then(|stem| stem.to_str()));
+        let text = std::fs::read_to_string(file).expect("text");
+        assert!(
+            text.lines().take(12).any(|line| line.contains("Not tried against")),
+            "{}: says how far it can be trusted",
+            file.display()
+        );
+        assert!(text.contains("2026-11-27"), "{}: says when its pages were read", file.display());
+    }
+    println!("{total} changed answers in all");
+}
+
+/// A shipped provider, opened with the account of its examples.
+struct Subject {
+    declaration: &'static Declaration,
+    provider: Box<dyn Provider>,
+    params: Value,
+}
+
+const REFERENCE: &str = "04822b2a-0896-4612-9e9e-000000000001";
+
+impl Subject {
+    fn all() -> Vec<Self> {
+        let open = |(_, inspection): (PathBuf, Inspection)| {
+            let declaration: &'static Declaration = Box::leak(Box::new(inspection.accept().expect("in order")));
+            let played = declaration.played();
+            let settings = Settings {
+                base_url: "http://127.0.0.1:1/gate".into(),
+                options: played.options,
+                account: played.account.into_iter().map(|(key, value)| (key, value.into())).collect(),
+            };
+            let provider = declaration.open(&settings).expect("the account of the examples");
+            Self { declaration, provider, params: played.params }
+        };
+        shipped().into_iter().map(open).collect()
+    }
+
+    fn ask(&self) -> Ask<'_> {
+        Ask { token: Some("fetched-0001"), ..ask(REFERENCE, &self.params) }
+    }
+
+    /// What the provider's own side makes of the request that this side sends.
+    fn known(&self) -> paypoll::providers::declared::Known {
+        use paypoll::providers::declared::{Came, Recognised};
+        let request = self.provider.request(self.ask()).expect("a request");
+        let rest = request.url.strip_prefix("http://127.0.0.1:1/gate").expect("the address");
+        let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let query: Vec<(String, String)> =
+            query.split('&').filter_map(|pair| pair.split_once('=')).map(|(key, value)| (key.into(), value.into())).collect();
+        let headers: Vec<(String, String)> =
+            request.headers.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+        let came = Came {
+            method: if request.method == paypoll::wire::Method::Get { "GET" } else { "POST" },
+            path,
+            query: &query,
+            headers: &headers,
+            body: request.body.as_deref().unwrap_or_default(),
+            at: self.ask().now,
+            tokens: &["fetched-0001".to_owned()],
+        };
+        match self.declaration.recognise(&came) {
+            Ok(Recognised::Status(known)) => known,
+            other => panic!("{}: {other:?}", self.declaration.name()),
+        }
+    }
+
+    fn read(&self, status: u16, body: &str) -> Outcome {
+        self.provider.read(self.ask(), &response(status, body))
+    }
+}
+
+fn is_final(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::Status(status) if !matches!(status.reported, Reported::Pending | Reported::ActionRequired(_)))
+}
+
+#[test]
+fn every_shipped_provider_recognises_its_own_requests_and_answers_about_what_was_asked() {
+    for subject in Subject::all() {
+        let (name, known) = (subject.declaration.name(), subject.known());
+        assert_eq!(known.reference, REFERENCE, "{name}");
+        for script in subject.declaration.scripts() {
+            let told = subject.declaration.told(Some(&script), &known).expect("an example");
+            let outcome = subject.read(told.http, &told.body);
+            // Examples about another row, such as one in another currency, are about another row here too.
+            assert_eq!(Some(outcome.name()), subject.declaration.expected(&script), "{name} {script}: {outcome:?}");
+        }
+    }
+}
+
+#[test]
+fn no_shipped_provider_believes_what_is_no_answer_about_the_payment() {
+    use paypoll::domain::Health;
+    use std::time::Duration;
+    for subject in Subject::all() {
+        let (name, known) = (subject.declaration.name(), subject.known());
+        let read = |status: u16, body: &str| subject.read(status, body);
+        for body in ["", " ", "<html>Sign in</html>", "null", "[]", "{}", "\"paid\"", "{", "\u{feff}{}", "{\"a\":1,\"a\":2}"] {
+            for status in [200, 201, 202, 204, 400, 403, 404, 409, 422] {
+                assert!(!is_final(&read(status, body)), "{name}: HTTP {status} {body}");
+            }
+            assert!(matches!(read(429, body), Outcome::RateLimited { wait: None }), "{name}: {body}");
+            assert!(matches!(read(503, body), Outcome::ServerError { status: 503, .. }), "{name}: {body}");
+            assert!(matches!(read(302, body), Outcome::Unusable { .. }), "{name}: {body}");
+            assert_eq!(read(500, body).health(), Health::Down, "{name}: {body}");
+            assert_eq!(read(401, body).health(), Health::AccountRefused, "{name}: {body}");
+        }
+        let slow = Response { retry_after: Some(Duration::from_secs(7)), ..response(429, "{}") };
+        let outcome = subject.provider.read(subject.ask(), &slow);
+        assert_eq!(outcome, Outcome::RateLimited { wait: Some(Duration::from_secs(7)) }, "{name}");
+        for script in subject.declaration.scripts() {
+            let told = subject.declaration.told(Some(&script), &known).expect("an example");
+            if !is_final(&read(told.http, &told.body)) {
+                continue;
+            }
+            for status in [201, 202, 302, 400, 403, 404, 429, 500, 502, 503] {
+                assert!(!is_final(&read(status, &told.body)), "{name} {script}: HTTP {status}");
+            }
+            for end in 0..told.body.len() {
+                if told.body.is_char_boundary(end) {
+                    assert!(!is_final(&read(told.http, &told.body[..end])), "{name} {script}: cut at {end}");
+                }
+            }
+            let other = told.body.replace(REFERENCE, "04822b2a-0896-4612-9e9e-000000000002");
+            assert!(other == told.body || !is_final(&read(told.http, &other)), "{name} {script}: another one's");
+        }
+    }
+}

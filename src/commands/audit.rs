@@ -11,7 +11,7 @@ use crate::text::{cut, moment, plain, span};
 use anyhow::bail;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::time::Duration;
 use uuid::Uuid;
@@ -65,6 +65,11 @@ async fn read(journal: &mut JournalReader, audit: &mut Audit) -> anyhow::Result<
         if !with_first_wait.is_empty() {
             let mut too_early = journal.too_early(&with_first_wait).await?;
             batch.iter_mut().for_each(|one| one.history.too_early = too_early.remove(&one.id).unwrap_or_default());
+        }
+        let declared: Vec<Uuid> = batch.iter().filter(|one| audit.is_declared(one)).map(|one| one.id).collect();
+        if !declared.is_empty() {
+            let files = journal.declarations(&declared).await?;
+            batch.iter_mut().for_each(|one| audit.add_floors(one, files.get(&one.id)));
         }
         let suspects: Vec<Uuid> = batch.iter().filter(|one| audit.misses_polls(one)).map(|one| one.id).collect();
         if !suspects.is_empty() {
@@ -131,13 +136,32 @@ struct Audit {
     since: Option<DateTime<Utc>>,
     complete_since: DateTime<Utc>,
     speed: f64,
+    /// What the files that were ever served forbade, by their hashes.
+    declared: HashMap<Vec<u8>, Floors>,
 }
 
 impl Audit {
+    /// Whether its provider stands, or stood, in a file.
+    fn is_declared(&self, one: &PolledTransaction) -> bool {
+        !self.declared.is_empty() && !providers::REGISTRY.iter().any(|compiled| compiled.name == one.provider)
+    }
+
+    /// Each poll is judged by the file under which it was sent: one that became stricter does not make old polls guilty.
+    fn add_floors(&self, one: &mut PolledTransaction, files: Option<&Vec<(DateTime<Utc>, Vec<u8>)>>) {
+        let Some(files) = files else { return };
+        let floors = |sent: &DateTime<Utc>| {
+            let at = files.binary_search_by_key(sent, |(sent, _)| *sent).ok()?;
+            self.declared.get(&files[at].1).map(|floors| floors.divided(self.speed))
+        };
+        one.history.floors = one.history.sent.iter().map(|sent| floors(sent).unwrap_or_default()).collect();
+    }
+
     async fn of_journal(config: &Config, since: Option<Duration>) -> anyhow::Result<Self> {
         let store = super::open_store_for_reading(config).await?;
+        let declared = store.declared_floors().await?;
         let mut journal = store.journal(since).await?;
         let mut audit = Self::new(config, &journal);
+        audit.declared = declared;
         read(&mut journal, &mut audit).await?;
         drop(journal);
         store.close().await;
@@ -167,6 +191,7 @@ impl Audit {
             since: journal.since,
             complete_since: journal.complete_since,
             speed: config.speed,
+            declared: HashMap::new(),
         }
     }
 

@@ -19,6 +19,7 @@ pub mod man;
 pub mod migrate;
 pub mod pause;
 pub mod plan;
+mod play;
 pub mod provider;
 pub mod retry;
 pub mod run;
@@ -26,6 +27,11 @@ pub mod show;
 pub mod simulate;
 pub mod status;
 mod text;
+
+/// The declared providers of these files, for the simulator. Errors where a file is refused.
+pub fn plays(files: &[std::path::PathBuf]) -> Result<Vec<std::sync::Arc<dyn crate::simulator::declared::Play>>, ConfigError> {
+    play::files(files)
+}
 
 /// The database for a command that reads all of a table. See [`open_store`].
 async fn open_store_for_reading(config: &Config) -> anyhow::Result<Store> {

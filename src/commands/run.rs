@@ -1,6 +1,7 @@
 //! `paypoll run`: the daemon.
 
 use crate::config::Config;
+use crate::declarations::Declarations;
 use crate::metrics::Metrics;
 use crate::notify::{self, ServiceManager};
 use crate::ops;
@@ -30,8 +31,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
 /// Runs until `stop`.
 pub async fn serve(config: &Config, stop: CancellationToken) -> anyhow::Result<()> {
     config.database.url()?;
-    let lanes = scheduler::lanes(config);
-    if lanes.is_empty() {
+    if config.providers.iter().all(|provider| provider.accounts.is_empty()) {
         bail!("no provider is enabled: set providers.NAME.enabled = true and give it an account");
     }
     let store = Store::open_for_polling(&config.database)?;
@@ -54,11 +54,18 @@ pub async fn serve(config: &Config, stop: CancellationToken) -> anyhow::Result<(
         );
     }
     store.check_session().await?;
+    let (declarations, permits) = tokio::select! {
+        biased;
+        () = stop.cancelled() => return Ok(()),
+        registered = Declarations::register(config, &store) => registered.context("a declared provider cannot be registered")?,
+    };
+    let lanes = scheduler::permitted_lanes(config, &permits);
     let metrics = Arc::new(Metrics::new(lanes.iter().map(|spec| (spec.provider, &*spec.account))));
     let daemon = Daemon::new(config, store.clone(), lanes.clone(), metrics.clone()).map_err(|error| anyhow!(error))?;
     // The port stays open until the last answer is written down: whoever looks sees a daemon that stops, not one that is gone.
     let drained = CancellationToken::new();
     let ops = ops::serve(config, metrics.clone(), stop.clone(), drained.clone()).await?;
+    let declarations = tokio::spawn(declarations.keep(drained.clone()));
     let upkeep = tokio::spawn(crate::upkeep::keep(Upkeep::new(config, store.clone(), metrics.clone()), stop.clone()));
     info!(
         event = event::DAEMON_STARTED,
@@ -75,9 +82,9 @@ pub async fn serve(config: &Config, stop: CancellationToken) -> anyhow::Result<(
     let result = daemon.run(stop.clone()).await;
     stop.cancel();
     drained.cancel();
-    // All three end now; what they were doing is not needed any more, and is not waited for when the database does not answer.
+    // All of them end now; what they were doing is not needed any more, and is not waited for when the database does not answer.
     let ends = async {
-        drop(tokio::join!(upkeep, ops));
+        drop(tokio::join!(upkeep, ops, declarations));
         store.close().await;
     };
     drop(tokio::time::timeout(FAREWELL, ends).await);

@@ -430,7 +430,7 @@ fn every_shipped_file_is_a_configuration() {
     let folder = std::fs::read_dir(shipped("")).expect("the folder is there");
     let mut names: Vec<String> = folder.map(|entry| entry.expect("readable").file_name().to_string_lossy().into_owned()).collect();
     names.sort();
-    assert_eq!(names, ["default.toml", "example.toml", "simulator.toml"]);
+    assert_eq!(names, ["default.toml", "example.toml", "providers", "simulator.toml"]);
     load_files(&[shipped("default.toml")], &[]).expect("valid");
     let simulator = Config::load(&[shipped("simulator.toml")], owned(&[]), 60.0).expect("valid");
     assert_eq!(simulator.providers.len(), providers::REGISTRY.len());

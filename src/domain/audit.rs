@@ -36,6 +36,8 @@ pub struct History {
     pub too_early: Vec<DateTime<Utc>>,
     /// One of them got no usable answer: the gap after it may have been a back-off's.
     pub failed: bool,
+    /// For each poll, what was forbidden when it was sent; empty where that is what is forbidden today.
+    pub floors: Vec<Floors>,
 }
 
 /// What a transaction's row says.
@@ -93,14 +95,15 @@ impl Law {
     pub fn judge(&self, history: &History, complete_since: DateTime<Utc>) -> Vec<Finding> {
         let mut found = Vec::new();
         self.judge_first(history, &mut found);
-        self.judge_intervals(&history.sent, &mut found);
+        self.judge_intervals(history, &mut found);
         let mut rest = history.sent.as_slice();
         let mut before = None;
         for number in 0..=history.reopened.len() {
             let end = history.reopened.get(number);
             let (polls, later) = rest.split_at(end.map_or(rest.len(), |end| rest.partition_point(|sent| sent < end)));
+            let floors = self.floors_of(history, history.sent.len() - rest.len());
             rest = later;
-            self.judge_window(polls, &mut found);
+            judge_window(&floors, polls, &mut found);
             found.extend(self.missed(history, number, before, polls, complete_since));
             before = polls.last().copied().or(before);
         }
@@ -111,35 +114,35 @@ impl Law {
     /// refuse as too early, whatever our clock says: it counts from its own initiation. Where no first wait is documented, "too early"
     /// says only that there is no answer yet.
     fn judge_first(&self, history: &History, found: &mut Vec<Finding>) {
-        if self.floors.first.is_zero() {
+        if self.floors.first.is_zero() && history.floors.is_empty() {
             return;
         }
-        let floor = history.row.map(|row| after(row.initiated_at, self.floors.first));
-        let is_before = |sent: DateTime<Utc>| floor.is_some_and(|floor| after(sent, TOLERANCE) < floor);
-        let by = |at: DateTime<Utc>| floor.map_or(Duration::ZERO, |floor| between(at, floor));
-        let early = history.sent.iter().take_while(|sent| is_before(**sent));
-        let refused = history.too_early.iter().filter(|sent| !is_before(**sent));
-        found.extend(early.chain(refused).map(|at| Finding { kind: Kind::Early, at: *at, by: by(*at) }));
-    }
-
-    fn judge_intervals(&self, sent: &[DateTime<Utc>], found: &mut Vec<Finding>) {
-        for pair in sent.windows(2) {
-            let floor = after(pair[0], self.floors.every);
-            if after(pair[1], TOLERANCE) < floor {
-                found.push(Finding { kind: Kind::Interval, at: pair[1], by: between(pair[1], floor) });
+        for (index, at) in history.sent.iter().enumerate() {
+            let first = self.floors_of(history, index).first;
+            if first.is_zero() {
+                continue;
+            }
+            let floor = history.row.map(|row| after(row.initiated_at, first));
+            let is_before = floor.is_some_and(|floor| after(*at, TOLERANCE) < floor);
+            if is_before || history.too_early.binary_search(at).is_ok() {
+                let by = floor.map_or(Duration::ZERO, |floor| between(*at, floor));
+                found.push(Finding { kind: Kind::Early, at: *at, by });
             }
         }
     }
 
-    /// After the window's end one last poll is allowed, when the one before it was sent more than an interval before the end.
-    fn judge_window(&self, polls: &[DateTime<Utc>], found: &mut Vec<Finding>) {
-        let (Some(window), Some(first)) = (self.floors.window, polls.first()) else { return };
-        let end = after(*first, window);
-        let inside = polls.partition_point(|sent| *sent <= after(end, TOLERANCE));
-        let (inside, outside) = polls.split_at(inside);
-        let last_one = inside.last().is_some_and(|last| after(*last, self.floors.every) <= after(end, TOLERANCE));
-        let outside = outside.iter().skip(usize::from(last_one));
-        found.extend(outside.map(|at| Finding { kind: Kind::OutsideWindow, at: *at, by: between(end, *at) }));
+    /// What was forbidden when a poll was sent.
+    fn floors_of(&self, history: &History, poll: usize) -> Floors {
+        history.floors.get(poll).copied().unwrap_or(self.floors)
+    }
+
+    fn judge_intervals(&self, history: &History, found: &mut Vec<Finding>) {
+        for (index, pair) in history.sent.windows(2).enumerate() {
+            let floor = after(pair[0], self.floors_of(history, index + 1).every);
+            if after(pair[1], TOLERANCE) < floor {
+                found.push(Finding { kind: Kind::Interval, at: pair[1], by: between(pair[1], floor) });
+            }
+        }
     }
 
     /// Follows the plan from poll to poll, every wait being the longest. A poll was missed where even after that wait another one of
@@ -187,6 +190,17 @@ impl Law {
         let is_last = number == history.reopened.len();
         is_missing(due, &progress, row.until).filter(|_| is_last)
     }
+}
+
+/// After the window's end one last poll is allowed, when the one before it was sent more than an interval before the end.
+fn judge_window(floors: &Floors, polls: &[DateTime<Utc>], found: &mut Vec<Finding>) {
+    let (Some(window), Some(first)) = (floors.window, polls.first()) else { return };
+    let end = after(*first, window);
+    let inside = polls.partition_point(|sent| *sent <= after(end, TOLERANCE));
+    let (inside, outside) = polls.split_at(inside);
+    let last_one = inside.last().is_some_and(|last| after(*last, floors.every) <= after(end, TOLERANCE));
+    let outside = outside.iter().skip(usize::from(last_one));
+    found.extend(outside.map(|at| Finding { kind: Kind::OutsideWindow, at: *at, by: between(end, *at) }));
 }
 
 /// Whether the times of the polls alone tell where in the plan they are.
@@ -319,6 +333,7 @@ mod tests {
             sent: sent.iter().copied().map(at).collect(),
             too_early: Vec::new(),
             failed: false,
+            floors: Vec::new(),
         }
     }
 
@@ -329,6 +344,25 @@ mod tests {
 
     fn steady(from: f64, every: f64, count: u32) -> Vec<f64> {
         (0..count).map(|n| from + f64::from(n) * every).collect()
+    }
+
+    #[test]
+    fn each_poll_is_judged_by_what_was_forbidden_when_it_was_sent() {
+        let floors = |first: u64, every: u64| Floors { first: seconds(first), every: seconds(every), ..Floors::default() };
+        let law = Law { floors: floors(100, 50), plan: None };
+        let mut history = history(&[60.0, 90.0, 140.0, 180.0]);
+        assert_eq!(
+            found(&law, &history),
+            [(Kind::Early, 60_000), (Kind::Early, 90_000), (Kind::Interval, 90_000), (Kind::Interval, 180_000)]
+        );
+        // The file became stricter after the second poll: before, 50 s and 20 s were enough.
+        history.floors = vec![floors(50, 20), floors(50, 20), floors(100, 50), floors(100, 50)];
+        let early = [(Kind::Early, 40_000), (Kind::Early, 10_000)];
+        let intervals = [(Kind::Interval, 20_000), (Kind::Interval, 10_000)];
+        assert_eq!(found(&law, &history), [early, intervals].concat());
+        // The file became stricter after the second poll: before, 50 s and 20 s were enough.
+        history.floors = vec![floors(50, 20), floors(50, 20), floors(100, 50), floors(100, 50)];
+        assert_eq!(found(&law, &history), [(Kind::Interval, 10_000)]);
     }
 
     #[test]

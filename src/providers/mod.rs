@@ -70,6 +70,11 @@ pub trait Provider: Send + Sync {
         None
     }
 
+    /// SHA-256 of the file that declares the provider; `None` for a compiled one.
+    fn declaration(&self) -> Option<[u8; 32]> {
+        None
+    }
+
     /// How to get an access token, for accounts that need one.
     fn token_flow(&self) -> Option<&dyn TokenFlow> {
         None

@@ -616,6 +616,7 @@ impl Engine {
                     http_status: status,
                     outcome: outcome.name(),
                     error: error.clone(),
+                    declaration: self.lanes[number].spec.asks.declaration(),
                 };
                 let lost = held.epoch != self.epoch;
                 if lost {

@@ -5,6 +5,7 @@
 use super::held::Held;
 use super::waiting::Waiting;
 use crate::config::{Circuit as CircuitRule, Rate};
+use crate::declarations::Permit;
 use crate::domain::{Health, Rules};
 use crate::providers::{Ask, Provider};
 use chrono::{DateTime, Utc};
@@ -37,6 +38,8 @@ pub struct LaneSpec {
     pub rate: Rate,
     /// When to stop asking.
     pub circuit: CircuitRule,
+    /// Whether it may be asked at all.
+    pub permit: Permit,
 }
 
 /// One account's queue and budget in this process.
@@ -90,6 +93,9 @@ pub enum Urgency {
     Open,
 }
 
+/// How soon a lane that may not be asked looks whether it may again.
+const WITHHELD: Duration = Duration::from_secs(1);
+
 impl Lane {
     /// A lane with nothing in it and a closed circuit.
     #[must_use]
@@ -126,6 +132,9 @@ impl Lane {
     /// How many more transactions it has room for: none while the account is not asked, but for a probe.
     #[must_use]
     pub fn room(&self, now: Instant, soon: Instant) -> usize {
+        if self.spec.permit.is_withheld() {
+            return 0;
+        }
         let target = match (self.circuit.is_open(), self.is_held(now)) {
             (true, _) => usize::from(self.held() == 0 && self.share > 0),
             (false, true) => 0,
@@ -201,6 +210,9 @@ impl Lane {
     ///
     /// Takes the slot when it may, and says until when the request must be on its way.
     pub fn try_start(&mut self, now: Instant) -> Result<Instant, Option<Instant>> {
+        if self.spec.permit.is_withheld() {
+            return Err(Some(now + WITHHELD));
+        }
         if let Some(until) = self.held_until.max(self.told_until).filter(|until| *until > now) {
             return Err(Some(until));
         }

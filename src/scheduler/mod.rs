@@ -17,6 +17,7 @@ pub mod waiting;
 pub mod watch;
 
 use crate::config::Config;
+use crate::declarations::Permit;
 use crate::metrics::Metrics;
 use crate::store::{Recorded, ReplicaId, Store, StoreError};
 use crate::telemetry::event;
@@ -37,7 +38,13 @@ use watch::Watch;
 /// The lanes of a configuration: one for each account of each enabled provider.
 #[must_use]
 pub fn lanes(config: &Config) -> Vec<Arc<LaneSpec>> {
-    let spec = |provider: &crate::config::ProviderConfig, account: &crate::config::AccountConfig| LaneSpec {
+    permitted_lanes(config, &vec![Permit::default(); config.providers.len()])
+}
+
+/// The accounts of a configuration, each with the permit of its provider.
+#[must_use]
+pub fn permitted_lanes(config: &Config, permits: &[Permit]) -> Vec<Arc<LaneSpec>> {
+    let spec = |provider: &crate::config::ProviderConfig, account: &crate::config::AccountConfig, permit: &Permit| LaneSpec {
         provider: provider.descriptor.name,
         account: account.name.clone(),
         asks: account.provider.clone(),
@@ -46,9 +53,12 @@ pub fn lanes(config: &Config) -> Vec<Arc<LaneSpec>> {
         max_in_flight: provider.max_in_flight,
         rate: provider.rate,
         circuit: provider.circuit,
+        permit: permit.clone(),
     };
-    let accounts = config.providers.iter().flat_map(|provider| provider.accounts.iter().map(move |account| (provider, account)));
-    accounts.map(|(provider, account)| Arc::new(spec(provider, account))).collect()
+    let providers = config.providers.iter().zip(permits);
+    let accounts =
+        providers.flat_map(|(provider, permit)| provider.accounts.iter().map(move |account| (provider, account, permit)));
+    accounts.map(|(provider, account, permit)| Arc::new(spec(provider, account, permit))).collect()
 }
 
 /// The daemon's loop in one process.

@@ -6,7 +6,7 @@ use super::hostile::{self, Scene};
 use super::record::{Asked, Entry};
 use super::rules::{Denial, Kind, Moment, Poll, Verdict};
 use super::scripts::{self, RETRY_AFTER_S, Retry, Told, Word};
-use super::{Api, Simulator, State, ayoconnect, dapi, dropayment, dusupay, khalti};
+use super::{Api, Simulator, State, ayoconnect, dapi, declared, dropayment, dusupay, khalti};
 use axum::body::Body;
 use axum::extract::{ConnectInfo, Query, Request, State as Shared};
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
@@ -85,6 +85,11 @@ pub(super) async fn handle(
         return simulator.malformed(&route, at);
     };
     let path = head.uri.path().to_owned();
+    if let Some((index, rest)) = simulator.declared(&path) {
+        let Ok(body) = std::str::from_utf8(&body) else { return simulator.malformed(&route, at) };
+        let (method, headers) = (head.method.as_str(), &head.headers);
+        return simulator.play(index, &declared::Parts { method, path: rest, query: &query, headers, body }, at);
+    }
     let incoming = |parts| Incoming { at, path, parts, query: query.clone(), headers: head.headers, body: body.clone() };
     match route {
         Route::Status(api, parts) => simulator.status(api, &incoming(parts), connection).await,
@@ -238,6 +243,12 @@ impl Simulator {
         let Ok(registration) = serde_json::from_slice::<Registration>(body) else {
             return page(StatusCode::BAD_REQUEST, &json!({"error": "provider, reference and initiated_at (Unix milliseconds)"}));
         };
+        let declared = self.shared.options.declared.iter().position(|play| play.name() == registration.provider);
+        if let Some(index) = declared {
+            let known = self.state().declared[index].register(&registration.reference, registration.initiated_at);
+            let status = if known { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+            return page(status, &json!({}));
+        }
         let Some(api) = Api::named(&registration.provider) else {
             return page(StatusCode::BAD_REQUEST, &json!({"error": "the provider is unknown"}));
         };

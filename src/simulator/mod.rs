@@ -1,4 +1,4 @@
-//! The simulator: the five providers' status APIs in one process, strict about their rules.
+//! The simulator: the five providers' status APIs in one process, strict about their rules; beside them any that a file [`declared`].
 //!
 //! It is written from the providers' documents and shares nothing with [`crate::providers`], so that one mistake cannot hide in
 //! both. The demo and the tests use it, and so may anyone who tries an integration in staging: every provider's `base_url` is the
@@ -52,6 +52,7 @@ mod ayoconnect;
 mod connection;
 pub mod credentials;
 mod dapi;
+pub mod declared;
 mod dropayment;
 mod dusupay;
 mod exchange;
@@ -99,6 +100,8 @@ pub struct Options {
     pub token_lifetime: Duration,
     /// What an account of each provider may send, in the order of [`PROVIDERS`].
     pub budgets: [Budget; PROVIDERS.len()],
+    /// Providers that are declared in files, played beside the five: see [`declared`].
+    pub declared: Vec<Arc<dyn declared::Play>>,
 }
 
 impl Default for Options {
@@ -108,7 +111,13 @@ impl Default for Options {
             Api::Dropayment => Budget { per_second: 100, burst: 100 },
             _ => Budget { per_second: 10, burst: 10 },
         });
-        Self { speed: 1.0, tolerance: Duration::from_millis(5), token_lifetime: Duration::from_secs(3600), budgets }
+        Self {
+            speed: 1.0,
+            tolerance: Duration::from_millis(5),
+            token_lifetime: Duration::from_secs(3600),
+            budgets,
+            declared: Vec::new(),
+        }
     }
 }
 
@@ -131,6 +140,8 @@ struct State {
     rules: Rules,
     record: Record,
     tokens: ayoconnect::Tokens,
+    /// In the order of [`Options::declared`].
+    declared: Vec<declared::Memory>,
 }
 
 /// So many answers may take long at the same time; who comes then is told 503.
@@ -147,7 +158,8 @@ impl Simulator {
     pub fn new(options: Options) -> Self {
         assert!(options.speed.is_finite() && options.speed >= SLOWEST, "the simulator's speed is {}", options.speed);
         let rules = Rules::new(options.speed, options.tolerance, options.budgets);
-        let state = State { rules, record: Record::default(), tokens: ayoconnect::Tokens::default() };
+        let declared = options.declared.iter().map(|_| declared::Memory::default()).collect();
+        let state = State { rules, record: Record::default(), tokens: ayoconnect::Tokens::default(), declared };
         let (started, places) = (Instant::now(), Arc::new(Semaphore::new(PLACES)));
         Self { shared: Arc::new(SharedState { options, started, state: Mutex::new(state), places }) }
     }
@@ -163,6 +175,9 @@ impl Simulator {
             provider.worst_second = state.rules.worst_second(api);
             provider.references = state.rules.references(api);
         }
+        for (play, memory) in self.shared.options.declared.iter().zip(&state.declared) {
+            report.providers.insert(play.name(), memory.report.clone());
+        }
         report
     }
 
@@ -170,6 +185,7 @@ impl Simulator {
     pub fn reset(&self) {
         let mut state = self.state();
         state.rules.reset();
+        state.declared.iter_mut().for_each(declared::Memory::reset);
         state.record = Record::default();
     }
 

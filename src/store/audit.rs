@@ -89,6 +89,10 @@ const TOO_EARLY: &str = "
      where transaction_id = any ($1) and outcome = 'too_early'
      group by transaction_id";
 
+const DECLARED: &str = "
+    select transaction_id, sent_at, declaration from paypoll.polls
+     where transaction_id = any ($1) and declaration is not null order by sent_at";
+
 /// First half: how many polls each account sent in each second. Second half: the polls of those seconds that, with the one before or
 /// the one after, have more than the budget allows in any second. So only what may be too much is sorted and looked at.
 const BUSY: &str = r#"
@@ -169,6 +173,16 @@ impl JournalReader {
     pub async fn too_early(&mut self, ids: &[Uuid]) -> Result<HashMap<Uuid, Vec<DateTime<Utc>>>, StoreError> {
         let rows = sqlx::query(TOO_EARLY).bind(ids).fetch_all(&mut *self.tx).await?;
         rows.iter().map(|row| Ok((row.try_get("transaction_id")?, sent(row)?))).collect()
+    }
+
+    /// Under which file each poll of these transactions was sent, as far as it was a declared provider's: time and hash, rising.
+    pub async fn declarations(&mut self, ids: &[Uuid]) -> Result<HashMap<Uuid, Vec<(DateTime<Utc>, Vec<u8>)>>, StoreError> {
+        let rows = sqlx::query(DECLARED).bind(ids).fetch_all(&mut *self.tx).await?;
+        let mut found: HashMap<Uuid, Vec<_>> = HashMap::new();
+        for row in &rows {
+            found.entry(row.try_get("transaction_id")?).or_default().push((row.try_get("sent_at")?, row.try_get("declaration")?));
+        }
+        Ok(found)
     }
 
     /// Every transaction that ought to have been polled and of which the journal has no poll.
@@ -258,6 +272,7 @@ fn polled(row: &PgRow) -> Result<PolledTransaction, StoreError> {
             reopened: reopened.unwrap_or_default(),
             sent: sent(row)?,
             too_early: Vec::new(),
+            floors: Vec::new(),
             failed: false,
         },
     })

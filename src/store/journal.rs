@@ -8,9 +8,10 @@ use sqlx::postgres::PgConnection;
 
 /// Not `COPY`: the library sends its end in a packet of its own, and where the server acknowledges late that costs 40 ms a batch.
 const APPEND: &str = "
-    insert into paypoll.polls (transaction_id, provider, account, due_at, sent_at, latency_ms, http_status, outcome, error)
+    insert into paypoll.polls (transaction_id, provider, account, due_at, sent_at, latency_ms, http_status, outcome, error,
+                               declaration)
     select * from unnest($1::uuid[], $2::text[], $3::text[], $4::timestamptz[], $5::timestamptz[], $6::int[], $7::smallint[],
-                         $8::text[], $9::text[])";
+                         $8::text[], $9::text[], $10::bytea[])";
 
 /// How many days ahead partitions are made: long enough to survive a long weekend without anybody.
 const DAYS_AHEAD: u64 = 7;
@@ -30,6 +31,7 @@ pub(super) async fn append(tx: &mut PgConnection, polls: &[Poll]) -> Result<(), 
         .bind(column(polls, |poll| poll.http_status.map(|status| i16::try_from(status).unwrap_or(i16::MAX))))
         .bind(column(polls, |poll| poll.outcome))
         .bind(column(polls, |poll| poll.error.as_deref()))
+        .bind(column(polls, |poll| poll.declaration.as_ref().map(<[u8; 32]>::as_slice)))
         .execute(tx)
         .await?;
     Ok(())

@@ -26,6 +26,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (13, "finished", include_str!("../../migrations/0013_finished.sql")),
     (14, "reasons", include_str!("../../migrations/0014_reasons.sql")),
     (15, "errors", include_str!("../../migrations/0015_errors.sql")),
+    (16, "declared", include_str!("../../migrations/0016_declared.sql")),
     (30, "answered", include_str!("../../migrations/0030_answered.sql")),
 ];
 

@@ -33,6 +33,8 @@ pub struct Poll {
     pub outcome: &'static str,
     /// What was wrong, scrubbed of secrets.
     pub error: Option<String>,
+    /// SHA-256 of the file that declares the provider; `None` for a compiled one.
+    pub declaration: Option<[u8; 32]>,
 }
 
 /// What is to be written into a transaction's row.

@@ -66,8 +66,13 @@ pub mod event {
     /// Lines of the log had no room, because nobody read it fast enough (warn).
     pub const LOG_LINES_DROPPED: &str = "log_lines_dropped";
 
+    /// A declared provider is not served here, because a living replica has read another file (error).
+    pub const DECLARATION_DIFFERS: &str = "declaration_differs";
+    /// No living replica has another file any more: the declared provider is served (info).
+    pub const DECLARATION_SERVED: &str = "declaration_served";
+
     /// Every event.
-    pub const ALL: [&str; 17] = [
+    pub const ALL: [&str; 19] = [
         DAEMON_STARTED,
         DAEMON_STOPPING,
         DAEMON_STOPPED,
@@ -85,6 +90,8 @@ pub mod event {
         SCHEMA_NEWER,
         MAINTENANCE_FAILED,
         LOG_LINES_DROPPED,
+        DECLARATION_DIFFERS,
+        DECLARATION_SERVED,
     ];
 }
 

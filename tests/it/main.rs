@@ -6,6 +6,7 @@ mod binary;
 mod canary;
 mod commands;
 mod daemon;
+mod declared;
 mod documents;
 mod host;
 mod initiation;

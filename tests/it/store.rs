@@ -101,6 +101,7 @@ fn poll(id: Uuid, sent_at: DateTime<Utc>) -> Poll {
         http_status: Some(200),
         outcome: "succeeded",
         error: None,
+        declaration: None,
     }
 }
 

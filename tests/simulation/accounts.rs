@@ -2,6 +2,7 @@
 
 use crate::bugs::Bug;
 use paypoll::config::{Circuit, Rate};
+use paypoll::declarations::Permit;
 use paypoll::domain::{Backoff, Floors, NotFoundRule, Origin, Outcome, Phase, Plan, Range, Rules, Until};
 use paypoll::providers::{Ask, Provider};
 use paypoll::scheduler::lane::LaneSpec;
@@ -132,6 +133,7 @@ pub(crate) fn lanes(bug: Option<Bug>) -> Vec<Arc<LaneSpec>> {
             max_in_flight: if bug == Some(Bug::InFlightPerProcess) { 3 * max_in_flight } else { max_in_flight },
             rate,
             circuit: Circuit { failures: 6, probe_after: PROBE_AFTER },
+            permit: Permit::default(),
         })
     };
     (0..ACCOUNTS).map(lane).collect()

@@ -24,7 +24,7 @@ pub fn run(asked: &cli::Provider, load: impl FnOnce() -> Result<Config, ConfigEr
 }
 
 /// Reads and tries a file. The error is that of a refused configuration: it exits 2.
-fn inspect(file: &Path) -> Result<Inspection, ConfigError> {
+pub(in crate::commands) fn inspect(file: &Path) -> Result<Inspection, ConfigError> {
     let name = file.display().to_string();
     let bytes = config::read_declaration(file).map_err(|why| ConfigError::one(format!("{name}: {why}")))?;
     Declaration::inspect(&name, &bytes).map_err(ConfigError::all)

@@ -259,11 +259,23 @@ impl<'a> Scope<'a> {
         Ok(Some(text))
     }
 
+    /// Sets a value that is another one each time to what was seen of it.
+    pub(super) fn preset(&self, index: usize, text: &str) {
+        if let Some(cell) = self.values.get(index) {
+            drop(cell.set(Some(text.to_owned())));
+        }
+    }
+
+    /// Whether a name stands for this text.
+    pub(super) fn stands_for(&self, name: Name, wanted: &str) -> bool {
+        matches!(self.find(name), Ok(Some(text)) if text == wanted)
+    }
+
     /// Whether a template's text is this one.
     pub(super) fn is(&self, template: &Template, wanted: &str) -> bool {
         match template.only() {
             // Compared without making it anew: this is what most files ask of every answer.
-            Some(name) => matches!(self.find(name), Ok(Some(text)) if text == wanted),
+            Some(name) => self.stands_for(name, wanted),
             None => matches!(self.text(template, Target::Plain), Ok(Some(text)) if text == wanted),
         }
     }

@@ -40,6 +40,8 @@ pub(super) struct File {
     /// Of requests with the same value at most one may be in flight.
     pub(super) exclusive: Option<Name>,
     pub(super) examples: Vec<Example>,
+    /// SHA-256 of the bytes that it was read from.
+    pub(super) hash: [u8; 32],
 }
 
 /// A sentence of the documentation.
@@ -143,6 +145,7 @@ pub(super) fn read(text: &str, source: &Source<'_>) -> Option<File> {
         keep,
         exclusive,
         examples,
+        hash: [0; 32],
     })
 }
 

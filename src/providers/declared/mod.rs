@@ -13,6 +13,7 @@
 //! | `check` | what a file means as a whole |
 //! | `account`, `request`, `token`, `read` | the provider: opened, asking, reading |
 //! | `trial`, `mutations` | the examples, and what must not be believed |
+//! | `play` | the provider's own side, for the simulator |
 
 use super::{Ask, Descriptor, Open, Provider, Settings, Token, TokenFlow};
 use crate::domain::{Floors, Outcome, Plan};
@@ -31,6 +32,7 @@ mod file;
 mod keys;
 mod message;
 mod mutations;
+mod play;
 mod pointer;
 mod read;
 mod request;
@@ -42,6 +44,7 @@ mod trial;
 mod values;
 
 pub use file::check_name;
+pub use play::{Came, Known, Played, Recognised, Refused, Told};
 pub use tree::LARGEST;
 pub use trial::{Mutated, Tried};
 
@@ -96,7 +99,7 @@ impl Declaration {
     pub fn inspect(name: &str, bytes: &[u8]) -> Result<Inspection, Vec<String>> {
         let text = Source::text(name, bytes).map_err(|problem| vec![problem])?;
         let source = Source::new(name, text);
-        let Some(file) = file::read(text, &source).filter(|_| source.is_fine()) else { return Err(source.into_problems()) };
+        let Some(mut file) = file::read(text, &source).filter(|_| source.is_fine()) else { return Err(source.into_problems()) };
         check::check(&file, &source);
         if !source.is_fine() {
             return Err(source.into_problems());
@@ -111,7 +114,9 @@ impl Declaration {
         if let Some(why) = &file.documented.none {
             hints.push(format!("{name}: no floor is declared ({why}); whoever knows better writes it down"));
         }
-        let sha256 = values::Form::Hex.text(digest::digest(&digest::SHA256, bytes).as_ref());
+        let hash = digest::digest(&digest::SHA256, bytes);
+        file.hash.copy_from_slice(hash.as_ref());
+        let sha256 = values::Form::Hex.text(hash.as_ref());
         Ok(Inspection { declaration: Self { origin: name.to_owned(), sha256, file }, tried, missing, hints })
     }
 
@@ -356,6 +361,10 @@ impl Provider for Account<'static> {
             template::Name::Param(index) => crate::wire::optional_param(ask.params, &self.file.params[index].name).ok().flatten(),
             _ => None,
         }
+    }
+
+    fn declaration(&self) -> Option<[u8; 32]> {
+        Some(self.file.hash)
     }
 
     fn token_flow(&self) -> Option<&dyn TokenFlow> {

@@ -1,0 +1,181 @@
+//! Declared providers on a real database: registered by name, and served under one file at a time.
+
+use crate::support::database;
+use paypoll::config::Database;
+use paypoll::domain::Floors;
+use paypoll::store::{Registration, Store};
+use std::time::Duration;
+use uuid::Uuid;
+
+const LEASE: Duration = Duration::from_secs(30);
+
+fn store(url: &str) -> Store {
+    Store::open(&Database { url: Some(url.into()), max_connections: 4, connect_timeout: Duration::from_secs(30) }).unwrap()
+}
+
+fn registration(name: &str, hash: char) -> Registration {
+    Registration {
+        name: name.into(),
+        secret_params: vec!["pin".into()],
+        sha256: hash.to_string().repeat(64),
+        format: 1,
+        floors: Floors { first: Duration::from_secs(120), rate: Some(5.0), ..Floors::default() },
+    }
+}
+
+#[tokio::test]
+async fn a_transaction_may_name_a_declared_provider_once_it_is_registered_and_not_before() {
+    let database = database().await;
+    let insert =
+        || sqlx::query("insert into paypoll.transactions (provider, reference) values ('acme', 'R')").execute(&database.pool);
+    let refused = insert().await.unwrap_err().to_string();
+    assert!(refused.contains("provider 'acme' is not known to paypoll: it is one of dropayment, dusupay"), "{refused}");
+    let store = store(&database.url);
+    store.register_declaration(&registration("acme", 'a')).await.unwrap();
+    store.register_declaration(&registration("acme", 'b')).await.unwrap();
+    insert().await.unwrap();
+    let floors = store.declared_floors().await.unwrap();
+    assert_eq!(floors.len(), 2, "what an earlier file forbade is still known");
+    assert_eq!(floors[&vec![0xaa; 32]].first, Duration::from_secs(120));
+    let refused = store.register_declaration(&registration("khalti", 'a')).await.unwrap_err().to_string();
+    assert!(refused.contains("compiled into paypoll"), "{refused}");
+}
+
+#[tokio::test]
+async fn of_two_replicas_with_different_files_one_serves_until_it_lets_go() {
+    let database = database().await;
+    let store = store(&database.url);
+    let (first, second, third) = (Uuid::from_u128(1), Uuid::from_u128(2), Uuid::from_u128(3));
+    let (a, b) = ("a".repeat(64), "b".repeat(64));
+    assert_eq!(store.hold_declaration(first, "acme", &a, LEASE).await.unwrap(), None);
+    assert_eq!(store.hold_declaration(second, "acme", &a, LEASE).await.unwrap(), None, "the same file");
+    assert_eq!(store.hold_declaration(third, "acme", &b, LEASE).await.unwrap(), Some(a.clone()));
+    assert_eq!(store.hold_declaration(third, "other", &b, LEASE).await.unwrap(), None, "another provider");
+    store.release_declarations(first).await.unwrap();
+    assert_eq!(store.hold_declaration(third, "acme", &b, LEASE).await.unwrap(), Some(a.clone()));
+    // Its lease has ended: it is dead, or cut off.
+    assert_eq!(store.hold_declaration(second, "acme", &a, Duration::ZERO).await.unwrap(), None);
+    assert_eq!(store.hold_declaration(third, "acme", &b, LEASE).await.unwrap(), None);
+    assert_eq!(store.hold_declaration(second, "acme", &a, LEASE).await.unwrap(), Some(b));
+}
+
+/// Acme, as its file has it, served from its own examples.
+mod acme {
+    use crate::support::{Provider, TOLERANCE};
+    use paypoll::simulator::Options;
+    use std::net::Ipv4Addr;
+    use std::path::PathBuf;
+
+    pub(super) const SPEED: f64 = 60.0;
+
+    pub(super) fn file() -> PathBuf {
+        concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/declared/acme.toml").into()
+    }
+
+    pub(super) fn simulator() -> Provider {
+        let declared = paypoll::commands::plays(&[file()]).unwrap();
+        let options = Options { speed: SPEED, tolerance: TOLERANCE, declared, ..Options::default() };
+        Provider::start_with((Ipv4Addr::LOCALHOST, 0).into(), options)
+    }
+
+    pub(super) fn configuration(database: &str, address: std::net::SocketAddr) -> String {
+        format!(
+            "[database]\nurl = {database:?}\n[log]\nfilter = \"info,paypoll=debug\"\n[ops]\nlisten = \"\"\n[worker]\nlease = \"4s\"\n\
+             [providers.acme]\ndeclaration = {:?}\nenabled = true\nbase_url = \"http://{address}/acme\"\ntimeout = \"1s\"\nregion = \"eu\"\n\
+             not_found = {{ limit = 1, min_age = \"1s\" }}\n[providers.acme.accounts.default]\nmerchant = \"m-1\"\napi_key = \"acme-key-0001\"\n",
+            file().display()
+        )
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_daemon_polls_a_declared_provider_like_any_other_and_keeps_its_secrets() {
+    use crate::support::eventually;
+    use std::io::Read as _;
+    use std::process::{Command, Stdio};
+
+    let (database, provider) = (database().await, acme::simulator());
+    let config = std::env::temp_dir().join(format!("paypoll-acme-{}.toml", std::process::id()));
+    std::fs::write(&config, acme::configuration(&database.url, provider.address)).unwrap();
+    let mut daemon = Command::new(env!("CARGO_BIN_EXE_paypoll"))
+        .args(["run", "--speed", &acme::SPEED.to_string(), "--config"])
+        .arg(&config)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdout = daemon.stdout.take().unwrap();
+    let log = std::thread::spawn(move || {
+        let mut text = String::new();
+        stdout.read_to_string(&mut text).unwrap();
+        text
+    });
+    // Registered as soon as it runs: before that nobody may insert.
+    let registered = "select count(*) from paypoll.providers where name = 'acme'";
+    eventually("acme is registered", || async {
+        let count: i64 = sqlx::query_scalar(registered).fetch_one(&database.pool).await.unwrap();
+        (count == 1).then_some(())
+    })
+    .await;
+    let expected = [
+        ("A-1", "succeeded"),
+        ("A-2--declined", "failed"),
+        ("A-3--open--paid", "succeeded"),
+        ("A-4--500--void", "cancelled"),
+        ("A-5--returned", "refunded"),
+        ("A-6--not-found", "unresolved"),
+    ];
+    for (reference, _) in expected {
+        sqlx::query(
+            "insert into paypoll.transactions (provider, reference, params, amount, currency)
+             values ('acme', $1, '{\"wallet\":\"w-1\",\"pin\":\"pin-canary-0001\"}', 12.50, 'EUR')",
+        )
+        .bind(reference)
+        .execute(&database.pool)
+        .await
+        .unwrap();
+    }
+    for (reference, state) in expected {
+        eventually(&format!("{reference} is {state}"), || async {
+            let now: String = sqlx::query_scalar("select state from paypoll.transactions where reference = $1")
+                .bind(reference)
+                .fetch_one(&database.pool)
+                .await
+                .unwrap();
+            (now == state).then_some(())
+        })
+        .await;
+    }
+    rustix::process::kill_process(rustix::process::Pid::from_child(&daemon), rustix::process::Signal::TERM).unwrap();
+    assert!(daemon.wait().unwrap().success());
+    let log = log.join().unwrap();
+    std::fs::remove_file(&config).unwrap();
+    provider.assert_no_violations();
+
+    let (polls, hashed): (i64, i64) =
+        sqlx::query_as("select count(*), count(declaration) from paypoll.polls where provider = 'acme'")
+            .fetch_one(&database.pool)
+            .await
+            .unwrap();
+    assert!(polls >= 8 && polls == hashed, "every poll says under which file it was sent: {polls}, {hashed}");
+    let kept: String = sqlx::query_scalar(
+        "select (select jsonb_agg(to_jsonb(t) - 'params')::text from paypoll.transactions t)
+             || (select jsonb_agg(to_jsonb(x))::text from paypoll.transitions x)
+             || (select jsonb_agg(to_jsonb(p))::text from paypoll.polls p)",
+    )
+    .fetch_one(&database.pool)
+    .await
+    .unwrap();
+    for secret in ["acme-key-0001", "pin-canary-0001", "JOHN DOE"] {
+        assert!(!kept.contains(secret), "{secret} was kept");
+        assert!(!log.contains(secret), "{secret} was logged");
+    }
+    assert!(log.contains("\"acme\"") && kept.contains("12.5"));
+    let params: Vec<serde_json::Value> =
+        sqlx::query_scalar("select params from paypoll.transactions where finalized_at is not null")
+            .fetch_all(&database.pool)
+            .await
+            .unwrap();
+    assert_eq!(params.len(), 5);
+    assert!(params.iter().all(|params| *params == serde_json::json!({"wallet": "w-1"})), "what is secret is erased: {params:?}");
+}

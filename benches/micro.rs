@@ -11,7 +11,8 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use paypoll::config::Config;
 use paypoll::domain::{Progress, Sent, Transaction};
-use paypoll::providers::Ask;
+use paypoll::providers::declared::{Declaration, Inspection};
+use paypoll::providers::{Ask, Settings};
 use paypoll::scheduler::lane::LaneSpec;
 use paypoll::wire::{Redaction, Response};
 use serde_json::{Value, json};
@@ -122,8 +123,24 @@ fn transaction(spec: &LaneSpec, reference: &str, params: &Value, now: DateTime<U
     }
 }
 
+/// DusuPay from a file, and the answer that the compiled one is measured with.
+fn declared(now: DateTime<Utc>) {
+    let text = include_str!("../tests/fixtures/declared/dusupay.toml");
+    let declaration = Declaration::inspect("dusupay.toml", text.as_bytes()).and_then(Inspection::accept).unwrap();
+    let account = [("public_key".to_owned(), "PUBK-0123456789abcdef".into())].into();
+    let settings = Settings { base_url: "https://provider.example".into(), account, ..Settings::default() };
+    let provider = Box::leak(Box::new(declaration)).open(&settings).unwrap();
+    let body = include_str!("../tests/fixtures/dusupay/pending.json");
+    let ask = Ask { reference: "MCTREFT2WMNWZ23SBN6Y", params: &Value::Null, now, token: None, amount: None };
+    let response = Response { status: 200, retry_after: None, body: body.as_bytes().to_vec().into() };
+    measure("dusupay from a file: request", || provider.request(ask).unwrap());
+    measure(&format!("dusupay from a file: read ({} bytes)", body.len()), || provider.read(ask, &response));
+    println!("{:<44} {}", "", provider.read(ask, &response).name());
+}
+
 fn main() {
     let now = DateTime::UNIX_EPOCH + TimeDelta::days(20_000);
+    declared(now);
     let lanes = lanes();
     for (provider, body, reference, params) in answers() {
         let spec = lanes.iter().find(|spec| spec.provider == provider).unwrap();

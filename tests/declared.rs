@@ -573,3 +573,229 @@ fn no_shipped_provider_believes_what_is_no_answer_about_the_payment() {
         }
     }
 }
+
+/// The blocks of a page that begin with this fence.
+fn blocks(page: &str, fence: &str) -> Vec<String> {
+    let fence = format!("\n```{fence}\n");
+    page.split(fence.as_str()).skip(1).map(|rest| rest.split("\n```").next().expect("a block").to_owned() + "\n").collect()
+}
+
+fn page() -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/declare-a-provider.md")).expect("the page")
+}
+
+#[test]
+fn what_the_page_declares_is_in_order_and_runs() {
+    let page = page();
+    let declared = blocks(&page, "toml");
+    assert_eq!(declared.len(), 2);
+    for text in &declared {
+        let inspection = Declaration::inspect("page", text.as_bytes()).unwrap_or_else(|problems| panic!("{}", problems.join("\n")));
+        assert!(inspection.is_fine(), "{:?} {:?}", inspection.tried, inspection.missing);
+    }
+    let _zebrapay = file("zebrapay.toml", &declared[0]);
+    let secret = file("zebrapay-key", "key-0001\n");
+    let section = &blocks(&page, "toml config")[0];
+    assert!(section.contains("/run/secrets/zebrapay"));
+    let section = section.replace("/run/secrets/zebrapay", &secret.0.to_string_lossy());
+    let config = load(&[&file("zebrapay-config.toml", &section)], &[]).expect("valid");
+    assert_eq!(config.providers[0].descriptor.name, "zebrapay");
+    assert!(declared[1].lines().count() <= 12, "twelve lines, as the page says of it");
+    assert!(blocks(&page, "python")[0].lines().count() <= 25);
+}
+
+#[test]
+fn the_page_names_every_key_and_every_meaning_of_the_language() {
+    let page = page();
+    for word in [
+        "pending",
+        "action_required",
+        "succeeded",
+        "failed",
+        "cancelled",
+        "refunded",
+        "not_found",
+        "too_early",
+        "throttled",
+        "refused_account",
+        "refused_row",
+        "refused_row_park",
+        "request_failed",
+        "server_error",
+        "body_on_get",
+        "renew_before",
+        "unless_told",
+        "currency_is",
+        "exponents",
+        "hmac_sha512",
+        "rsa_sha256",
+        "key_as",
+        "in_url",
+        "pem-rsa",
+        "give_up_after",
+        "per_second",
+        "renew_token",
+        "exclusive",
+        "case = \"ignore\"",
+        "bom = \"skip\"",
+        "by_state",
+        "longest",
+        "from",
+    ] {
+        assert!(page.contains(word), "{word}");
+    }
+}
+
+/// The page's adapter, asked as paypoll asks it, where there is a Python to run it.
+#[test]
+fn the_adapter_of_the_page_answers_as_its_declaration_says() {
+    use std::io::{Read as _, Write as _};
+    use std::net::{TcpListener, TcpStream};
+    use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
+    let page = page();
+    let port = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound").port();
+    let program = blocks(&page, "python")[0].replace("9600", &port.to_string());
+    let script = file("adapter.py", &program);
+    let python = Command::new("python3").arg(&script.0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+    let Ok(mut python) = python else { return };
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut stream = loop {
+        match TcpStream::connect(("127.0.0.1", port)) {
+            Ok(stream) => break stream,
+            Err(_) if Instant::now() < deadline => std::thread::yield_now(),
+            Err(error) => panic!("{error}"),
+        }
+    };
+    stream.write_all(b"GET /status/R%2F1 HTTP/1.0\r\n\r\n").expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    python.kill().expect("killed");
+    python.wait().expect("ended");
+    let body = answer.split("\r\n\r\n").nth(1).expect("a body");
+    let declaration =
+        Declaration::inspect("page", blocks(&page, "toml")[1].as_bytes()).and_then(Inspection::accept).expect("in order");
+    let settings = Settings { base_url: "http://127.0.0.1:9600".into(), ..Settings::default() };
+    let provider = Box::leak(Box::new(declaration)).open(&settings).expect("no key is needed");
+    let outcome = provider.read(ask("R/1", &Value::Null), &response(200, body));
+    assert_eq!(outcome.name(), "pending", "{answer}");
+}
+
+/// DusuPay twice: from its file and compiled in.
+fn both() -> (Box<dyn Provider>, Box<dyn Provider>) {
+    let text = include_str!("fixtures/declared/dusupay.toml");
+    let declaration = inspect(text).and_then(Inspection::accept).expect("in order");
+    let settings = Settings {
+        base_url: "http://127.0.0.1:1".into(),
+        account: [("public_key".to_owned(), "PUBK-0001".into())].into(),
+        ..Settings::default()
+    };
+    let declared = Box::leak(Box::new(declaration)).open(&settings).expect("a key");
+    (declared, providers::find("dusupay").expect("compiled").open(&settings).expect("a key"))
+}
+
+/// Changes one thing in an answer, or breaks it.
+fn mutate(answer: &Value, random: &mut impl rand::RngExt) -> String {
+    let values = [
+        json!(null),
+        json!(""),
+        json!(0),
+        json!(200),
+        json!(404),
+        json!(403),
+        json!("200"),
+        json!(true),
+        json!([]),
+        json!({}),
+        json!("success"),
+        json!("error"),
+        json!("COMPLETED"),
+        json!("FAILED"),
+        json!("CANCELLED"),
+        json!("PENDING"),
+        json!("completed"),
+        json!("REVERSED"),
+        json!("MCTREFT2WMNWZ23SBN6Y"),
+        json!("MCTREFOTHER"),
+        json!(2_000_000),
+        json!("2000000"),
+        json!(1.5),
+        json!("2 M"),
+        json!("UGX"),
+        json!("Status check denied. Try again after 2 minutes."),
+        json!("Access denied."),
+    ];
+    let mut changed = answer.clone();
+    for _ in 0..random.random_range(0..3) {
+        let in_data = random.random_bool(0.7) && changed["data"].is_object();
+        let place = if in_data { &mut changed["data"] } else { &mut changed };
+        let Some(map) = place.as_object_mut() else { continue };
+        let keys: Vec<String> = map.keys().cloned().collect();
+        if keys.is_empty() {
+            continue;
+        }
+        let key = keys[random.random_range(0..keys.len())].clone();
+        match random.random_range(0..4) {
+            0 => drop(map.remove(&key)),
+            _ => drop(map.insert(key, values[random.random_range(0..values.len())].clone())),
+        }
+    }
+    let text = changed.to_string();
+    match random.random_range(0..20) {
+        0 => text[..random.random_range(0..text.len())].to_owned(),
+        1 => format!("[{text}]"),
+        2 => format!("{text}{text}"),
+        3 => text.replacen('{', "{\"code\":200,", 1),
+        _ => text,
+    }
+}
+
+#[test]
+fn dusupay_from_its_file_and_compiled_in_agree_about_ten_thousand_answers() {
+    use rand::SeedableRng;
+    use rand::rngs::StdRng;
+    use std::collections::BTreeMap;
+    let (declared, compiled) = both();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/dusupay");
+    let documents: Vec<Value> = std::fs::read_dir(folder)
+        .expect("a folder")
+        .map(|entry| entry.expect("an entry").path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "json"))
+        .map(|path| serde_json::from_slice(&std::fs::read(path).expect("a file")).expect("JSON"))
+        .collect();
+    assert!(documents.len() >= 8);
+    let mut random = StdRng::seed_from_u64(20_261_127);
+    let ask = Ask { amount: Some(2_000_000.into()), ..ask("MCTREFT2WMNWZ23SBN6Y", &Value::Null) };
+    let (mut same, mut differences) = (0, BTreeMap::<(&str, &str), u32>::new());
+    for round in 0..10_000 {
+        use rand::RngExt;
+        let document = &documents[random.random_range(0..documents.len())];
+        let code = document["code"].as_u64().and_then(|code| u16::try_from(code).ok()).unwrap_or(200);
+        let others = [200, 201, 302, 400, 401, 403, 404, 429, 500, 503];
+        let status = if random.random_bool(0.8) { code } else { others[random.random_range(0..others.len())] };
+        let body = if round < documents.len() { documents[round].to_string() } else { mutate(document, &mut random) };
+        let response = response(status, &body);
+        let (ours, theirs) = (declared.read(ask, &response), compiled.read(ask, &response));
+        if ours.name() == theirs.name() {
+            same += 1;
+            if let (Outcome::Status(ours), Outcome::Status(theirs)) = (&ours, &theirs) {
+                assert_eq!(ours.word, theirs.word);
+            }
+            continue;
+        }
+        // What the file makes final, the compiled one does too; never the other way round but for a success that lacks something.
+        assert!(!is_final(&ours), "HTTP {status} {body}: {ours:?} and {theirs:?}");
+        if is_final(&theirs) {
+            let Outcome::Status(theirs) = &theirs else { panic!("{theirs:?}") };
+            let lacks = theirs.currency.is_none() || theirs.amount == paypoll::domain::Amount::Unreadable;
+            // A success without a currency, or with an amount that is none: the file's reader does not believe it, the compiled one leaves it to
+            // the comparison with the row.
+            assert!(theirs.reported == Reported::Succeeded && lacks, "HTTP {status} {body}: {ours:?} and {theirs:?}");
+        }
+        *differences.entry((theirs.name(), ours.name())).or_default() += 1;
+    }
+    println!("{same} of 10000 alike; compiled and declared otherwise: {differences:?}");
+    // Explained: errors whose "code" is not the HTTP code, or whose "status" is none of the two, which the compiled reader tells apart and
+    // the file does not; and successes that lack something. Both readings leave the transaction where it is.
+    assert!(same > 9_000, "{same}");
+}

@@ -53,7 +53,7 @@ pub fn run(asked: &cli::Demo) -> anyhow::Result<()> {
         let problem = format!("--speed = {}: the demo's scripts need time-outs of seconds; write {FASTEST} or less", asked.speed);
         return Err(ConfigError::one(problem).into());
     }
-    writeln!(io::stdout(), "starting a private PostgreSQL, the simulator of five providers and the daemon")?;
+    writeln!(io::stdout(), "starting a private PostgreSQL, the simulator of five providers and a declared one, and the daemon")?;
     let postgres = PrivatePostgres::start()?;
     let stage = Stage::open(asked.transactions, asked.speed).context("the simulator cannot be started")?;
     let main = Builder::new_current_thread().enable_all().build()?;
@@ -92,7 +92,7 @@ async fn play(asked: &cli::Demo, postgres: &PrivatePostgres, stage: &Stage, work
     let mut daemon = workers.spawn(async move { super::run::serve(&served, stopping).await });
     let pool = PgPoolOptions::new().max_connections(2).connect(&postgres.url(DATABASE)).await?;
 
-    let parts = cast(asked.transactions);
+    let parts: Vec<Part> = cast(asked.transactions).into_iter().chain(cast::guests()).collect();
     let performance =
         async { tokio::try_join!(insert(&pool, &parts), watch(&pool, &stage.simulator, &parts, asked)).map(|(ids, ())| ids) };
     let ids = tokio::select! {
@@ -136,6 +136,8 @@ fn write_configuration(postgres: &PrivatePostgres, stage: &Stage, asked: &cli::D
     let file = postgres.folder().join("demo.toml");
     let text = configuration(&postgres.url(DATABASE), stage.address, asked.transactions);
     fs::write(&file, text).with_context(|| format!("{} cannot be written", file.display()))?;
+    let guest = postgres.folder().join(format!("{}.toml", cast::GUEST));
+    fs::write(&guest, stage::GUEST_FILE).with_context(|| format!("{} cannot be written", guest.display()))?;
     Ok(Config::load(&[file], std::iter::empty(), asked.speed)?)
 }
 
@@ -170,7 +172,13 @@ async fn insert(pool: &PgPool, parts: &[Part]) -> anyhow::Result<Vec<Uuid>> {
     for (place, part) in parts.iter().enumerate() {
         tokio::time::sleep_until(begun + cast::entrance(place, count)).await;
         let now = DateTime::<Utc>::from(SystemTime::now());
-        let (amount, currency) = amount(part.provider);
+        let (amount, currency) = match part.provider {
+            cast::GUEST => {
+                registered(pool).await?;
+                ("5000.00", Some("NGN"))
+            }
+            provider => amount(provider),
+        };
         let id = sqlx::query_scalar(INSERT)
             .bind(part.provider)
             .bind(part.account)
@@ -190,17 +198,33 @@ async fn insert(pool: &PgPool, parts: &[Part]) -> anyhow::Result<Vec<Uuid>> {
     Ok(ids)
 }
 
+/// Waits until the daemon has registered the guest: before that the database does not know its name.
+async fn registered(pool: &PgPool) -> anyhow::Result<()> {
+    loop {
+        let known = sqlx::query_scalar("select exists (select from paypoll.providers where name = $1)");
+        if known.bind(cast::GUEST).fetch_one(pool).await? {
+            return Ok(());
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// The providers that play, in the order in which they are shown.
+fn shown() -> Vec<&'static str> {
+    PROVIDERS.into_iter().chain([cast::GUEST]).collect()
+}
+
 /// Shows how the transactions stand until all are settled, or should have been for long.
 async fn watch(pool: &PgPool, simulator: &Simulator, parts: &[Part], asked: &cli::Demo) -> anyhow::Result<()> {
     let (by_rules, beyond) = LONGEST;
     let deadline = Instant::now() + cast::spread(asked.transactions) + by_rules.div_f64(asked.speed) + beyond;
-    let mut view = View::open(&PROVIDERS);
+    let mut view = View::open(&shown());
     let mut look = tokio::time::interval(LOOK_EVERY);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         look.tick().await;
         let standings = standings(pool, simulator, parts).await?;
-        view.show(&PROVIDERS, &standings)?;
+        view.show(&shown(), &standings)?;
         if standings.iter().all(|standing| standing.settled == standing.total) || Instant::now() > deadline {
             view.close();
             return Ok(());
@@ -215,8 +239,8 @@ const STANDINGS: &str = "
 async fn standings(pool: &PgPool, simulator: &Simulator, parts: &[Part]) -> anyhow::Result<Vec<Standing>> {
     let rows = sqlx::query(STANDINGS).fetch_all(pool).await?;
     let report = simulator.report();
-    let mut standings = Vec::with_capacity(PROVIDERS.len());
-    for provider in PROVIDERS {
+    let mut standings = Vec::new();
+    for provider in shown() {
         let mut standing = Standing {
             total: parts.iter().filter(|part| part.provider == provider).count() as u64,
             requests: report.providers.get(provider).map_or(0, |provider| provider.requests),

@@ -96,6 +96,30 @@ pub(super) fn cast(count: u32) -> Vec<Part> {
     parts
 }
 
+/// A provider that is declared in a file, played beside the five.
+pub(super) const GUEST: &str = "paystack";
+/// What its transactions play, by the names of the file's examples, and where each ends.
+const GUESTS: [(&str, &str); 6] = [
+    ("success", "succeeded"),
+    ("failed", "failed"),
+    ("reversed", "refunded"),
+    ("abandoned-is-not-failed--success", "succeeded"),
+    ("500--ongoing--success", "succeeded"),
+    ("not-found--success", "succeeded"),
+];
+
+/// The guest's transactions: a few more than were asked for.
+pub(super) fn guests() -> impl Iterator<Item = Part> {
+    let part = |(serial, (script, expected)): (u64, (&'static str, &'static str))| Part {
+        serial,
+        provider: GUEST,
+        account: ACCOUNTS[0],
+        role: Role::Script(script),
+        expected,
+    };
+    (0..).zip(GUESTS).map(part)
+}
+
 fn part(serial: u64) -> Part {
     let providers = PROVIDERS.len() as u64;
     let provider = PROVIDERS[(serial % providers) as usize];
@@ -126,6 +150,7 @@ impl Part {
             Role::Broken => return format!("SIM-{:06}-\u{7}", self.serial),
         };
         match self.provider {
+            GUEST => format!("GUEST-{:06}--{script}", self.serial),
             "dusupay" => simulator::reference(self.provider, self.serial, &format!("t{initiated_ms}-{script}")),
             _ => simulator::reference(self.provider, self.serial, script),
         }
@@ -189,6 +214,16 @@ mod tests {
         for part in parts.iter().filter(|part| matches!(part.role, Role::Script(_))) {
             let reference = part.reference(1_763_760_000_000);
             assert_eq!(simulator::expected_state(part.provider, &reference), Some(part.expected), "{reference}");
+        }
+    }
+
+    #[test]
+    fn the_guest_plays_examples_of_its_file() {
+        let declaration = super::super::stage::guest().expect("the shipped file is in order");
+        for (script, expected) in GUESTS {
+            let steps = script.split("--").filter(|step| *step != "500");
+            let outcomes: Vec<_> = steps.map(|step| declaration.expected(step).expect(step)).collect();
+            assert_eq!(outcomes.last(), Some(&expected), "{script}");
         }
     }
 

@@ -1,11 +1,13 @@
 //! What the demo needs around the daemon: the simulator on a thread of its own, and a configuration that points to it.
 
 use super::cast;
+use crate::providers::declared::{Declaration, Inspection};
 use crate::simulator::credentials::{
     AYOCONNECT_CHANNEL_ID, AYOCONNECT_CLIENT_ID, AYOCONNECT_CLIENT_SECRET, AYOCONNECT_MERCHANT_IDS, AYOCONNECT_PRIVATE_KEY,
     DAPI_APP_SECRETS, DUSUPAY_PUBLIC_KEYS, KHALTI_TOKENS,
 };
 use crate::simulator::{Budget, Options, PROVIDERS, Simulator, account};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -31,7 +33,9 @@ impl Stage {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
-        let simulator = Simulator::new(Options { speed, tolerance: TOLERANCE, budgets: budgets(count), ..Options::default() });
+        let declared = vec![super::super::play::play(guest().map_err(io::Error::other)?)];
+        let options = Options { speed, tolerance: TOLERANCE, budgets: budgets(count), declared, ..Options::default() };
+        let simulator = Simulator::new(options);
         let stop = CancellationToken::new();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (served, stopped) = (simulator.clone(), stop.clone());
@@ -56,6 +60,15 @@ impl Drop for Stage {
             drop(thread.join());
         }
     }
+}
+
+/// The file that declares the guest, as it is shipped.
+pub(super) const GUEST_FILE: &str = include_str!("../../../config/providers/paystack.toml");
+
+/// The guest. The error says what is wrong with its file.
+pub(super) fn guest() -> Result<Declaration, String> {
+    let name = format!("{}.toml", cast::GUEST);
+    Declaration::inspect(&name, GUEST_FILE.as_bytes()).and_then(Inspection::accept).map_err(|problems| problems.join("; "))
 }
 
 fn budgets(count: u32) -> [Budget; PROVIDERS.len()] {
@@ -85,7 +98,21 @@ pub(super) fn configuration(database: &str, address: SocketAddr, count: u32) -> 
             keys.iter().for_each(|(key, value)| _ = writeln!(text, "{key} = {value:?}"));
         }
     }
+    let guest = cast::GUEST;
+    // Beside this file, where `write_configuration` puts it. Its account is the one of the file's examples.
+    _ = write!(
+        text,
+        "\n[providers.{guest}]\ndeclaration = \"{guest}.toml\"\nenabled = true\nbase_url = \"http://{address}/{guest}\"\n\
+         timeout = \"2s\"\nschedule = {{ give_up_after = \"20m\" }}\n[providers.{guest}.accounts.default]\n"
+    );
+    for (key, value) in guest_account() {
+        _ = writeln!(text, "{key} = {value:?}");
+    }
     text
+}
+
+fn guest_account() -> BTreeMap<String, String> {
+    guest().map(|declaration| declaration.played().account).unwrap_or_default()
 }
 
 /// Shorter ends than the defaults', so that what never gets a final word is done within the demo; the documented floors stay.

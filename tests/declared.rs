@@ -799,3 +799,92 @@ fn dusupay_from_its_file_and_compiled_in_agree_about_ten_thousand_answers() {
     // the file does not; and successes that lack something. Both readings leave the transaction where it is.
     assert!(same > 9_000, "{same}");
 }
+
+/// How many executions the fuzz has: `PAYPOLL_FUZZ` sets it.
+fn executions() -> usize {
+    std::env::var("PAYPOLL_FUZZ").ok().and_then(|text| text.parse().ok()).unwrap_or(20_000)
+}
+
+/// Some bytes of a text changed, left out, doubled, or taken from another one.
+fn scrambled(text: &str, others: &[String], random: &mut impl rand::RngExt) -> Vec<u8> {
+    let mut bytes = text.as_bytes().to_vec();
+    for _ in 0..random.random_range(1..4) {
+        let at = random.random_range(0..=bytes.len());
+        match random.random_range(0..6) {
+            0 if at < bytes.len() => bytes[at] = random.random(),
+            1 if at < bytes.len() => drop(bytes.remove(at)),
+            2 => bytes.truncate(at),
+            3 => {
+                let end = (at + random.random_range(0..40)).min(bytes.len());
+                let piece = bytes[at..end].to_vec();
+                bytes.splice(at..at, piece);
+            }
+            4 => bytes.insert(at, b"{}[]\":,\\=.*0\n"[random.random_range(0..13)]),
+            _ => {
+                let other = others[random.random_range(0..others.len())].as_bytes();
+                let from = random.random_range(0..other.len());
+                let end = (from + random.random_range(0..60)).min(other.len());
+                bytes.splice(at..at, other[from..end].iter().copied());
+            }
+        }
+    }
+    bytes
+}
+
+#[test]
+fn no_answer_makes_a_declared_reader_panic_or_believe_what_is_not_about_us() {
+    use rand::rngs::StdRng;
+    use rand::{RngExt, SeedableRng};
+    let subjects = Subject::all();
+    let mut random = StdRng::seed_from_u64(20_261_128);
+    let bodies: Vec<Vec<String>> = subjects
+        .iter()
+        .map(|subject| {
+            let known = subject.known();
+            let told = |script: String| subject.declaration.told(Some(&script), &known).expect("an example").body;
+            subject.declaration.scripts().into_iter().map(told).collect()
+        })
+        .collect();
+    let mut believed = 0;
+    for _ in 0..executions() {
+        let index = random.random_range(0..subjects.len());
+        let (subject, bodies) = (&subjects[index], &bodies[index]);
+        let body = scrambled(&bodies[random.random_range(0..bodies.len())], bodies, &mut random);
+        let status = [200, 200, 200, 201, 302, 400, 401, 404, 429, 500, 503][random.random_range(0..11)];
+        let outcome = subject.provider.read(subject.ask(), &Response { status, retry_after: None, body: body.clone().into() });
+        if is_final(&outcome) {
+            believed += 1;
+            let text = String::from_utf8(body).expect("only text is believed");
+            let own = [REFERENCE, subject.params["externalId"].as_str().unwrap_or(REFERENCE)];
+            assert!(status == 200 && own.iter().any(|own| text.contains(own)), "{}: {text}", subject.declaration.name());
+            assert!(serde_json::from_str::<Value>(&text).is_ok_and(|value| value.is_object()), "{text}");
+        }
+    }
+    println!("{} answers, {believed} of them still final", executions());
+}
+
+#[test]
+fn no_file_makes_the_reader_of_files_panic() {
+    use rand::rngs::StdRng;
+    use rand::{RngExt, SeedableRng};
+    let mut random = StdRng::seed_from_u64(20_261_129);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/providers");
+    let mut files: Vec<String> = std::fs::read_dir(folder)
+        .expect("a folder")
+        .map(|entry| std::fs::read_to_string(entry.expect("an entry").path()).expect("text"))
+        .collect();
+    files.push(ACME.to_owned());
+    let (mut accepted, count) = (0, executions() / 100);
+    for _ in 0..count {
+        let text = &files[random.random_range(0..files.len())];
+        let bytes = scrambled(text, &files, &mut random);
+        match Declaration::inspect("fuzz.toml", &bytes) {
+            Ok(inspection) => accepted += u32::from(inspection.is_fine()),
+            Err(problems) => {
+                assert!(!problems.is_empty());
+                assert!(problems.iter().all(|problem| problem.starts_with("fuzz.toml")), "{problems:?}");
+            }
+        }
+    }
+    println!("{count} files, {accepted} of them still in order");
+}

@@ -179,3 +179,100 @@ async fn the_daemon_polls_a_declared_provider_like_any_other_and_keeps_its_secre
     assert_eq!(params.len(), 5);
     assert!(params.iter().all(|params| *params == serde_json::json!({"wallet": "w-1"})), "what is secret is erased: {params:?}");
 }
+
+fn paypoll(arguments: &[&str]) -> (i32, String, String) {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_paypoll"))
+        .args(arguments)
+        .env_remove("DATABASE_URL")
+        .stdin(std::process::Stdio::null())
+        .output()
+        .unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+/// A file of this test's own.
+fn written(name: &str, text: &str) -> String {
+    let path = std::env::temp_dir().join(format!("paypoll-provider-{}-{name}", std::process::id()));
+    std::fs::write(&path, text).unwrap();
+    path.to_string_lossy().into_owned()
+}
+
+#[test]
+fn a_providers_file_is_tested_with_exit_codes_that_tell_a_refused_file_from_a_failed_example() {
+    let acme = std::fs::read_to_string(acme::file()).unwrap();
+    let file = acme::file().to_string_lossy().into_owned();
+    let (code, out, errors) = paypoll(&["provider", "test", &file]);
+    assert_eq!((code, errors.as_str()), (0, ""), "{out}");
+    assert!(out.contains("13 examples, 73 changed answers of which 0 would end a transaction: in order"), "{out}");
+
+    let failing =
+        written("failing.toml", &acme.replace("expect = { outcome = \"cancelled\" }", "expect = { outcome = \"pending\" }"));
+    let (code, out, errors) = paypoll(&["provider", "test", &failing]);
+    assert_eq!(code, 1, "{out}{errors}");
+    assert!(
+        out.contains("FAIL  void") && out.contains("line 112: expect.outcome is \"pending\", and it comes to \"cancelled\""),
+        "{out}"
+    );
+
+    let refused = written("refused.toml", &acme.replace("title", "tittle"));
+    let (code, out, errors) = paypoll(&["provider", "test", &refused]);
+    assert_eq!(code, 2, "{out}");
+    assert!(errors.contains("refused.toml, line 4: tittle: is not a known key"), "{errors}");
+
+    let twin = written("twin.toml", &acme);
+    let (code, _, errors) = paypoll(&["provider", "test", &file, &twin]);
+    assert!(code == 2 && errors.contains("\"acme\" is the name in"), "{errors}");
+    let (code, _, errors) = paypoll(&["provider", "test", "/nowhere.toml"]);
+    assert!(code == 2 && errors.contains("/nowhere.toml: the file cannot be read"), "{errors}");
+    for file in [failing, refused, twin] {
+        std::fs::remove_file(file).unwrap();
+    }
+}
+
+#[test]
+fn a_skeleton_has_a_question_for_everything_and_show_tells_what_a_provider_means() {
+    let (code, skeleton, _) = paypoll(&["provider", "new", "zebrapay"]);
+    assert!(code == 0 && skeleton.contains("name = \"zebrapay\"") && skeleton.matches("???").count() > 20, "{skeleton}");
+    let file = written("skeleton.toml", &skeleton);
+    let (code, _, errors) = paypoll(&["provider", "test", &file]);
+    assert!(code == 2 && errors.contains("answer.amount.unit: \"???\" is no unit"), "{errors}");
+    std::fs::remove_file(file).unwrap();
+    for name in ["khalti", "Zebra", "z", ""] {
+        assert_eq!(paypoll(&["provider", "new", name]).0, 2, "{name}");
+    }
+    let (code, out, _) = paypoll(&["provider", "show", &acme::file().to_string_lossy()]);
+    assert!(
+        code == 0 && out.contains("paid+captured            succeeded, final") && out.contains("at most 5 requests a second"),
+        "{out}"
+    );
+    let (code, out, _) = paypoll(&["provider", "show", "dusupay"]);
+    assert!(code == 0 && out.contains("compiled in") && out.contains("no gap under 5m"), "{out}");
+    let (code, _, errors) = paypoll(&["provider", "show", "nobody"]);
+    assert!(code == 2 && errors.contains("is neither a file nor a known provider"), "{errors}");
+    let config = written("plan.toml", &acme::configuration("postgres:///none", ([127, 0, 0, 1], 9500).into()));
+    let (code, out, errors) = paypoll(&["plan", "acme", "--config", &config, "--for", "20m"]);
+    assert!(code == 0 && out.contains("2m1s"), "{out}{errors}");
+    std::fs::remove_file(config).unwrap();
+}
+
+#[test]
+fn one_real_request_shows_what_an_answer_would_mean_and_no_secret() {
+    let provider = acme::simulator();
+    let config = written("live.toml", &acme::configuration("postgres:///none", provider.address));
+    let file = acme::file().to_string_lossy().into_owned();
+    let asked = |reference: &str| {
+        let params = r#"{"wallet":"w-1","pin":"pin-canary-0002"}"#;
+        paypoll(&["--config", &config, "provider", "test", &file, "--live", "--reference", reference, "--params", params])
+    };
+    let (code, out, errors) = asked("L-1--declined");
+    assert!(code == 0 && out.contains("it would mean failed (word \"declined+\""), "{out}{errors}");
+    assert!(out.contains("POST http://") && out.contains("x-key: [redacted]") && out.contains("nothing was written"), "{out}");
+    assert!(!out.contains("acme-key-0001") && !out.contains("pin-canary-0002"), "{out}");
+    let (code, out, _) = asked("L-2--not-found");
+    assert!(code == 1 && out.contains("it would mean not_found"), "{out}");
+    let (code, _, errors) = paypoll(&["provider", "test", &file, "--live", "--reference", "R"]);
+    assert!(code == 2 && errors.contains("acme is not enabled"), "{errors}");
+    std::fs::remove_file(config).unwrap();
+    provider.assert_no_violations();
+}

@@ -72,6 +72,17 @@ grant select on paypoll.transitions, paypoll.polls, paypoll.replicas, paypoll.ac
    to paypoll_reader;
 grant execute on function paypoll.shown_params(uuid) to paypoll_reader;
 
+-- What proves the daemons' commits, and what they share beside the accounts.
+do $$
+begin
+    if to_regclass('paypoll.commits') is not null then
+        grant select, insert, update, delete on paypoll.commits, paypoll.exclusive_keys to paypoll_daemon;
+        grant select, update on paypoll.server to paypoll_daemon;
+        grant select on paypoll.server to paypoll_reader;
+    end if;
+end
+$$;
+
 -- Which version of the schema it is: `paypoll run`, `status` and the others look first. Absent where the schema was not made by `migrate`.
 do $$
 begin

@@ -426,7 +426,6 @@ fn runbook(heading: &str) -> String {
 #[tokio::test]
 async fn rows_move_into_a_new_database_as_the_runbook_says() {
     let database = database().await;
-    let store = open(&database.url, 2);
     let mut from = connect(&database.url).await;
     execute(
         &mut from,
@@ -438,9 +437,12 @@ async fn rows_move_into_a_new_database_as_the_runbook_says() {
          select paypoll.pause('khalti', 'default', 'until Monday')",
     )
     .await;
-    let old = store.register(Duration::from_secs(15), &[], "old").await.unwrap();
-    execute(&mut from, &format!("update paypoll.transactions set fence = fence + 1, owner = {} where reference = 'R1'", old.0))
-        .await;
+    execute(
+        &mut from,
+        "insert into paypoll.replicas (lease, complied) values ('15 s', 0), ('15 s', 0);
+         update paypoll.transactions set fence = fence + 1, owner = (select max(id) from paypoll.replicas) where reference = 'R1'",
+    )
+    .await;
     let to = empty_database().await;
     let folder = std::env::temp_dir().join(format!("paypoll-restore-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
@@ -458,8 +460,9 @@ async fn rows_move_into_a_new_database_as_the_runbook_says() {
         assert_eq!(text(&mut to_there, &rows).await, text(&mut from, &rows).await, "{table}");
     }
     // Nobody who registers there is taken for the owner of what was held.
-    let new = open(&to, 2).register(Duration::from_secs(15), &[], "new").await.unwrap();
-    assert!(new > old, "{new:?} {old:?}");
+    execute(&mut to_there, "insert into paypoll.replicas (lease, complied) values ('15 s', 0)").await;
+    let later = "select (r.id > t.owner)::text from paypoll.replicas r, paypoll.transactions t where t.owner is not null";
+    assert_eq!(text(&mut to_there, later).await, "true");
     let refusal =
         sqlx::raw_sql("update paypoll.transactions set state = 'failed' where reference = 'R2'").execute(&mut to_there).await;
     assert!(refusal.is_err(), "the triggers are on again");

@@ -125,6 +125,7 @@ pub async fn migrate(url: &str) -> Result<Migrated, SchemaError> {
     let before = applied(&mut connection).await?;
     let migrator = migrator();
     migrator.run(&mut connection).await.map_err(|error| refused(&migrator, error))?;
+    index_journal(&mut connection).await?;
     let applied = applied(&mut connection).await?.into_iter().filter(|one| !before.contains(one)).collect();
     let schema = check(&mut connection).await?;
     connection.close().await.map_err(StoreError::from)?;
@@ -155,12 +156,40 @@ async fn applied(connection: &mut PgConnection) -> Result<Vec<(i64, String)>, St
 async fn drop_unfinished(connection: &mut PgConnection) -> Result<(), StoreError> {
     let broken: Vec<String> = sqlx::query_scalar(
         "select format('%I', c.relname) from pg_index i join pg_class c on c.oid = i.indexrelid
-          where not i.indisvalid and i.indrelid = to_regclass('paypoll.transactions')",
+          where not i.indisvalid and c.relkind = 'i' and c.relnamespace = to_regnamespace('paypoll')",
     )
     .fetch_all(&mut *connection)
     .await?;
     for name in broken {
         sqlx::query(AssertSqlSafe(format!("drop index concurrently if exists paypoll.{name}"))).execute(&mut *connection).await?;
+    }
+    Ok(())
+}
+
+/// Gives the journal's days that were there before it the index of errors, the latest first: one after the other, and without keeping
+/// anybody from writing. Days that are made later have it from the start.
+async fn index_journal(connection: &mut PgConnection) -> Result<(), StoreError> {
+    let days: Vec<String> = sqlx::query_scalar(
+        "select c.relname::text from pg_inherits i join pg_class c on c.oid = i.inhrelid
+          where i.inhparent = to_regclass('paypoll.polls')
+            and not exists (select from pg_index x join pg_inherits h on h.inhrelid = x.indexrelid
+                             where x.indrelid = c.oid and h.inhparent = to_regclass('paypoll.polls_errors'))
+          order by c.relname desc",
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    // The names are those that make_journal gives: nothing to quote.
+    for day in days.iter().filter(|day| day.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')) {
+        let index =
+            format!("create index concurrently {day}_errors on paypoll.{day} (provider, account, sent_at) where error is not null");
+        let attach = format!("alter index paypoll.polls_errors attach partition paypoll.{day}_errors");
+        for statement in [index, attach] {
+            match sqlx::query(AssertSqlSafe(statement)).execute(&mut *connection).await {
+                // The day was pruned meanwhile.
+                Err(sqlx::Error::Database(error)) if error.code().is_some_and(|code| code == "42P01") => break,
+                done => _ = done?,
+            }
+        }
     }
     Ok(())
 }

@@ -159,16 +159,15 @@ fn parked() -> String {
         )
     };
     let counted = |state: &str| {
+        let rows = format!(
+            "from paypoll.transactions t
+              where t.state = '{state}' and t.provider = k.provider and t.account = k.account and coalesce(left(t.reason, 100), '') = k.why"
+        );
         format!(
-            "select k.provider, k.account, k.state, nullif(k.why, '') as reason, c.count, c.latest, c.example
+            "select k.provider, k.account, k.state, nullif(k.why, '') as reason, c.count, e.latest, e.example
                from (select * from {state}_kinds limit {KINDS}) k
-              cross join lateral (
-                    select count(*) as count, max(x.updated_at) as latest, (array_agg(x.id order by x.updated_at desc))[1] as example
-                      from (select t.updated_at, t.id from paypoll.transactions t
-                             where t.state = '{state}' and t.provider = k.provider and t.account = k.account
-                               and coalesce(left(t.reason, 100), '') = k.why
-                             order by t.updated_at desc limit {EXACT}) x) c
-              where c.count > 0"
+              cross join lateral (select t.updated_at as latest, t.id as example {rows} order by t.updated_at desc, t.id desc limit 1) e
+              cross join lateral (select count(*) as count from (select {rows} limit {EXACT}) x) c"
         )
     };
     let [unresolved, invalid] = ["unresolved", "invalid"];

@@ -706,6 +706,12 @@ async fn migrate_lists_its_steps() {
     let outs = [first.1, second.1, third.1].concat();
     assert_eq!(outs.matches("applied 0001 transactions").count(), 1, "{outs}");
     assert_eq!((outs.matches("nothing to do").count(), outs.matches("applied 0013 finished").count()), (2, 1), "{outs}");
+    let lacking = "select count(*) from pg_inherits i where i.inhparent = 'paypoll.polls'::regclass
+                      and not exists (select from pg_index x join pg_inherits h on h.inhrelid = x.indexrelid
+                                       where x.indrelid = i.inhrelid and h.inhparent = 'paypoll.polls_errors'::regclass and x.indisvalid)";
+    let mut session = sqlx::PgConnection::connect(&url).await.unwrap();
+    let lacking: i64 = sqlx::query_scalar(lacking).fetch_one(&mut session).await.unwrap();
+    assert_eq!(lacking, 0, "every day of the journal has the index of errors");
     let (_, out, _) = migrate().await;
     assert!(out.starts_with("nothing to do\nthe schema paypoll is at version "), "{out}");
 }

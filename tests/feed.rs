@@ -388,20 +388,20 @@ fn store(database: &TestDatabase) -> Store {
 async fn the_daemon_hears_of_a_verdict_that_was_given_earlier_and_committed_later() {
     let database = database().await;
     let store = store(&database);
-    let start = store.last_transition().await.unwrap();
+    let (start, _) = store.overrides(None).await.unwrap();
     let slow = under_way(&database.pool).await;
     apply(&database.pool, &settle()).await;
-    let (verdicts, heard) = store.verdicts(start).await.unwrap();
-    assert_eq!(verdicts.iter().map(|(id, ..)| *id).collect::<Vec<_>>(), [2], "it is heard at once");
+    let (heard, overrides) = store.overrides(Some(start)).await.unwrap();
+    assert_eq!(overrides.iter().map(|change| change.transition).collect::<Vec<_>>(), [2], "it is heard at once");
     // A replica that registers now must not begin behind it either.
-    let registered = store.last_transition().await.unwrap();
+    let (registered, _) = store.overrides(None).await.unwrap();
     slow.commit().await.unwrap();
     for after in [heard, registered] {
-        let (verdicts, heard) = store.verdicts(after).await.unwrap();
-        assert_eq!(verdicts.iter().map(|(id, ..)| *id).collect::<Vec<_>>(), [1, 2]);
+        let (heard, overrides) = store.overrides(Some(after)).await.unwrap();
+        assert_eq!(overrides.iter().map(|change| change.transition).collect::<Vec<_>>(), [1, 2]);
         assert_eq!(heard, 2);
     }
-    assert_eq!(store.verdicts(2).await.unwrap(), (Vec::new(), 2));
+    assert_eq!(store.overrides(Some(2)).await.unwrap(), (2, Vec::new()));
 }
 
 #[tokio::test]
@@ -412,8 +412,8 @@ async fn the_daemon_hears_of_more_verdicts_than_one_statement_reads() {
                 update paypoll.transactions set state = 'failed'";
     apply(&database.pool, many).await;
     let slow = under_way(&database.pool).await;
-    let (verdicts, heard) = store.verdicts(0).await.unwrap();
-    assert_eq!((verdicts.len(), heard), (2500, 2500), "and not past the writer that is under way");
+    let (heard, overrides) = store.overrides(Some(0)).await.unwrap();
+    assert_eq!((overrides.len(), heard), (2500, 2500), "and not past the writer that is under way");
     drop(slow);
 }
 
@@ -503,9 +503,9 @@ async fn hear_all(store: Store, load: Arc<Load>) -> HashSet<i64> {
     let (mut after, mut all) = (0, HashSet::new());
     loop {
         let over = load.over.load(Ordering::SeqCst);
-        let (verdicts, heard) = store.verdicts(after).await.unwrap();
-        all.extend(verdicts.iter().map(|(id, ..)| *id));
-        if over && verdicts.is_empty() {
+        let (heard, overrides) = store.overrides(Some(after)).await.unwrap();
+        all.extend(overrides.iter().map(|change| change.transition));
+        if over && overrides.is_empty() {
             return all;
         }
         after = heard;

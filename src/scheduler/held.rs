@@ -1,6 +1,7 @@
 //! A transaction in this replica's hands.
 
 use crate::domain::{Decision, State, Transaction};
+use crate::providers::Ask;
 use crate::store::{Claimed, Entry, Transition};
 use chrono::{DateTime, Utc};
 use serde_json::Value;
@@ -21,6 +22,10 @@ pub struct Held {
     pub due: DateTime<Utc>,
     /// Why the row cannot be asked about.
     pub flaw: Option<String>,
+    /// Reopened, or inserted long after its initiation.
+    pub backlog: bool,
+    /// As of which cut of the database's history it was claimed or compared with its row.
+    pub generation: u64,
     /// What the row does not know yet.
     pub unsaved: Unsaved,
 }
@@ -53,8 +58,17 @@ impl Held {
             epoch,
             due: claimed.due,
             flaw: claimed.flaw,
+            backlog: claimed.backlog,
+            generation: 0,
             unsaved: Unsaved::default(),
         })
+    }
+
+    /// What a provider needs to know of it, apart from the time and the token.
+    #[must_use]
+    pub fn ask(&self) -> Ask<'_> {
+        let Transaction { reference, params, amount, .. } = &self.transaction;
+        Ask { reference, params, now: DateTime::UNIX_EPOCH, token: None, amount: *amount }
     }
 
     /// Takes over what was decided about a poll that was sent at `sent`.
@@ -108,5 +122,18 @@ impl Held {
             action_at: transaction.action_at,
             progress: transaction.progress,
         }
+    }
+}
+
+#[cfg(test)]
+pub(in crate::scheduler) mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    /// A transaction for tests.
+    pub(in crate::scheduler) fn held(number: u128) -> Box<Held> {
+        let transaction = Transaction::new(Uuid::from_u128(number), "khalti", "default".into(), "R", DateTime::UNIX_EPOCH);
+        let due = DateTime::UNIX_EPOCH;
+        Held::new(Claimed { lane: 0, transaction, fence: 1, due, flaw: None, backlog: false }, 0, 1)
     }
 }

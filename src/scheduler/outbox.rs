@@ -1,43 +1,24 @@
 //! What is to be written and is not yet: batches, one under way at a time, and the transactions that wait for them.
 
-use super::engine::News;
 use super::held::Held;
-use crate::store::{Attempt, Batch, Entry, Poll, ReplicaId};
-use std::collections::{BTreeSet, HashSet};
+use super::notice::News;
+use super::recording::{Carried, Recording};
+use crate::store::{Batch, Entry, Poll, ReplicaId};
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
-
-/// A batch on its way into the database, and the transactions that wait for it.
-#[derive(Default)]
-pub struct Recording {
-    /// What is written.
-    pub batch: Batch,
-    /// Under which replica.
-    pub replica: Option<ReplicaId>,
-    /// What must be remembered between attempts.
-    pub attempt: Attempt,
-    /// Transactions that go on when it is written.
-    pub(super) carried: Vec<Carried>,
-    /// What to tell when it is written.
-    pub(super) news: Vec<(Uuid, News)>,
-    /// When its first part came in.
-    since: Option<Instant>,
-    /// What could not be stored was taken out of it.
-    stripped: bool,
-}
-
-/// A transaction that waits for its poll to be written.
-pub(super) struct Carried {
-    pub(super) held: Box<Held>,
-    pub(super) due: Instant,
-    /// Its row is written, which raises its fence.
-    pub(super) written: bool,
-}
 
 /// The most rows in a batch.
 const BATCH: usize = 1000;
 /// A batch waits so long for company, and until the one before it is written: the longer a commit takes, the more it gathers.
 const GATHER: Duration = Duration::from_millis(5);
+/// How long a refused record waits before it is tried again; doubled each time up to [`LONGEST_REFUSED`].
+const REFUSED_FOR: Duration = Duration::from_secs(1);
+const LONGEST_REFUSED: Duration = Duration::from_secs(60);
+/// With so many refused records nothing is wrong with single rows, and nothing more is asked.
+const MOST_REFUSED: usize = 1000;
+/// A batch that took too long so often is taken apart: something hangs on one of its rows.
+const MOST_TIMEOUTS: u32 = 2;
 
 /// Everything that is not written yet.
 #[expect(clippy::vec_box, reason = "they travel boxed")]
@@ -45,14 +26,29 @@ const GATHER: Duration = Duration::from_millis(5);
 pub(super) struct Outbox {
     /// The next batch.
     gathering: Recording,
-    /// Tried before, or to be written by itself.
+    /// Tried, and nobody knows whether it was committed. No other is written before that is known: the number would prove nothing.
+    in_doubt: Option<Box<Recording>>,
+    /// To be written by themselves.
     stuck: Vec<Box<Recording>>,
-    /// Refused with nothing left to take out: tried again with every heartbeat, so that nothing is lost whatever the reason.
-    refused: Vec<Box<Recording>>,
+    /// Each about one transaction, refused with nothing left to take out: tried again and again, so that nothing is lost whatever the
+    /// reason.
+    refused: Vec<Refused>,
     /// Everything about transactions whose rows another session keeps locked: tried again with every heartbeat.
     locked: Vec<Box<Recording>>,
     /// Since when the batch that is under way was gathered.
     under_way: Option<Instant>,
+    /// What is under way was refused before: the cause that was told, and how long it waited.
+    retrying: Option<(String, Duration)>,
+    /// Raised with every batch; and the last one of which this process was told that it is committed.
+    number: i64,
+    acknowledged: i64,
+}
+
+struct Refused {
+    recording: Box<Recording>,
+    retry_at: Instant,
+    wait: Duration,
+    why: String,
 }
 
 /// What comes in.
@@ -80,13 +76,18 @@ impl Outbox {
         self.gathering.carried.push(carried);
     }
 
+    /// A transaction that is not ours any more when what came in before is written.
+    pub(super) fn leave(&mut self, held: &Held) {
+        self.gathering.leaving.push((held.transaction.id, held.fence));
+    }
+
     /// What to tell when it is written.
     pub(super) fn tell(&mut self, id: Uuid, news: News) {
         self.gathering.news.push((id, news));
     }
 
-    /// Polls from before the lease was lost. They must not be recorded as this replica's: under its new registration it may hold the
-    /// transaction anew, and would seem to let go of it.
+    /// Polls from an earlier lease. They must not be recorded as this replica's: under its new registration it may hold the transaction
+    /// anew, and would seem to let go of it.
     pub(super) fn bygone(&mut self, now: Instant, batch: Batch) {
         self.stuck.push(Box::new(Recording { batch, since: Some(now), ..Recording::default() }));
     }
@@ -98,6 +99,16 @@ impl Outbox {
             self.stuck.push(recording);
         }
     }
+
+    /// The last batch of which this process was told that it is committed.
+    pub(super) fn acknowledged(&self) -> i64 {
+        self.acknowledged
+    }
+
+    /// The database has lost commits; `last` is the last batch that it knows.
+    pub(super) fn on_commits_lost(&mut self, last: i64) {
+        self.acknowledged = last;
+    }
 }
 
 /// What goes out.
@@ -108,11 +119,24 @@ impl Outbox {
             return None;
         }
         let gathered = self.gathering.since.is_some_and(|since| since + GATHER <= now || at_once) || self.gathering.len() >= BATCH;
-        let mut recording = match self.stuck.pop() {
-            Some(stuck) => stuck,
-            None if gathered && !self.gathering.is_empty() => self.take(replica),
-            None => return None,
+        self.retrying = None;
+        let mut recording = if let Some(doubted) = self.in_doubt.take() {
+            doubted
+        } else if let Some(stuck) = self.stuck.pop() {
+            stuck
+        } else if gathered && !self.gathering.is_empty() {
+            self.take(replica)
+        } else {
+            let at = self.refused.iter().position(|refused| refused.retry_at <= now)?;
+            let refused = self.refused.swap_remove(at);
+            self.retrying = Some((refused.why, refused.wait));
+            refused.recording
         };
+        if recording.number == 0 {
+            self.number += 1;
+            recording.number = self.number;
+            recording.acknowledged = self.acknowledged;
+        }
         // While somebody keeps rows locked, more of them are to be expected: they are not waited for any more.
         recording.batch.skip_locked |= !self.locked.is_empty();
         self.under_way = recording.since.or(Some(now));
@@ -121,23 +145,41 @@ impl Outbox {
 
     /// When to call [`Self::next`], if the one under way does not come back before.
     pub(super) fn due(&self) -> Option<Instant> {
-        self.gathering.since.map(|since| since + GATHER).filter(|_| self.under_way.is_none())
+        let gathered = self.gathering.since.map(|since| since + GATHER);
+        let refused = self.refused.iter().map(|refused| refused.retry_at).min();
+        gathered.into_iter().chain(refused).min().filter(|_| self.under_way.is_none())
     }
 
     /// Whether so much has gathered that nothing should be added by asking.
     pub(super) fn is_full(&self) -> bool {
-        self.gathering.len() >= 4 * BATCH
+        self.gathering.len() >= 4 * BATCH || self.refused.len() >= MOST_REFUSED
     }
 
-    /// Whether everything is written that can be.
-    pub(super) fn is_empty(&self) -> bool {
-        self.under_way.is_none() && self.gathering.is_empty() && self.stuck.is_empty() && self.locked.is_empty()
+    /// Whether everything is written that can be. What the database refuses has been tried since the stop.
+    pub(super) fn is_done(&self) -> bool {
+        self.is_idle() && self.locked.is_empty()
     }
 
-    /// Since when the oldest part waits to be written. What waits for a locked row is left out.
-    pub(super) fn unwritten_since(&self) -> Option<Instant> {
-        let waiting = self.stuck.iter().chain(&self.refused).map(|recording| recording.since);
-        waiting.chain([self.under_way, self.gathering.since]).flatten().min()
+    /// Whether nothing waits but what was refused or is locked.
+    fn is_idle(&self) -> bool {
+        self.under_way.is_none() && self.gathering.is_empty() && self.stuck.is_empty() && self.in_doubt.is_none()
+    }
+
+    /// Whether a poll or a change of state would be lost by ending now. Rows that are only given back would not: their owner is gone then,
+    /// and whoever takes over reads the journal.
+    pub(super) fn has_facts(&self) -> bool {
+        let is_fact = |recording: &Recording| {
+            let batch = &recording.batch;
+            !batch.polls.is_empty() || batch.entries.iter().any(|entry| entry.transition.is_some())
+        };
+        let stuck = self.stuck.iter().chain(&self.locked).chain(&self.in_doubt).map(|recording| &**recording);
+        self.under_way.is_some() || !self.refused.is_empty() || stuck.chain([&self.gathering]).any(is_fact)
+    }
+
+    /// What the database refuses, in words for the end of the process.
+    pub(super) fn unwritten(&self) -> Option<String> {
+        let first = self.refused.first()?;
+        Some(format!("the database refuses the records of {} transaction(s): {}", self.refused.len(), first.why))
     }
 
     fn take(&mut self, replica: Option<ReplicaId>) -> Box<Recording> {
@@ -152,15 +194,38 @@ impl Outbox {
         self.under_way = None;
     }
 
-    /// It could not be written: again.
-    pub(super) fn again(&mut self, recording: Box<Recording>) {
-        self.stuck.push(recording);
+    /// It was written.
+    pub(super) fn written(&mut self, recording: &Recording) {
+        self.acknowledged = recording.number;
     }
 
-    /// What was given up for a while is tried again.
+    /// It may have been written or not: the same again, before any other.
+    pub(super) fn again(&mut self, now: Instant, recording: Box<Recording>) {
+        match self.retrying.take() {
+            // Tried and known not to be written: others come first.
+            Some((why, wait)) if recording.attempt.0.is_none() => self.refuse(now, recording, why, wait),
+            _ => self.in_doubt = Some(recording),
+        }
+    }
+
+    /// It took too long. True when it is taken apart now.
+    pub(super) fn timed_out(&mut self, mut recording: Box<Recording>) -> Option<Box<Recording>> {
+        recording.timeouts += 1;
+        if recording.timeouts >= MOST_TIMEOUTS && recording.attempt.0.is_none() {
+            return Some(recording);
+        }
+        self.in_doubt = Some(recording);
+        None
+    }
+
+    /// What was given up because of somebody's locks is tried again.
     pub(super) fn retry(&mut self) {
-        self.stuck.append(&mut self.refused);
         self.stuck.append(&mut self.locked);
+    }
+
+    /// Refused records have one more try, before the process ends.
+    pub(super) fn retry_refused(&mut self, now: Instant) {
+        self.refused.iter_mut().for_each(|refused| refused.retry_at = now);
     }
 
     /// What of the recording cannot be written as long as another session keeps the rows locked. One that is set aside already takes it
@@ -168,77 +233,106 @@ impl Outbox {
     pub(super) fn set_aside(&mut self, recording: &mut Recording, locked: &HashSet<Uuid>) {
         let mut aside = recording.split_off(|id| locked.contains(&id));
         aside.batch.skip_locked = true;
-        match self.locked.last_mut().filter(|last| last.replica == aside.replica && last.stripped == aside.stripped) {
+        match self.locked.last_mut().filter(|last| last.is_like(&aside)) {
             Some(last) => last.absorb(aside),
             None => self.locked.push(Box::new(aside)),
         }
     }
 
-    /// The database refuses what a batch says: each transaction gets a batch of its own, so that one cannot hold up the others; one
-    /// that is alone is written without the provider's text, which is all of it that is not ours. False when even that was refused.
-    pub(super) fn take_apart(&mut self, mut recording: Box<Recording>) -> bool {
-        let ids: BTreeSet<Uuid> = (recording.batch.entries.iter().map(|entry| entry.id))
-            .chain(recording.batch.polls.iter().map(|poll| poll.transaction_id))
-            .chain(recording.batch.dropped.iter().copied())
-            .collect();
-        if ids.len() > 1 {
-            for id in ids {
-                self.stuck.push(Box::new(recording.split_off(|of| of == id)));
-            }
-        } else if recording.stripped {
-            self.refused.push(recording);
-            return false;
-        } else {
-            recording.strip();
-            self.stuck.push(recording);
+    /// The database refuses what a batch says: it is halved until the transaction to blame stands alone, and that one waits. `Some`: to be
+    /// told, because it was not yet.
+    pub(super) fn take_apart(&mut self, now: Instant, recording: Box<Recording>, why: &str) -> Option<Uuid> {
+        let before = self.retrying.take();
+        if !recording.is_atom() {
+            self.stuck.extend(recording.take_apart().into_iter().rev().map(Box::new));
+            return None;
         }
-        true
+        let told = before.as_ref().is_some_and(|(cause, _)| cause == why);
+        let wait = before.map_or(REFUSED_FOR, |(_, wait)| (wait * 2).min(LONGEST_REFUSED));
+        let id = recording.ids().first().copied();
+        self.refuse(now, recording, why.to_owned(), wait);
+        id.filter(|_| !told)
+    }
+
+    fn refuse(&mut self, now: Instant, mut recording: Box<Recording>, why: String, wait: Duration) {
+        recording.forget_attempts();
+        self.refused.push(Refused { recording, retry_at: now + wait, wait, why });
     }
 }
 
-impl Recording {
-    fn is_empty(&self) -> bool {
-        self.batch.polls.is_empty() && self.batch.entries.is_empty() && self.batch.dropped.is_empty()
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Recorded;
+    use chrono::DateTime;
 
-    fn len(&self) -> usize {
-        self.batch.polls.len().max(self.batch.entries.len())
-    }
-
-    /// Takes out everything about the transactions that `of` names.
-    fn split_off(&mut self, of: impl Fn(Uuid) -> bool) -> Self {
-        Self {
-            batch: self.batch.split_off(&of),
-            replica: self.replica,
-            attempt: Attempt::default(),
-            carried: self.carried.extract_if(.., |carried| of(carried.held.transaction.id)).collect(),
-            news: self.news.extract_if(.., |(id, _)| of(*id)).collect(),
-            since: self.since,
-            stripped: self.stripped,
+    fn poll(number: u128) -> Poll {
+        Poll {
+            transaction_id: Uuid::from_u128(number),
+            provider: "khalti",
+            account: "default".into(),
+            due_at: DateTime::UNIX_EPOCH,
+            sent_at: DateTime::UNIX_EPOCH,
+            latency_ms: None,
+            http_status: None,
+            outcome: "timeout",
+            error: None,
+            declaration: None,
         }
     }
 
-    /// Takes in another one under the same replica; neither was ever written.
-    fn absorb(&mut self, mut other: Self) {
-        self.batch.polls.append(&mut other.batch.polls);
-        self.batch.entries.append(&mut other.batch.entries);
-        self.batch.dropped.append(&mut other.batch.dropped);
-        self.carried.append(&mut other.carried);
-        self.news.append(&mut other.news);
-    }
-
-    /// Takes out what the provider said.
-    fn strip(&mut self) {
-        self.stripped = true;
-        for poll in &mut self.batch.polls {
-            poll.error = poll.error.take().map(|_| "not storable".to_owned());
-        }
-        for entry in &mut self.batch.entries {
-            (entry.details, entry.action, entry.word) = (None, None, None);
-            entry.reason = entry.reason.take().map(|reason| reason.map(|_| "not storable".to_owned()));
-            if let Some(transition) = &mut entry.transition {
-                transition.evidence = None;
+    /// Writes everything; the database refuses the transaction `bad`. Which transactions were written, and which were told of.
+    fn write(outbox: &mut Outbox, now: Instant, bad: u128) -> (Vec<u128>, Vec<u128>) {
+        let (mut written, mut told) = (Vec::new(), Vec::new());
+        while let Some(recording) = outbox.next(now, None, true) {
+            outbox.returned();
+            let ids = recording.ids();
+            if ids.contains(&Uuid::from_u128(bad)) {
+                told.extend(outbox.take_apart(now, recording, "no").map(|id| id.as_u128()));
+            } else {
+                written.extend(ids.into_iter().map(|id| id.as_u128()));
+                outbox.written(&recording);
             }
         }
+        written.sort_unstable();
+        (written, told)
+    }
+
+    #[test]
+    fn one_refused_transaction_is_told_once_backs_off_and_is_in_nobodys_way() {
+        let now = Instant::now();
+        let mut outbox = Outbox::default();
+        (0..50).for_each(|number| outbox.poll(now, poll(number)));
+        let (written, told) = write(&mut outbox, now, 7);
+        assert_eq!((written.len(), told), (49, vec![7]));
+        assert!(outbox.is_done() && outbox.has_facts() && outbox.unwritten().is_some());
+        // Others go on, and it is not tried before its time.
+        outbox.poll(now, poll(100));
+        assert_eq!(write(&mut outbox, now, 7), (vec![100], vec![]));
+        assert_eq!(outbox.due(), Some(now + REFUSED_FOR));
+        assert_eq!(write(&mut outbox, now + REFUSED_FOR, 7), (vec![], vec![]));
+        assert_eq!(outbox.due(), Some(now + REFUSED_FOR + 2 * REFUSED_FOR));
+        assert_eq!(write(&mut outbox, now + 4 * REFUSED_FOR, 0), (vec![7], vec![]));
+        assert!(!outbox.has_facts());
+    }
+
+    #[test]
+    fn no_batch_is_written_while_an_earlier_one_is_in_doubt() {
+        let now = Instant::now();
+        let mut outbox = Outbox::default();
+        outbox.poll(now, poll(1));
+        let mut first = outbox.next(now, None, true).expect("gathered");
+        let number = first.number;
+        first.attempt.0 = Some(Recorded::default());
+        outbox.returned();
+        outbox.again(now, first);
+        outbox.bygone(now, Batch { polls: vec![poll(2)], ..Batch::default() });
+        outbox.poll(now, poll(3));
+        let again = outbox.next(now, None, true).expect("in doubt");
+        assert_eq!((again.number, again.ids().len()), (number, 1));
+        outbox.returned();
+        outbox.written(&again);
+        assert_eq!(outbox.acknowledged(), number);
+        assert_eq!(outbox.next(now, None, true).map(|next| next.number), Some(number + 1));
     }
 }

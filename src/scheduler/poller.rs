@@ -1,8 +1,8 @@
 //! One poll: from a held transaction to what came of it.
 
-use super::engine::Asked;
 use super::held::Held;
 use super::lane::LaneSpec;
+use super::protocol::Asked;
 use super::token::{NoToken, Refusal, Tokens};
 use crate::domain::{Health, NoAnswer, Outcome};
 use crate::providers::{Ask, Token, TokenFlow};
@@ -371,7 +371,7 @@ mod tests {
     fn held() -> Held {
         let transaction = Transaction::new(Uuid::nil(), "dropayment", "default".into(), "ref", DateTime::UNIX_EPOCH);
         let (due, unsaved) = (DateTime::UNIX_EPOCH, Unsaved::default());
-        Held { transaction, lane: 0, fence: 0, epoch: 0, due, flaw: None, unsaved }
+        Held { transaction, lane: 0, fence: 0, epoch: 0, due, flaw: None, backlog: false, generation: 0, unsaved }
     }
 
     fn transport() -> Transport {

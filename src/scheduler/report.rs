@@ -1,7 +1,8 @@
 //! What the engine tells becomes log lines and metrics.
 
-use super::engine::{Engine, News};
+use super::engine::Engine;
 use super::lane::LaneSpec;
+use super::notice::News;
 use super::poller::Poller;
 use crate::domain::State;
 use crate::metrics::Metrics;
@@ -79,6 +80,19 @@ impl Reporter {
                     wait.as_secs()
                 );
             }
+            News::Suspended { lane, because } => {
+                let (provider, account) = (self.lanes[lane].provider, &*self.lanes[lane].account);
+                match because {
+                    Some(reason) => info!(
+                        event = event::ACCOUNT_PAUSED,
+                        provider,
+                        account,
+                        reason,
+                        "{provider}/{account} is paused by an operator, nothing of it is asked: {reason}"
+                    ),
+                    None => info!(event = event::ACCOUNT_RESUMED, provider, account, "{provider}/{account} is resumed"),
+                }
+            }
             News::DatabaseLost(why) => {
                 if self.outage.is_lost(Instant::now()) {
                     error!(
@@ -89,9 +103,30 @@ impl Reporter {
                 }
             }
             News::DatabaseBack => self.outage.is_back(Instant::now()),
-            News::Unrecorded(why) => {
-                error!(event = event::POLL_FAILED, error = why, "the database refuses the record of a poll; it is tried again");
+            News::CommitsLost(what) => {
+                error!(
+                    event = event::COMMITS_LOST,
+                    error = what,
+                    "the database has lost commits, by a failover or a restore: {what}. All that is not settled there is taken up again"
+                );
             }
+            News::RecordRefused { id, why } => {
+                error!(
+                    event = event::RECORD_REFUSED,
+                    transaction_id = %id,
+                    error = why,
+                    "the database refuses what is to be recorded of transaction {id}; it is tried again, and others go on: {why}"
+                );
+            }
+            News::RowRefused { id, why } => {
+                error!(
+                    event = event::RECORD_REFUSED,
+                    transaction_id = %id,
+                    error = why,
+                    "transaction {id} cannot be taken up; it is tried again, and others go on: {why}"
+                );
+            }
+            News::Recovered(count) => debug!(count, "rows that this replica owned without knowing are taken up again"),
             News::Locked(count) => {
                 warn!(
                     event = event::POLL_FAILED,
@@ -194,18 +229,18 @@ impl Reporter {
     pub(super) fn look(&mut self, engine: &Engine, pollers: &[Arc<Poller>], now: Instant) {
         self.metrics.turn(now);
         self.metrics.ready.store(engine.has_database(), Relaxed);
-        for (lane, metrics) in engine.lanes.iter().zip(&self.metrics.accounts) {
-            metrics.in_flight.store(u64::from(lane.in_flight), Relaxed);
-            metrics.circuit_open.store(lane.circuit.is_open(), Relaxed);
-            metrics.paused.store(lane.is_held(now), Relaxed);
+        for (lane, metrics) in engine.lanes().iter().zip(&self.metrics.accounts) {
+            metrics.in_flight.store(u64::from(lane.in_flight()), Relaxed);
+            metrics.circuit_open.store(lane.circuit().is_open(), Relaxed);
+            metrics.paused.store(lane.is_paused(now), Relaxed);
         }
         if now >= self.next_ages {
             self.next_ages = now + AGES_EVERY;
-            for ((lane, poller), metrics) in engine.lanes.iter().zip(pollers).zip(&self.metrics.accounts) {
+            for ((lane, poller), metrics) in engine.lanes().iter().zip(pollers).zip(&self.metrics.accounts) {
                 // What waits for a token is in flight, or is tried again in a while, and is late all the same.
-                let tokenless = poller.waits_for_token_since().filter(|_| lane.in_flight > 0 || lane.held() > 0);
-                let oldest = lane.ready.keys().map(|(_, due, _)| *due).chain(tokenless).min();
-                let waited = oldest.map_or(Duration::ZERO, |due| now.saturating_duration_since(due));
+                let tokenless = poller.waits_for_token_since().filter(|_| lane.in_flight() > 0 || lane.idle() > 0);
+                let tokenless = tokenless.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+                let waited = lane.oldest_due(now).max(tokenless);
                 metrics.oldest_due_us.store(u64::try_from(waited.as_micros()).unwrap_or(u64::MAX), Relaxed);
             }
         }
@@ -213,7 +248,7 @@ impl Reporter {
         if self.outage.is_over(now) {
             info!(event = event::DATABASE_BACK, "the database is back");
         }
-        let due: usize = engine.lanes.iter().map(|lane| lane.ready.len()).sum();
+        let due: usize = engine.lanes().iter().map(super::lane::Lane::ready).sum();
         let busy = self.polls > 0 || due > 0 || engine.in_flight() > 0;
         if now >= self.next_summary && (busy || now >= self.since + IDLE) {
             self.summary(due, engine, now);
@@ -243,7 +278,7 @@ impl Reporter {
         };
         let (p50, p99) = (at(0.5), at(0.99));
         let failures: Vec<String> = self.failures.iter().map(|(provider, count)| format!("{provider} {count}")).collect();
-        let held: usize = engine.lanes.iter().map(super::lane::Lane::held).sum();
+        let held: usize = engine.lanes().iter().map(super::lane::Lane::idle).sum();
         info!(
             event = event::SUMMARY,
             due,

@@ -6,6 +6,7 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 use std::sync::Arc;
 use std::time::Duration;
+use uuid::Uuid;
 
 /// A wish for send slots.
 #[derive(Clone, Debug)]
@@ -50,6 +51,8 @@ pub struct AccountState {
     pub probe_at: Option<DateTime<Utc>>,
     /// Why the circuit is open.
     pub reason: Option<String>,
+    /// An operator wants nothing sent, for this reason.
+    pub paused: Option<String>,
 }
 
 /// How far ahead of need slots are drawn.
@@ -174,6 +177,47 @@ impl Store {
         Ok(done.rows_affected() == 1)
     }
 
+    /// Closes the account's circuit where there is nothing left to probe with. True when it was open.
+    pub async fn abandon_circuit(&self, provider: &str, account: &str) -> Result<bool, StoreError> {
+        let done = sqlx::query(
+            "update paypoll.accounts set circuit_since = null, circuit_reason = null, probe_at = null
+              where provider = $1 and account = $2 and circuit_since < clock_timestamp() - interval '10 minutes'
+                and not exists (select from paypoll.transactions t
+                                 where t.provider = $1 and t.account = $2 and t.next_poll_at is not null)",
+        )
+        .bind(provider)
+        .bind(account)
+        .execute(&self.pool)
+        .await?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// Takes a key of which at most one request may be in flight, over all replicas; it is free again after `longest`. False when another
+    /// process has it.
+    pub async fn take_key(&self, key: &[u8], process: Uuid, longest: Duration) -> Result<bool, StoreError> {
+        let done = sqlx::query(
+            "insert into paypoll.exclusive_keys as k (key, process, until) values ($1, $2, clock_timestamp() + make_interval(secs => $3))
+                 on conflict (key) do update set process = excluded.process, until = excluded.until
+              where k.until < clock_timestamp() or k.process = excluded.process",
+        )
+        .bind(key)
+        .bind(process)
+        .bind(longest.as_secs_f64())
+        .execute(&self.pool)
+        .await?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// The request for which the key was taken has ended.
+    pub async fn give_key_back(&self, key: &[u8], process: Uuid) -> Result<(), StoreError> {
+        sqlx::query("delete from paypoll.exclusive_keys where key = $1 and process = $2")
+            .bind(key)
+            .bind(process)
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
     /// Takes the right to send the one probe of this interval. False when another replica has it, or the circuit is closed.
     pub async fn take_probe(&self, provider: &str, account: &str, probe_after: Duration) -> Result<bool, StoreError> {
         let done = sqlx::query(
@@ -188,11 +232,14 @@ impl Store {
         Ok(done.rows_affected() == 1)
     }
 
-    /// Every account that is held or whose circuit is open.
+    /// Every account that is paused or whose circuit is open.
     pub async fn account_states(&self) -> Result<Vec<AccountState>, StoreError> {
         let rows = sqlx::query(
-            "select provider, account, held_until, probe_at, circuit_reason from paypoll.accounts
-              where circuit_since is not null or held_until > clock_timestamp()",
+            "select provider, account, held_until, probe_at, circuit_reason,
+                    case when paused_until is null or paused_until > clock_timestamp() then paused_because end as paused
+               from paypoll.accounts
+              where circuit_since is not null or held_until > clock_timestamp()
+                 or paused_at is not null and (paused_until is null or paused_until > clock_timestamp())",
         )
         .fetch_all(&self.pool)
         .await?;
@@ -204,6 +251,7 @@ impl Store {
                     held_until: row.try_get("held_until")?,
                     probe_at: row.try_get("probe_at")?,
                     reason: row.try_get("circuit_reason")?,
+                    paused: row.try_get("paused")?,
                 })
             })
             .collect()

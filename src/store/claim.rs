@@ -1,15 +1,37 @@
 //! Claiming: taking due transactions for this replica.
 
-use super::{Membership, ReplicaId, Store, StoreError};
+use super::rows::{Named, column, int};
+use super::{Membership, ReplicaId, Store, StoreError, Trouble};
 use crate::domain::{Progress, State, Transaction, outcome};
 use crate::wire;
-use chrono::{DateTime, Days, Utc};
+use chrono::{DateTime, Days, TimeDelta, Utc};
 use serde_json::Value;
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{Acquire, Row};
 use std::collections::HashMap;
 use std::sync::Arc;
 use uuid::Uuid;
+
+/// What to claim, and for whom.
+#[derive(Clone, Debug)]
+pub struct ClaimOrder {
+    /// This replica.
+    pub replica: ReplicaId,
+    /// This process.
+    pub process: Uuid,
+    /// Raised by every claim of the process: proves that it was committed.
+    pub number: i64,
+    /// The living.
+    pub members: Membership,
+    /// How many of which account.
+    pub lanes: Vec<LaneRoom>,
+    /// Due until then.
+    pub horizon: DateTime<Utc>,
+    /// Rows that were refused not long ago: left alone for now.
+    pub avoid: Vec<Uuid>,
+    /// Rows that this replica owns without having them in memory: made free first.
+    pub abandoned: Vec<Uuid>,
+}
 
 /// How many transactions of one account may be claimed.
 #[derive(Clone, Debug)]
@@ -20,8 +42,23 @@ pub struct LaneRoom {
     pub account: Arc<str>,
     /// What fell due before this was claimed by an earlier look, so that this one need not read past it.
     pub since: DateTime<Utc>,
-    /// At most so many.
+    /// At most so many that are new or have been polled all along.
     pub room: usize,
+    /// The same for what was reopened by an operator or inserted long after its initiation.
+    pub backlog_since: DateTime<Utc>,
+    /// At most so many of those.
+    pub backlog_room: usize,
+    /// Which of the due rows does this replica own? From this due time on, so many that one statement stays short; `None`: not asked.
+    pub survey: Option<DateTime<Utc>>,
+}
+
+impl LaneRoom {
+    /// Room for `room` transactions of either kind, however long ago they fell due.
+    #[must_use]
+    pub fn new(provider: &'static str, account: Arc<str>, room: usize) -> Self {
+        let since = DateTime::UNIX_EPOCH;
+        Self { provider, account, since, room, backlog_since: since, backlog_room: room, survey: None }
+    }
 }
 
 /// A due transaction, locked while its placement is decided.
@@ -43,6 +80,8 @@ pub struct Candidate {
     pub unplanned: Vec<DateTime<Utc>>,
     /// Why the row cannot be asked about.
     pub flaw: Option<String>,
+    /// Reopened, or inserted long after its initiation: it waits behind what is new.
+    pub backlog: bool,
     /// The fence before it is placed.
     pub fence: i64,
 }
@@ -71,6 +110,23 @@ pub struct Claimed {
     pub due: DateTime<Utc>,
     /// Why the row cannot be asked about.
     pub flaw: Option<String>,
+    /// See [`Candidate::backlog`].
+    pub backlog: bool,
+}
+
+/// What a look found in one account.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LaneFound {
+    /// How many that are new or have been polled all along.
+    pub ordinary: usize,
+    /// When the last of them was due.
+    pub last: Option<DateTime<Utc>>,
+    /// How many of the backlog.
+    pub backlog: usize,
+    /// When the last of them was due.
+    pub backlog_last: Option<DateTime<Utc>>,
+    /// From where to survey on; `None` when the end was reached.
+    pub survey: Option<DateTime<Utc>>,
 }
 
 /// What a look found.
@@ -78,24 +134,53 @@ pub struct Claimed {
 pub struct Claim {
     /// The transactions that are now held.
     pub held: Vec<Claimed>,
-    /// For each lane asked for: how many were found, and when the last of them was due.
-    pub found: Vec<(usize, Option<DateTime<Utc>>)>,
+    /// For each lane asked for.
+    pub found: Vec<LaneFound>,
+    /// Due rows that this replica owned before the claim, as far as they were surveyed: the transaction and its fence.
+    pub own: Vec<(Uuid, i64)>,
+    /// Rows that could not be read or taken, and why. All others were.
+    pub refused: Vec<(Uuid, String)>,
     /// The database's clock during the statement, if any were found.
     pub clock: Option<DateTime<Utc>>,
 }
 
-/// First half: one account after the other, in the order in which transactions fall due, what nobody alive holds.
-/// Second half (`for … skip locked`): rows that another replica is just taking are his.
+/// First half: one account after the other, in the order in which transactions fall due, what nobody alive holds; what is new or has been
+/// polled all along apart from the backlog, so that none of it waits behind a bulk retry.
+/// Second half (`for … skip locked`): rows that another replica is just taking are its own.
 ///
-/// Somebody who is not among the living as of `$6` is dead for good; whoever registered later has an id above `$5`. So an owner
-/// that this replica has not heard of yet is never mistaken for a dead one.
+/// An owner absent from the alive list as of `$6` is dead for good; whoever registered later has an id above `$5`. So an owner that this
+/// replica has not heard of yet is never mistaken for a dead one, and neither is one whose number was given out again after a failover.
 ///
 /// A state that only a newer version polls is left to it.
 ///
 /// Owner 0: its last owner let it go without writing it. Free to take, but with what its journal knows.
 ///
 /// No value is read without a bound: a row from before the bounds is set aside, and its values stay where they are.
-const SELECT: &str = "
+macro_rules! free {
+    ($class:literal, $since:literal, $room:literal) => {
+        concat!(
+            "select * from (select * from paypoll.transactions t
+              where t.provider = lane.provider and t.account = lane.account
+                and t.next_poll_at >= ",
+            $since,
+            " and t.next_poll_at <= $9 and t.state in ('pending', 'action_required')
+                and (t.owner is null or (t.owner <= $7 and t.owner <> all ($8)
+                                         and not exists (select from paypoll.replicas r where r.id = t.owner)))
+                and t.id <> all ($10)
+                and ",
+            $class,
+            "(t.reopened_at is not null or t.created_at - t.initiated_at >= interval '10 minutes')
+              order by t.next_poll_at
+              limit ",
+            $room,
+            "
+                for no key update skip locked) t"
+        )
+    };
+}
+
+const SELECT: &str = concat!(
+    "
     select lane.number, t.id, left(t.reference, 512) as reference,
            case when pg_column_size(t.params) <= 65536 and octet_length(t.params::text) <= 65536 then t.params end as params,
            case when octet_length(t.amount::text) <= 100 then t.amount::text end as amount,
@@ -104,16 +189,33 @@ const SELECT: &str = "
                 when octet_length(t.amount::text) > 100 then 'amount has more than 100 digits' end as oversized,
            left(t.currency, 20) as currency, t.initiated_at, t.reopened_at, t.action_at,
            t.state, left(t.provider_state, 256) as provider_state, t.attempts, t.failures, t.not_found, t.last_polled_at, t.next_poll_at,
-           t.opened_at, t.phase, t.phase_since, t.gaps, t.answered, t.not_before, t.fence, t.owner, clock_timestamp() as clock
-      from unnest($1::text[], $2::text[], $3::timestamptz[], $4::bigint[]) with ordinality as lane (provider, account, since, room, number)
+           t.opened_at, t.phase, t.phase_since, t.gaps, t.answered, t.not_before, t.fence, t.owner, clock_timestamp() as clock,
+           t.reopened_at is not null or t.created_at - t.initiated_at >= interval '10 minutes' as backlog
+      from unnest($1::text[], $2::text[], $3::timestamptz[], $4::bigint[], $5::timestamptz[], $6::bigint[])
+           with ordinality as lane (provider, account, since, room, backlog_since, backlog_room, number)
+     cross join lateral (",
+    free!("not ", "lane.since", "lane.room"),
+    " union all ",
+    free!("", "lane.backlog_since", "lane.backlog_room"),
+    ") t
+     order by lane.number, t.next_poll_at"
+);
+
+/// Of each account the rows that fell due from a moment on, a bounded number, whoever owns them.
+const SURVEY: &str = "
+    select lane.number, t.id, t.fence, t.next_poll_at, t.owner = $4 as own
+      from unnest($1::text[], $2::text[], $3::timestamptz[]) with ordinality as lane (provider, account, since, number)
      cross join lateral (
-           select * from paypoll.transactions t
+           select id, fence, owner, next_poll_at from paypoll.transactions t
             where t.provider = lane.provider and t.account = lane.account
-              and t.next_poll_at >= lane.since and t.next_poll_at <= $7 and t.state in ('pending', 'action_required')
-              and (t.owner is null or (t.owner <= $5 and t.owner <> all ($6)))
+              and t.next_poll_at >= lane.since and t.next_poll_at <= clock_timestamp()
             order by t.next_poll_at
-            limit lane.room
-              for no key update skip locked) t";
+            limit $5) t
+     where lane.since is not null
+     order by lane.number, t.next_poll_at";
+
+/// So many rows are surveyed at once.
+const SURVEYED: usize = 5000;
 
 /// What the journal knows of transactions whose owner died: polls that are not counted in their rows.
 const JOURNAL: &str = "
@@ -123,48 +225,53 @@ const JOURNAL: &str = "
      where p.sent_at > $3
      order by p.transaction_id, p.sent_at";
 
-/// Takes what is to be held, and leaves the rest for later, all under a new fence.
+/// Takes what is to be held, and leaves the rest for later, all under a new fence. The number proves that it was committed.
 const UPDATE: &str = "
+    with numbered as (
+        insert into paypoll.commits as c (process, stream, number) values ($13, 1, $14)
+            on conflict (process, stream) do update set number = excluded.number, at = clock_timestamp() where c.number < excluded.number)
     update paypoll.transactions t
        set fence = t.fence + 1, owner = x.owner, next_poll_at = x.due,
            attempts = x.attempts, failures = x.failures, not_found = x.not_found, last_polled_at = x.polled_at,
            opened_at = x.opened_at, phase = x.phase, phase_since = x.phase_since, gaps = x.gaps, answered = x.answered,
            not_before = x.not_before
       from unnest($1::uuid[], $2::bigint[], $3::timestamptz[], $4::int[], $5::int[], $6::int[], $7::timestamptz[],
-                  $8::timestamptz[], $9::smallint[], $10::timestamptz[], $11::int[], $12::timestamptz[], $13::bool[])
-           as x (id, owner, due, attempts, failures, not_found, polled_at, opened_at, phase, phase_since, gaps, not_before, answered)
-     where t.id = x.id";
+                  $8::timestamptz[], $9::smallint[], $10::timestamptz[], $11::int[], $12::timestamptz[], $15::bigint[], $16::bool[])
+           as x (id, owner, due, attempts, failures, not_found, polled_at, opened_at, phase, phase_since, gaps, not_before, fence, answered)
+     where t.id = x.id and t.fence = x.fence";
 
-/// Frees what this replica owns without knowing. Waits for a commit that is still under way.
+/// Frees what an earlier claim may have taken although its answer got lost. Waits for a commit that is still under way.
 const RELEASE: &str = "update paypoll.transactions set owner = null, fence = fence + 1 where id = any ($1) and owner = $2";
 
+/// Frees what this replica owns and does not have in memory, whatever the cause. The journal knows more of it than its row.
+const ABANDON: &str = "
+    update paypoll.transactions set owner = 0, fence = fence + 1 where id = any ($1) and owner = $2 and next_poll_at is not null";
+
 impl Store {
-    /// Takes due transactions of the accounts in `lanes` until `horizon`. `place` says of each what to do with it.
+    /// Which of these transactions the replica owns and still polls, each with its fence.
+    pub async fn owned(&self, replica: ReplicaId, ids: &[Uuid]) -> Result<Vec<(Uuid, i64)>, StoreError> {
+        let owned = "select id, fence from paypoll.transactions where id = any ($1) and owner = $2 and next_poll_at is not null";
+        let rows = sqlx::query(owned).bind(ids).bind(replica.0).fetch_all(&self.pool).await?;
+        rows.iter().map(|row| Ok((row.try_get("id")?, row.try_get("fence")?))).collect()
+    }
+
+    /// Takes due transactions of the accounts in `order` until its horizon. `place` says of each what to do with it.
     ///
     /// When it fails, `unsure` says which transactions may have been taken nevertheless: this replica does not hold them, and as their
     /// living owner keeps them from all others. Given again with the next claim, they are released first.
     pub async fn claim(
         &self,
-        replica: ReplicaId,
-        members: &Membership,
-        lanes: &[LaneRoom],
-        horizon: DateTime<Utc>,
+        order: &ClaimOrder,
         place: &mut (dyn FnMut(&mut Candidate) -> Placement + Send),
         unsure: &mut Vec<Uuid>,
     ) -> Result<Claim, StoreError> {
         let mut connection = self.pool.acquire().await?;
+        let mut claim = Claim { found: vec![LaneFound::default(); order.lanes.len()], ..Claim::default() };
         let mut tx = connection.begin().await?;
-        if !unsure.is_empty() {
-            sqlx::query(RELEASE).bind(&*unsure).bind(replica.0).execute(&mut *tx).await?;
-        }
-        let mut claim = Claim { held: Vec::new(), found: vec![(0, None); lanes.len()], clock: None };
-        let mut candidates = select(&mut tx, members, lanes, horizon, &mut claim).await?;
+        free(&mut tx, order, unsure).await?;
+        survey(&mut tx, order, &mut claim).await?;
+        let mut candidates = select(&mut tx, order, &mut claim).await?;
         add_journal(&mut tx, &mut candidates).await?;
-        if candidates.is_empty() {
-            tx.commit().await?;
-            unsure.clear();
-            return Ok(claim);
-        }
         let mut placed = Vec::with_capacity(candidates.len());
         for mut candidate in candidates {
             let placement = place(&mut candidate);
@@ -172,7 +279,18 @@ impl Store {
                 placed.push((candidate, placement));
             }
         }
-        update(&mut tx, replica, &placed).await?;
+        if !placed.is_empty() {
+            match update(&mut tx, order, &placed).await {
+                Ok(_) => {}
+                Err(error) if error.trouble() == Trouble::Refused => {
+                    tx.rollback().await?;
+                    tx = connection.begin().await?;
+                    free(&mut tx, order, unsure).await?;
+                    placed = take_singly(&mut tx, order, placed, &mut claim.refused).await?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
         unsure.extend(placed.iter().map(|(candidate, _)| candidate.transaction.id));
         tx.commit().await?;
         unsure.clear();
@@ -181,42 +299,124 @@ impl Store {
     }
 }
 
+/// A transaction with what to do with it.
+type Placed = (Candidate, Placement);
+
+/// Makes free what this replica owns in the database alone.
+async fn free(tx: &mut PgConnection, order: &ClaimOrder, unsure: &[Uuid]) -> Result<(), StoreError> {
+    for (statement, ids) in [(RELEASE, unsure), (ABANDON, &order.abandoned)] {
+        if !ids.is_empty() {
+            sqlx::query(statement).bind(ids).bind(order.replica.0).execute(&mut *tx).await?;
+        }
+    }
+    Ok(())
+}
+
+/// The database refuses what was decided, and one row is to blame: each is written by itself, unless somebody else has taken it
+/// meanwhile. What is refused is left as it is and told.
+async fn take_singly(
+    tx: &mut PgConnection,
+    order: &ClaimOrder,
+    placed: Vec<Placed>,
+    refused: &mut Vec<(Uuid, String)>,
+) -> Result<Vec<Placed>, StoreError> {
+    let mut taken = Vec::with_capacity(placed.len());
+    for one in placed {
+        let mut alone = tx.begin().await?;
+        match update(&mut alone, order, std::slice::from_ref(&one)).await {
+            Ok(written) => {
+                alone.commit().await?;
+                taken.extend((written > 0).then_some(one));
+            }
+            Err(error) if error.trouble() == Trouble::Refused => {
+                alone.rollback().await?;
+                refused.push((one.0.transaction.id, error.to_string()));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(taken)
+}
+
 impl Candidate {
     fn held(self, placement: Placement) -> Option<Claimed> {
         match placement {
-            Placement::Hold(due) => {
-                Some(Claimed { lane: self.lane, transaction: self.transaction, fence: self.fence + 1, due, flaw: self.flaw })
-            }
+            Placement::Hold(due) => Some(Claimed {
+                lane: self.lane,
+                transaction: self.transaction,
+                fence: self.fence + 1,
+                due,
+                flaw: self.flaw,
+                backlog: self.backlog,
+            }),
             Placement::Later(_) | Placement::Leave => None,
         }
     }
 }
 
-async fn select(
-    tx: &mut PgConnection,
-    members: &Membership,
-    lanes: &[LaneRoom],
-    horizon: DateTime<Utc>,
-    claim: &mut Claim,
-) -> Result<Vec<Candidate>, StoreError> {
+async fn survey(tx: &mut PgConnection, order: &ClaimOrder, claim: &mut Claim) -> Result<(), StoreError> {
+    if order.lanes.iter().all(|lane| lane.survey.is_none()) {
+        return Ok(());
+    }
+    let most = (SURVEYED / order.lanes.len().max(1)).max(100);
+    let rows = sqlx::query(SURVEY)
+        .bind(column(&order.lanes, |lane| lane.provider))
+        .bind(column(&order.lanes, |lane| &*lane.account))
+        .bind(column(&order.lanes, |lane| lane.survey))
+        .bind(order.replica.0)
+        .bind(i64::try_from(most).unwrap_or(i64::MAX))
+        .fetch_all(tx)
+        .await?;
+    let mut seen = vec![(0, DateTime::UNIX_EPOCH); order.lanes.len()];
+    for row in &rows {
+        let number = usize::try_from(row.try_get::<i64, _>("number")? - 1).unwrap_or(0);
+        if let Some(seen) = seen.get_mut(number) {
+            *seen = (seen.0 + 1, row.try_get("next_poll_at")?);
+        }
+        if row.try_get::<Option<bool>, _>("own")? == Some(true) {
+            claim.own.push((row.try_get("id")?, row.try_get("fence")?));
+        }
+    }
+    for ((count, last), (lane, found)) in seen.into_iter().zip(order.lanes.iter().zip(&mut claim.found)) {
+        // A moment at which more fell due than are looked at: on past it, for this time.
+        let stuck = lane.survey.is_some_and(|from| from >= last);
+        found.survey = (count >= most).then(|| if stuck { last + TimeDelta::microseconds(1) } else { last });
+    }
+    Ok(())
+}
+
+async fn select(tx: &mut PgConnection, order: &ClaimOrder, claim: &mut Claim) -> Result<Vec<Candidate>, StoreError> {
+    let lanes = &order.lanes;
+    let room = |room: usize| i64::try_from(room).unwrap_or(i64::MAX);
     let rows = sqlx::query(SELECT)
-        .bind(lanes.iter().map(|lane| lane.provider).collect::<Vec<_>>())
-        .bind(lanes.iter().map(|lane| &*lane.account).collect::<Vec<_>>())
-        .bind(lanes.iter().map(|lane| lane.since).collect::<Vec<_>>())
-        .bind(lanes.iter().map(|lane| i64::try_from(lane.room).unwrap_or(i64::MAX)).collect::<Vec<_>>())
-        .bind(members.newest)
-        .bind(&members.living)
-        .bind(horizon)
+        .bind(column(lanes, |lane| lane.provider))
+        .bind(column(lanes, |lane| &*lane.account))
+        .bind(column(lanes, |lane| lane.since))
+        .bind(column(lanes, |lane| room(lane.room)))
+        .bind(column(lanes, |lane| lane.backlog_since))
+        .bind(column(lanes, |lane| room(lane.backlog_room)))
+        .bind(order.members.newest)
+        .bind(&order.members.living)
+        .bind(order.horizon)
+        .bind(&order.avoid)
         .fetch_all(tx)
         .await?;
     let mut candidates = Vec::with_capacity(rows.len());
     for row in &rows {
         let number = usize::try_from(row.try_get::<i64, _>("number")? - 1).unwrap_or(0);
         let (Some(lane), Some(found)) = (lanes.get(number), claim.found.get_mut(number)) else { continue };
-        let candidate = candidate(row, lane, number)?;
-        *found = (found.0 + 1, Some(candidate.due));
+        let (due, backlog): (DateTime<Utc>, bool) = (row.try_get("next_poll_at")?, row.try_get("backlog")?);
+        if backlog {
+            (found.backlog, found.backlog_last) = (found.backlog + 1, Some(due));
+        } else {
+            (found.ordinary, found.last) = (found.ordinary + 1, Some(due));
+        }
         claim.clock = Some(row.try_get("clock")?);
-        candidates.push(candidate);
+        // What cannot be read is this row's trouble alone.
+        match candidate(row, lane, number, due, backlog) {
+            Ok(candidate) => candidates.push(candidate),
+            Err(error) => claim.refused.push((row.try_get("id")?, error.to_string())),
+        }
     }
     Ok(candidates)
 }
@@ -253,17 +453,18 @@ fn counted_until(transaction: &Transaction) -> DateTime<Utc> {
     transaction.last_polled_at.unwrap_or(initiated.checked_sub_days(Days::new(1)).unwrap_or(initiated))
 }
 
-async fn update(tx: &mut PgConnection, replica: ReplicaId, placed: &[(Candidate, Placement)]) -> Result<(), StoreError> {
+/// How many were written.
+async fn update(tx: &mut PgConnection, order: &ClaimOrder, placed: &[Placed]) -> Result<u64, StoreError> {
     let all = || placed.iter().map(|(candidate, _)| &candidate.transaction);
     let (owners, due): (Vec<Option<i64>>, Vec<DateTime<Utc>>) = placed
         .iter()
         .map(|(_, placement)| match placement {
-            Placement::Hold(due) => (Some(replica.0), *due),
+            Placement::Hold(due) => (Some(order.replica.0), *due),
             Placement::Later(due) => (None, *due),
             Placement::Leave => (None, DateTime::<Utc>::MAX_UTC),
         })
         .unzip();
-    sqlx::query(UPDATE)
+    let done = sqlx::query(UPDATE)
         .bind(all().map(|t| t.id).collect::<Vec<_>>())
         .bind(owners)
         .bind(due)
@@ -276,67 +477,69 @@ async fn update(tx: &mut PgConnection, replica: ReplicaId, placed: &[(Candidate,
         .bind(all().map(|t| t.progress.phase_since).collect::<Vec<_>>())
         .bind(all().map(|t| int(t.progress.gaps)).collect::<Vec<_>>())
         .bind(placed.iter().map(|(candidate, _)| candidate.not_before).collect::<Vec<_>>())
+        .bind(order.process)
+        .bind(order.number)
+        .bind(column(placed, |(candidate, _)| candidate.fence))
         .bind(all().map(|t| t.progress.answered).collect::<Vec<_>>())
         .execute(tx)
         .await?;
-    Ok(())
+    Ok(done.rows_affected())
 }
 
-/// A count as PostgreSQL's integer; one that does not fit stays at the largest.
-pub(super) fn int(count: u32) -> i32 {
-    i32::try_from(count).unwrap_or(i32::MAX)
-}
-
-fn candidate(row: &PgRow, lane: &LaneRoom, number: usize) -> Result<Candidate, StoreError> {
-    let state = State::from_name(row.try_get("state")?).ok_or_else(|| sqlx::Error::Decode("no state".into()))?;
-    let fence: i64 = row.try_get("fence")?;
+/// The row as a transaction. Errors name the column that cannot be read.
+fn candidate(row: &PgRow, lane: &LaneRoom, number: usize, due: DateTime<Utc>, backlog: bool) -> Result<Candidate, StoreError> {
+    let row = Named::new(row, "paypoll.transactions")?;
+    let state: String = row.get("state")?;
+    let state = State::from_name(&state).ok_or_else(|| row.corrupt("state", format!("{state:?} is no state")))?;
+    let fence: i64 = row.get("fence")?;
     // A check constraint keeps them from being negative.
-    let count = |column| -> Result<u32, StoreError> { Ok(u32::try_from(row.try_get::<i32, _>(column)?).unwrap_or(0)) };
+    let count = |column| -> Result<u32, StoreError> { Ok(u32::try_from(row.get::<i32>(column)?).unwrap_or(0)) };
     let mut flaw = None;
-    let amount: Option<String> = row.try_get("amount")?;
+    let amount: Option<String> = row.get("amount")?;
     let amount = amount.as_deref().map(wire::decimal).transpose().unwrap_or_else(|_| {
         flaw = Some("amount is no number that an answer could be compared with");
         None
     });
     // The one column that PostgreSQL takes and this cannot always read.
-    let params = row.try_get::<Option<Value>, _>("params").unwrap_or_else(|_| {
+    let params = row.get::<Option<Value>>("params").unwrap_or_else(|_| {
         flaw = Some("params cannot be read: they are nested too deeply");
         None
     });
-    let oversized: Option<String> = row.try_get("oversized")?;
+    let oversized: Option<String> = row.get("oversized")?;
     Ok(Candidate {
         transaction: Transaction {
-            id: row.try_get("id")?,
+            id: row.id,
             provider: lane.provider,
             account: lane.account.clone(),
-            reference: row.try_get::<String, _>("reference")?.into(),
+            reference: row.get::<String>("reference")?.into(),
             params: params.unwrap_or_default(),
             amount,
-            currency: row.try_get::<Option<String>, _>("currency")?.map(Into::into),
-            initiated_at: row.try_get("initiated_at")?,
-            reopened_at: row.try_get("reopened_at")?,
-            action_at: row.try_get("action_at")?,
+            currency: row.get::<Option<String>>("currency")?.map(Into::into),
+            initiated_at: row.get("initiated_at")?,
+            reopened_at: row.get("reopened_at")?,
+            action_at: row.get("action_at")?,
             state,
-            provider_state: row.try_get::<Option<String>, _>("provider_state")?.map(Into::into),
+            provider_state: row.get::<Option<String>>("provider_state")?.map(Into::into),
             attempts: count("attempts")?,
             failures: count("failures")?,
             not_found: count("not_found")?,
-            last_polled_at: row.try_get("last_polled_at")?,
+            last_polled_at: row.get("last_polled_at")?,
             progress: Progress {
-                opened_at: row.try_get("opened_at")?,
-                phase: u16::try_from(row.try_get::<i16, _>("phase")?).unwrap_or(0),
-                phase_since: row.try_get("phase_since")?,
+                opened_at: row.get("opened_at")?,
+                phase: u16::try_from(row.get::<i16>("phase")?).unwrap_or(0),
+                phase_since: row.get("phase_since")?,
                 gaps: count("gaps")?,
-                answered: row.try_get("answered")?,
+                answered: row.get("answered")?,
             },
         },
         lane: number,
-        due: row.try_get("next_poll_at")?,
+        due,
         fresh: fence == 0,
-        orphan: row.try_get::<Option<i64>, _>("owner")?.is_some(),
-        not_before: row.try_get("not_before")?,
+        orphan: row.get::<Option<i64>>("owner")?.is_some(),
+        not_before: row.get("not_before")?,
         unplanned: Vec::new(),
         flaw: oversized.or_else(|| flaw.map(str::to_owned)),
+        backlog,
         fence,
     })
 }

@@ -1,7 +1,7 @@
 //! The journal of polls: appending to it, and keeping its partitions.
 
-use super::claim::int;
-use super::record::{Poll, column};
+use super::record::Poll;
+use super::rows::{column, int};
 use super::{Store, StoreError};
 use chrono::{DateTime, Days, NaiveDate, Utc};
 use sqlx::postgres::PgConnection;

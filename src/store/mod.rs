@@ -10,6 +10,7 @@ mod audit;
 mod backlog;
 mod claim;
 mod declarations;
+mod errors;
 mod history;
 mod journal;
 mod levers;
@@ -19,21 +20,23 @@ mod problems;
 mod record;
 mod reopen;
 mod replicas;
+mod rows;
 mod session;
 
 pub use accounts::{AHEAD, AccountState, Draw, Drawn};
 pub use audit::{BusySecond, JournalReader, PolledTransaction};
 pub use backlog::{AccountOverview, Counts, LATE_AFTER, MOST, ROW_LAG, Unclaimed, Unroutable};
-pub use claim::{Candidate, Claim, Claimed, LaneRoom, Placement};
+pub use claim::{Candidate, Claim, ClaimOrder, Claimed, LaneFound, LaneRoom, Placement};
 pub use declarations::Registration;
+pub use errors::{StoreError, Trouble};
 pub use history::{Extent, Found, Life, LifePoll, LifeRow, LifeTransition, Pause, QUEUE, Surroundings};
 pub use levers::Probe;
 pub use list::{Cursor, Filter, LOOKED_AT, Listed, Page};
 pub use migrate::{Migrated, Schema, SchemaError, Server, migrate};
 pub use problems::{ERRORS, EXACT, FrequentError, Overdue, Parked, RecentEvent, Replica, Situation};
-pub use record::{Attempt, Batch, Commit, Entry, Poll, Recorded, Transition};
+pub use record::{Attempt, Batch, Entry, Poll, Recorded, Transition, Writer};
 pub use reopen::{Group, Meant, Reopened};
-pub use replicas::{Beat, Membership, ReplicaId, Verdict};
+pub use replicas::{Beat, Membership, Override, ReplicaId};
 
 use crate::config::Database;
 use secrecy::ExposeSecret;
@@ -47,26 +50,6 @@ use std::pin::pin;
 use std::task;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
-
-/// Why a statement did not do its work.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// The database said no, or could not be reached.
-    #[error("{}", words(.0))]
-    Database(#[from] sqlx::Error),
-    /// The database neither answered nor broke the connection.
-    #[error("the database did not answer within {} s", .0.as_secs())]
-    Silent(Duration),
-    /// Reading what the database holds ended in a panic: a value that no version of paypoll writes.
-    #[error("what the database holds cannot be read")]
-    Unreadable,
-    /// The connection string cannot be read.
-    #[error("database.url: {0}")]
-    Url(String),
-    /// The database, or the session with it, is not as paypoll needs it.
-    #[error("{0}")]
-    Unfit(String),
-}
 
 /// A pool of connections to one database.
 #[derive(Clone)]
@@ -193,13 +176,5 @@ impl Store {
     #[must_use]
     pub fn pool(&self) -> &PgPool {
         &self.pool
-    }
-}
-
-/// What the database or the way to it says. Of the database's own errors only its sentence: sqlx adds a line of PostgreSQL's source.
-fn words(error: &sqlx::Error) -> String {
-    match error {
-        sqlx::Error::Database(error) => error.message().to_owned(),
-        other => other.to_string(),
     }
 }

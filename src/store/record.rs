@@ -1,7 +1,7 @@
 //! Recording: polls, decisions and transitions, in one database transaction.
 
-use super::claim::int;
-use super::{ReplicaId, Store, StoreError};
+use super::rows::{column, int};
+use super::{ReplicaId, Store, StoreError, Trouble};
 use crate::domain::{Progress, Source, State};
 use chrono::{DateTime, Utc};
 use serde_json::Value;
@@ -120,13 +120,29 @@ pub struct Recorded {
     pub locked: HashSet<Uuid>,
     /// The replica has lost its lease: only the journal was written.
     pub lease_lost: bool,
+    /// The database has lost batches that this process was told are committed; this is the last one that it had. Only the journal was
+    /// written: by what was lost, somebody else's write may have the fence that this process believes to be its own.
+    pub history_cut: Option<i64>,
 }
 
-/// The lease is held while the replica's row is there; the lock keeps it there until this transaction has ended.
-/// The transaction's id answers, after a broken connection, whether it was committed; also without the lease, because the journal is
-/// written all the same. What is changed here is signed with the replica's number.
+impl Recorded {
+    /// Whether nothing but the journal was written.
+    #[must_use]
+    pub fn is_journal_only(&self) -> bool {
+        self.lease_lost || self.history_cut.is_some()
+    }
+}
+
+/// Raises the number that proves the commit; where it stands as high already, an earlier attempt was committed. Whoever is still committing
+/// that one is waited for. What is changed here is signed with the replica's number. The lease is held while the replica's row is there; the lock keeps it there until this transaction has ended.
 const LEASE: &str = "
-    select pg_current_xact_id()::text as xid, (select id from paypoll.replicas where id = $1 for key share) is not null as held,
+    with numbered as (
+        insert into paypoll.commits as c (process, stream, number) values ($3, 0, $4)
+            on conflict (process, stream) do update set number = excluded.number, at = clock_timestamp() where c.number < excluded.number
+        returning number)
+    select exists (select from numbered) as fresh,
+           coalesce((select number from paypoll.commits where process = $3 and stream = 0), 0) as before,
+           (select id from paypoll.replicas where id = $1 and process = $3 for key share) is not null as held,
            set_config('lock_timeout', $2, true), set_config('paypoll.actor', concat('replica ', $1::text), true)";
 
 /// A lock is waited for so long at first: a row that a console keeps locked must not hold up all that is recorded with it. When such
@@ -139,7 +155,8 @@ const LOCKED: &str = "
         select id from paypoll.transactions where id = any ($1) order by id for no key update skip locked)
     select id from paypoll.transactions where id = any ($1) except select id from free";
 
-/// First half: the rows that still carry the fence of their claim; a poll of an earlier owner that was counted since the claim may be
+/// First half: the rows that still carry the owner and the fence of their claim (after a failover that lost the claim, somebody else's may
+/// have the same fence); a poll of an earlier owner that was counted since the claim may be
 /// younger than what the claimant knows. Second half: one transition for each change of state.
 const ENTRIES: &str = "
     with x as (
@@ -161,7 +178,7 @@ const ENTRIES: &str = "
                opened_at = x.opened_at, phase = x.phase, phase_since = x.phase_since, gaps = x.gaps, answered = x.answered,
                updated_at = now()
           from x
-         where t.id = x.id and t.fence = x.fence
+         where t.id = x.id and t.fence = x.fence and t.owner = $24
         returning t.id, t.provider_state, t.reason, x.from_state, t.state, x.source, x.evidence
     ), changed as (
         insert into paypoll.transitions (transaction_id, from_state, to_state, provider_state, reason, source, evidence)
@@ -205,99 +222,95 @@ const LATE: &str = "
 
 impl Store {
     /// Writes a batch. Each of its parts is written exactly once, also when the connection breaks during the commit: `attempt`
-    /// remembers what to ask then, and the same batch is given again with it.
-    pub async fn record(&self, replica: ReplicaId, batch: &Batch, attempt: &mut Attempt) -> Result<Recorded, StoreError> {
-        if let Some(recorded) = self.committed(attempt).await? {
-            return Ok(recorded);
-        }
+    /// remembers what became of it if it was committed, and the same batch is given again with it and with the same `number`. A number
+    /// rises from batch to batch of one process, and none is given while an earlier one is in doubt.
+    pub async fn record(&self, writer: Writer, batch: &Batch, attempt: &mut Attempt) -> Result<Recorded, StoreError> {
         let mut connection = self.pool.acquire().await?;
-        match write_all(&mut connection, replica, batch, batch.skip_locked, attempt).await {
-            Err(error) if !batch.skip_locked && is_lock_timeout(&error) => {
-                write_all(&mut connection, replica, batch, true, attempt).await
+        match write_all(&mut connection, writer, batch, batch.skip_locked, attempt).await {
+            Err(error) if !batch.skip_locked && error.is_lock_timeout() => {
+                write_all(&mut connection, writer, batch, true, attempt).await
             }
             written => written,
         }
     }
-
-    /// Whether an earlier attempt was committed although its answer got lost.
-    async fn committed(&self, attempt: &mut Attempt) -> Result<Option<Recorded>, StoreError> {
-        let Some(Commit { xid, recorded }) = &attempt.0 else { return Ok(None) };
-        let status: Option<String> =
-            sqlx::query_scalar("select pg_xact_status($1::text::xid8)").bind(xid).fetch_one(&self.pool).await?;
-        match status.as_deref() {
-            Some("committed") => Ok(Some(recorded.clone())),
-            // Its backend has not noticed yet that the connection broke.
-            Some("in progress") => Err(StoreError::Database(sqlx::Error::Protocol("the last batch is still in progress".into()))),
-            _ => {
-                attempt.0 = None;
-                Ok(None)
-            }
-        }
-    }
 }
 
-/// What an attempt to write a batch must remember until its outcome is known.
+/// Who writes a batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Writer {
+    /// Under this registration; 0: none.
+    pub replica: ReplicaId,
+    /// In this process.
+    pub process: Uuid,
+    /// The batch's number.
+    pub number: i64,
+    /// The last one of which the process was told that it is committed.
+    pub acknowledged: i64,
+}
+
+/// What an attempt to write a batch must remember until its outcome is known: what became of it if it was committed.
 #[derive(Debug, Default)]
-pub struct Attempt(pub Option<Commit>);
-
-/// A commit whose answer may get lost.
-#[derive(Clone, Debug)]
-pub struct Commit {
-    /// The database transaction's id.
-    pub xid: String,
-    /// What became of the batch if it was committed.
-    pub recorded: Recorded,
-}
-
-/// One value of each row, as PostgreSQL takes them: an array for each column.
-pub(super) fn column<'a, R, T>(rows: &'a [R], value: impl Fn(&'a R) -> T) -> Vec<T> {
-    rows.iter().map(value).collect()
-}
-
-/// `lock_not_available`.
-fn is_lock_timeout(error: &StoreError) -> bool {
-    matches!(error, StoreError::Database(sqlx::Error::Database(error)) if error.code().is_some_and(|code| code == "55P03"))
-}
+pub struct Attempt(pub Option<Recorded>);
 
 async fn write_all(
     connection: &mut PgConnection,
-    replica: ReplicaId,
+    writer: Writer,
     batch: &Batch,
     skip_locked: bool,
     attempt: &mut Attempt,
 ) -> Result<Recorded, StoreError> {
     let mut tx = connection.begin().await?;
     let patience = if skip_locked { "0" } else { PATIENCE };
-    let lease = sqlx::query(LEASE).bind(replica.0).bind(patience).fetch_one(&mut *tx).await?;
-    let mut recorded = Recorded { lease_lost: !lease.try_get::<bool, _>("held")?, ..Recorded::default() };
+    let lease = sqlx::query(LEASE)
+        .bind(writer.replica.0)
+        .bind(patience)
+        .bind(writer.process)
+        .bind(writer.number)
+        .fetch_one(&mut *tx)
+        .await?;
+    match (lease.try_get("fresh")?, attempt.0.take()) {
+        (true, _) => {}
+        (false, Some(recorded)) => return Ok(recorded),
+        (false, None) => return Err(StoreError::Database(sqlx::Error::Protocol("a batch's number was given before".into()))),
+    }
+    let before: i64 = lease.try_get("before")?;
+    let history_cut = (before < writer.acknowledged).then_some(before);
+    let mut recorded = Recorded { lease_lost: !lease.try_get::<bool, _>("held")?, history_cut, ..Recorded::default() };
+    // Without a lease nothing is this replica's, whoever may have its number by now.
+    let own = if recorded.lease_lost { ReplicaId(0) } else { writer.replica };
+    let journal_only = recorded.is_journal_only();
     let mut free = Cow::Borrowed(batch);
     if skip_locked {
-        recorded.locked = locked(&mut tx, batch, recorded.lease_lost).await?;
+        recorded.locked = locked(&mut tx, batch, journal_only).await?;
         drop(free.to_mut().split_off(|id| recorded.locked.contains(&id)));
     }
     super::journal::append(&mut tx, &free.polls).await?;
-    if !recorded.lease_lost && !free.entries.is_empty() {
-        let written = write(&mut tx, replica, &free.entries).await?;
+    if !journal_only && !free.entries.is_empty() {
+        let written = write(&mut tx, own, &free.entries).await?;
         recorded.refused = free.entries.iter().map(|entry| entry.id).filter(|id| !written.contains(id)).collect();
     }
     let mut late: HashSet<Uuid> = free.dropped.iter().chain(&recorded.refused).copied().collect();
-    if recorded.lease_lost {
+    if journal_only {
         late.extend(free.polls.iter().map(|poll| poll.transaction_id));
         // Their polls are in the journal already.
         late.extend(free.entries.iter().filter(|entry| entry.polls > 0).map(|entry| entry.id));
     }
     if !late.is_empty() {
-        count_late(&mut tx, replica, &late, &free.polls).await?;
+        count_late(&mut tx, own, &late, &free.polls).await?;
     }
-    attempt.0 = Some(Commit { xid: lease.try_get("xid")?, recorded: recorded.clone() });
-    tx.commit().await?;
-    Ok(recorded)
+    attempt.0 = Some(recorded.clone());
+    let committed = tx.commit().await.map_err(StoreError::from);
+    if committed.as_ref().is_err_and(|error| error.trouble() != Trouble::Unavailable) {
+        // The server itself said that it was rolled back.
+        attempt.0 = None;
+    }
+    committed.map(|()| recorded)
 }
 
 /// The transactions of the batch whose rows cannot be written, because another session has locked them.
-async fn locked(tx: &mut PgConnection, batch: &Batch, lease_lost: bool) -> Result<HashSet<Uuid>, StoreError> {
+async fn locked(tx: &mut PgConnection, batch: &Batch, journal_only: bool) -> Result<HashSet<Uuid>, StoreError> {
     let mut written: Vec<Uuid> = batch.entries.iter().map(|entry| entry.id).chain(batch.dropped.iter().copied()).collect();
-    if lease_lost {
+    if journal_only {
         written.extend(batch.polls.iter().map(|poll| poll.transaction_id));
     }
     Ok(sqlx::query_scalar(LOCKED).bind(written).fetch_all(tx).await?.into_iter().collect())
@@ -330,6 +343,7 @@ async fn write(tx: &mut PgConnection, replica: ReplicaId, entries: &[Entry]) -> 
         .bind(column(entries, |e| transition(e).map(|(from, _)| from)))
         .bind(column(entries, |e| e.transition.as_ref().and_then(|change| json(&change.evidence))))
         .bind(column(entries, |e| e.progress.answered))
+        .bind(replica.0)
         .fetch_all(tx)
         .await?;
     rows.iter().map(|row| Ok(row.try_get("id")?)).collect()

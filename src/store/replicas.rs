@@ -3,6 +3,7 @@
 use super::{Store, StoreError};
 use chrono::{DateTime, Utc};
 use serde_json::json;
+use sqlx::postgres::PgRow;
 use sqlx::types::Json;
 use sqlx::{Connection, Row};
 use std::collections::{BTreeMap, BTreeSet};
@@ -62,11 +63,31 @@ pub struct Beat {
     pub members: Membership,
     /// The database's clock during the statement.
     pub clock: DateTime<Utc>,
+    /// The number of the last batch that this process recorded, as far as the database's history goes; 0: none.
+    pub recorded: i64,
+    /// The same for its claims.
+    pub claimed: i64,
+    /// When somebody first noticed that the server was restarted or is another one, if ever: what was committed just before may be gone.
+    pub cut_at: Option<DateTime<Utc>>,
+}
+
+/// A transaction that somebody else has written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Override {
+    /// The change, as the feed numbers it.
+    pub transition: i64,
+    /// The transaction.
+    pub id: Uuid,
+    /// Its fence now: whoever claimed it under a lower one may not write it any more.
+    pub fence: i64,
 }
 
 /// Registration takes its turn against other registrations, so that numbers become visible in their order.
 const REGISTER: &str = "
-    insert into paypoll.replicas (lease, complied, accounts, host) values (make_interval(secs => $1), 0, $2, $3) returning id";
+    insert into paypoll.replicas (lease, complied, accounts, host, process) values (make_interval(secs => $1), 0, $2, $3, $4) returning id";
+
+/// Processes that are long gone.
+const FORGET: &str = "delete from paypoll.commits where at < clock_timestamp() - interval '7 days'";
 
 /// Renews the lease; then, where this replica may judge, deletes those whose lease has run out, by the database's clock and by the
 /// judge's idea of it; then lists the living. Whoever is just recording holds his lease (`skip locked`): should he stand still in the
@@ -74,7 +95,10 @@ const REGISTER: &str = "
 /// our own are told: mostly none do.
 const BEAT: &str = "
     with beat as (
-        update paypoll.replicas set heartbeat_at = clock_timestamp(), complied = $2 where id = $1 returning id
+        update paypoll.replicas set heartbeat_at = clock_timestamp(), complied = $2 where id = $1 and process = $4 returning id
+    ), noticed as (
+        update paypoll.server set started_at = pg_postmaster_start_time(), cut_at = clock_timestamp()
+         where started_at <> pg_postmaster_start_time() returning cut_at
     ), dead as (
         delete from paypoll.replicas
          where id in (select id from paypoll.replicas
@@ -83,14 +107,14 @@ const BEAT: &str = "
         returning id
     )
     select r.id, r.complied, clock_timestamp() as clock, exists (select from beat) as alive,
-           case when r.accounts <> own.accounts then r.accounts end as others
-      from paypoll.replicas r
+           case when r.accounts <> own.accounts then r.accounts end as others,
+           coalesce((select number from paypoll.commits where process = $4 and stream = 0), 0) as recorded,
+           coalesce((select number from paypoll.commits where process = $4 and stream = 1), 0) as claimed,
+           coalesce((select cut_at from noticed), (select cut_at from paypoll.server)) as cut_at
+      from (select) answer
+      left join paypoll.replicas r on r.id not in (select id from dead)
       left join paypoll.replicas own on own.id = $1
-     where r.id not in (select id from dead)
      order by r.id";
-
-/// Somebody else's change of a transaction: the transition, the transaction, and its fence now.
-pub type Verdict = (i64, Uuid, i64);
 
 /// So many verdicts are read by one statement, and so many times at once.
 const PAGE: usize = 1000;
@@ -105,9 +129,10 @@ const VERDICTS: &str = "
      limit $2";
 
 impl Store {
-    /// Registers a replica that serves `accounts` under a lease of that length.
+    /// Registers this process as a replica that serves `accounts` under a lease of that length.
     pub async fn register(
         &self,
+        process: Uuid,
         lease: Duration,
         accounts: &[(&'static str, Arc<str>)],
         host: &str,
@@ -116,8 +141,14 @@ impl Store {
         let mut connection = self.pool.acquire().await?;
         let mut tx = connection.begin().await?;
         sqlx::query("lock table paypoll.replicas in share row exclusive mode").execute(&mut *tx).await?;
-        let id =
-            sqlx::query_scalar(REGISTER).bind(lease.as_secs_f64()).bind(json!(accounts)).bind(host).fetch_one(&mut *tx).await?;
+        let id = sqlx::query_scalar(REGISTER)
+            .bind(lease.as_secs_f64())
+            .bind(json!(accounts))
+            .bind(host)
+            .bind(process)
+            .fetch_one(&mut *tx)
+            .await?;
+        sqlx::query(FORGET).execute(&mut *tx).await?;
         tx.commit().await?;
         Ok(ReplicaId(id))
     }
@@ -125,14 +156,26 @@ impl Store {
     /// Renews the lease. `complied` is the newest replica that this one leaves room for; `judge` says whether it may declare others
     /// dead: whoever could not beat himself for a while cannot tell who else is dead. It is what the judge takes the database's clock
     /// to show, so that nobody dies because that clock was set forward.
-    pub async fn beat(&self, replica: ReplicaId, complied: i64, judge: Option<DateTime<Utc>>) -> Result<Beat, StoreError> {
-        let rows = sqlx::query(BEAT).bind(replica.0).bind(complied).bind(judge).fetch_all(&self.pool).await?;
-        let mut beat = Beat { alive: false, members: Membership::default(), clock: DateTime::<Utc>::UNIX_EPOCH };
+    pub async fn beat(
+        &self,
+        replica: ReplicaId,
+        process: Uuid,
+        complied: i64,
+        judge: Option<DateTime<Utc>>,
+    ) -> Result<Beat, StoreError> {
+        let rows = sqlx::query(BEAT).bind(replica.0).bind(complied).bind(judge).bind(process).fetch_all(&self.pool).await?;
+        let epoch = DateTime::<Utc>::UNIX_EPOCH;
+        let members = Membership::default();
+        let mut beat = Beat { alive: false, members, clock: epoch, recorded: 0, claimed: 0, cut_at: None };
         let (mut living, mut others) = (Vec::with_capacity(rows.len()), BTreeMap::new());
         for row in &rows {
-            living.push((row.try_get("id")?, row.try_get("complied")?));
+            // Null where nobody is registered at all.
+            living.extend(row.try_get::<Option<i64>, _>("id")?.zip(row.try_get("complied")?));
             beat.alive = row.try_get("alive")?;
             beat.clock = row.try_get("clock")?;
+            beat.recorded = row.try_get("recorded")?;
+            beat.claimed = row.try_get("claimed")?;
+            beat.cut_at = row.try_get("cut_at")?;
             if let Some(Json(accounts)) = row.try_get("others")? {
                 others.insert(row.try_get("id")?, accounts);
             }
@@ -142,41 +185,49 @@ impl Store {
     }
 
     /// Gives the lease back.
-    pub async fn deregister(&self, replica: ReplicaId) -> Result<(), StoreError> {
-        sqlx::query("delete from paypoll.replicas where id = $1").bind(replica.0).execute(&self.pool).await?;
+    pub async fn deregister(&self, replica: ReplicaId, process: Uuid) -> Result<(), StoreError> {
+        sqlx::query("delete from paypoll.replicas where id = $1 and process = $2")
+            .bind(replica.0)
+            .bind(process)
+            .execute(&self.pool)
+            .await?;
         Ok(())
     }
 
-    /// Up to this transition whatever is going to be there is there: nobody is under way any more who could add one below it.
-    pub async fn last_transition(&self) -> Result<i64, StoreError> {
-        Ok(sqlx::query_scalar("select paypoll.safe_id()").fetch_one(&self.pool).await?)
-    }
-
-    /// What callback handlers and operators wrote after the transition `after`: and up to which transition that
-    /// is all. What lies between that one and the last is told again the next time, with what commits late there.
-    pub async fn verdicts(&self, after: i64) -> Result<(Vec<Verdict>, i64), StoreError> {
+    /// What callback handlers and operators wrote after the transition `after`, and from where to read on. What lies between that one and
+    /// the last is told again the next time, with what commits late there. `None` is from now on: up to there whatever is going to be there
+    /// is there, because nobody is under way any more who could add one below it.
+    pub async fn overrides(&self, after: Option<i64>) -> Result<(i64, Vec<Override>), StoreError> {
+        let Some(after) = after else { return Ok((self.safe_id().await?, Vec::new())) };
         // Mostly there is nothing, and then nobody's locks need to be looked at.
         if self.page(after).await?.is_empty() {
-            return Ok((Vec::new(), after));
+            return Ok((after, Vec::new()));
         }
         // How far is safe has to be known before the rows are read.
-        let safe = self.last_transition().await?;
-        let (mut verdicts, mut last) = (Vec::new(), after);
+        let safe = self.safe_id().await?;
+        let (mut overrides, mut last) = (Vec::new(), after);
         for _ in 0..PAGES {
             let page = self.page(last).await?;
             let is_last = page.len() < PAGE;
-            last = page.last().map_or(last, |(transition, ..)| *transition);
-            verdicts.extend(page);
+            last = page.last().map_or(last, |change| change.transition);
+            overrides.extend(page);
             if is_last {
-                return Ok((verdicts, safe.max(after)));
+                return Ok((safe.max(after), overrides));
             }
         }
-        Ok((verdicts, safe.clamp(after, last)))
+        Ok((safe.clamp(after, last), overrides))
     }
 
-    async fn page(&self, after: i64) -> Result<Vec<Verdict>, StoreError> {
+    async fn safe_id(&self) -> Result<i64, StoreError> {
+        Ok(sqlx::query_scalar("select paypoll.safe_id()").fetch_one(&self.pool).await?)
+    }
+
+    async fn page(&self, after: i64) -> Result<Vec<Override>, StoreError> {
         let rows = sqlx::query(VERDICTS).bind(after).bind(PAGE as i64).fetch_all(&self.pool).await?;
-        rows.iter().map(|row| Ok((row.try_get("transition")?, row.try_get("id")?, row.try_get("fence")?))).collect()
+        let change = |row: &PgRow| {
+            Ok(Override { transition: row.try_get("transition")?, id: row.try_get("id")?, fence: row.try_get("fence")? })
+        };
+        rows.iter().map(change).collect()
     }
 }
 

@@ -230,10 +230,10 @@ async fn check_rights(tx: &mut PgConnection, role: &str) -> Result<(), StoreErro
         let Err(error) = sqlx::query(AssertSqlSafe(*statement)).execute(&mut *tx).await else { continue };
         let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code).unwrap_or_default();
         return Err(match &*code {
-            "42501" => StoreError::Unfit(format!("the role {role} may not {work} ({}): {mend}", super::words(&error))),
+            "42501" => StoreError::Unfit(format!("the role {role} may not {work} ({}): {mend}", super::errors::words(&error))),
             "25006" => StoreError::Unfit(format!(
                 "the role {role} cannot {work} ({}): is this a standby, or is default_transaction_read_only set for role or database?",
-                super::words(&error)
+                super::errors::words(&error)
             )),
             _ => error.into(),
         });

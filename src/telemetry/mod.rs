@@ -71,8 +71,21 @@ pub mod event {
     /// No living replica has another file any more: the declared provider is served (info).
     pub const DECLARATION_SERVED: &str = "declaration_served";
 
+    /// An operator paused an account.
+    pub const ACCOUNT_PAUSED: &str = "account_paused";
+    /// An operator resumed it, or the pause is over.
+    pub const ACCOUNT_RESUMED: &str = "account_resumed";
+    /// What the database had acknowledged is gone after a failover or a restore.
+    pub const COMMITS_LOST: &str = "commits_lost";
+    /// The database refuses one transaction's record for what it says.
+    pub const RECORD_REFUSED: &str = "record_refused";
+
     /// Every event.
-    pub const ALL: [&str; 19] = [
+    pub const ALL: [&str; 23] = [
+        ACCOUNT_PAUSED,
+        ACCOUNT_RESUMED,
+        COMMITS_LOST,
+        RECORD_REFUSED,
         DAEMON_STARTED,
         DAEMON_STOPPING,
         DAEMON_STOPPED,

@@ -4,14 +4,15 @@ use crate::support::{TestDatabase, database, eventually};
 use chrono::{DateTime, Utc};
 use paypoll::config::{Config, Database};
 use paypoll::domain::{Progress, Source, State};
-use paypoll::scheduler::{self, placement::Placer};
+use paypoll::scheduler::{self, admission::Placer};
 use paypoll::store::{
-    Attempt, Batch, Candidate, Claim, Draw, Entry, LaneRoom, Membership, Placement, Poll, Recorded, ReplicaId, Store, StoreError,
-    Transition,
+    Attempt, Batch, Candidate, Claim, ClaimOrder, Draw, Entry, LaneRoom, Membership, Placement, Poll, Recorded, ReplicaId, Store,
+    StoreError, Transition, Writer,
 };
 use sqlx::Row;
 use sqlx::postgres::PgListener;
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -44,15 +45,35 @@ async fn state(database: &TestDatabase, id: Uuid) -> String {
 async fn register(store: &Store) -> (ReplicaId, Membership) {
     let accounts = [("khalti", "default".into())];
     store.make_accounts(&accounts).await.unwrap();
-    let replica = store.register(LEASE, &accounts, "test").await.unwrap();
-    (replica, store.beat(replica, 0, None).await.unwrap().members)
+    let replica = store.register(PROCESS, LEASE, &accounts, "test").await.unwrap();
+    (replica, store.beat(replica, PROCESS, 0, None).await.unwrap().members)
+}
+
+/// The process that all replicas of a test seem to be.
+const PROCESS: Uuid = Uuid::from_u128(4711);
+
+/// Rises with every batch and every claim.
+fn number() -> i64 {
+    static LAST: AtomicI64 = AtomicI64::new(0);
+    LAST.fetch_add(1, Ordering::Relaxed) + 1
+}
+
+/// Who writes the next batch.
+fn writer(replica: ReplicaId) -> Writer {
+    Writer { replica, process: PROCESS, number: number(), acknowledged: 0 }
+}
+
+/// A claim of so many Khalti transactions that are due.
+async fn order(store: &Store, replica: ReplicaId, members: &Membership, room: usize) -> ClaimOrder {
+    let horizon = now(store).await + Duration::from_secs(1);
+    let lanes = vec![LaneRoom::new("khalti", "default".into(), room)];
+    let (members, avoid, abandoned) = (members.clone(), Vec::new(), Vec::new());
+    ClaimOrder { replica, process: PROCESS, number: number(), members, lanes, horizon, avoid, abandoned }
 }
 
 async fn claim_as(store: &Store, replica: ReplicaId, members: &Membership, room: usize) -> Claim {
-    let lanes = [LaneRoom { provider: "khalti", account: "default".into(), since: DateTime::UNIX_EPOCH, room }];
-    let horizon = now(store).await + Duration::from_secs(1);
     let mut hold = |candidate: &mut Candidate| Placement::Hold(candidate.due);
-    store.claim(replica, members, &lanes, horizon, &mut hold, &mut Vec::new()).await.unwrap()
+    store.claim(&order(store, replica, members, room).await, &mut hold, &mut Vec::new()).await.unwrap()
 }
 
 async fn now(store: &Store) -> DateTime<Utc> {
@@ -145,7 +166,7 @@ async fn a_change_of_state_is_announced_with_what_the_integration_page_says() {
     let (replica, members) = register(&store).await;
     let claimed = claim_as(&store, replica, &members, 10).await.held.remove(0);
     let batch = success(&store, id, claimed.fence).await;
-    store.record(replica, &batch, &mut Attempt::default()).await.unwrap();
+    store.record(writer(replica), &batch, &mut Attempt::default()).await.unwrap();
     let heard = tokio::time::timeout(Duration::from_secs(30), bell.recv()).await.expect("a notification").unwrap();
     let transition: i64 = sqlx::query_scalar("select id from paypoll.transitions").fetch_one(&database.pool).await.unwrap();
     assert_eq!(
@@ -162,7 +183,7 @@ async fn a_decision_is_written_once_with_its_transition_and_its_journal_row() {
     let (replica, members) = register(&store).await;
     let claimed = claim_as(&store, replica, &members, 10).await.held.remove(0);
     let batch = success(&store, id, claimed.fence).await;
-    let recorded = store.record(replica, &batch, &mut Attempt::default()).await.unwrap();
+    let recorded = store.record(writer(replica), &batch, &mut Attempt::default()).await.unwrap();
     assert!(recorded.refused.is_empty() && !recorded.lease_lost);
     assert_eq!(state(&database, id).await, "succeeded");
     assert_eq!(transitions(&database, id).await, [("pending".into(), "succeeded".into(), "poll".into())]);
@@ -172,7 +193,7 @@ async fn a_decision_is_written_once_with_its_transition_and_its_journal_row() {
         .await
         .unwrap();
     assert!(signed, "by the daemon's login and its replica");
-    let again = store.record(replica, &batch, &mut Attempt::default()).await.unwrap();
+    let again = store.record(writer(replica), &batch, &mut Attempt::default()).await.unwrap();
     assert!(again.refused.contains(&id), "the fence has moved on");
     assert_eq!(transitions(&database, id).await.len(), 1);
 }
@@ -186,8 +207,9 @@ async fn a_batch_whose_commit_was_answered_by_silence_is_not_written_twice() {
     let claimed = claim_as(&store, replica, &members, 10).await.held.remove(0);
     let batch = success(&store, id, claimed.fence).await;
     let mut attempt = Attempt::default();
-    store.record(replica, &batch, &mut attempt).await.unwrap();
-    let again = store.record(replica, &batch, &mut attempt).await.unwrap();
+    let writer = writer(replica);
+    store.record(writer, &batch, &mut attempt).await.unwrap();
+    let again = store.record(writer, &batch, &mut attempt).await.unwrap();
     assert!(again.refused.is_empty(), "it was committed, and the second try says so");
     let polls: i64 = sqlx::query_scalar("select count(*) from paypoll.polls").fetch_one(&database.pool).await.unwrap();
     assert_eq!(polls, 1);
@@ -201,8 +223,9 @@ async fn a_batch_whose_commit_answer_got_lost_is_not_written_twice_without_a_lea
     let polls = vec![poll(id, now(&store).await)];
     let batch = Batch { polls, ..Batch::default() };
     let mut attempt = Attempt::default();
+    let writer = writer(ReplicaId(4711));
     for _ in 0..2 {
-        assert!(store.record(ReplicaId(4711), &batch, &mut attempt).await.unwrap().lease_lost);
+        assert!(store.record(writer, &batch, &mut attempt).await.unwrap().lease_lost);
     }
     let polls: i64 = sqlx::query_scalar("select count(*) from paypoll.polls").fetch_one(&database.pool).await.unwrap();
     assert_eq!(polls, 1);
@@ -225,13 +248,12 @@ async fn a_claim_whose_answer_got_lost_is_released_by_the_next_one() {
     let (replica, members) = register(&store).await;
     let lost = claim_as(&store, replica, &members, 10).await;
     assert!(claim_as(&store, replica, &members, 10).await.held.is_empty(), "it has an owner");
-    let lanes = [LaneRoom { provider: "khalti", account: "default".into(), since: DateTime::UNIX_EPOCH, room: 10 }];
     let mut hold = |candidate: &mut Candidate| Placement::Hold(candidate.due);
     let mut unsure = vec![id];
-    let horizon = now(&store).await + Duration::from_secs(1);
-    let claim = store.claim(replica, &members, &lanes, horizon, &mut hold, &mut unsure).await.unwrap();
+    let order = order(&store, replica, &members, 10).await;
+    let claim = store.claim(&order, &mut hold, &mut unsure).await.unwrap();
     assert!(claim.held[0].fence > lost.held[0].fence && unsure.is_empty());
-    assert!(claim.clock.is_some_and(|clock| clock < horizon));
+    assert!(claim.clock.is_some_and(|clock| clock < order.horizon));
 }
 
 #[tokio::test]
@@ -244,7 +266,7 @@ async fn a_corrected_transaction_stays_with_its_owner_until_he_lets_go_and_his_p
     sqlx::query("update paypoll.transactions set amount = 5 where id = $1").bind(id).execute(&database.pool).await.unwrap();
     let (other, members) = register(&store).await;
     assert!(claim_as(&store, other, &members, 10).await.held.is_empty(), "its owner may have a poll under way");
-    let recorded = store.record(replica, &success(&store, id, claimed.fence).await, &mut Attempt::default()).await.unwrap();
+    let recorded = store.record(writer(replica), &success(&store, id, claimed.fence).await, &mut Attempt::default()).await.unwrap();
     assert!(recorded.refused.contains(&id));
     assert_eq!(counted(&database, id).await, (0, Some(0)), "the journal knows more");
     let taken = claim_as(&store, other, &members, 10).await.held.remove(0);
@@ -261,12 +283,12 @@ async fn polls_that_only_the_journal_knows_are_counted_when_somebody_else_settle
     claim_as(&store, replica, &members, 10).await;
     let sent = now(&store).await;
     let polls = vec![poll(id, sent), poll(id, sent + Duration::from_millis(1))];
-    store.record(replica, &Batch { polls, ..Batch::default() }, &mut Attempt::default()).await.unwrap();
+    store.record(writer(replica), &Batch { polls, ..Batch::default() }, &mut Attempt::default()).await.unwrap();
     sqlx::query("update paypoll.transactions set state = 'failed' where id = $1").bind(id).execute(&database.pool).await.unwrap();
     assert_eq!(counted(&database, id).await, (2, Some(replica.0)));
     // One that was under way, older than the last one that is counted.
     let late = Batch { polls: vec![poll(id, sent + Duration::from_micros(10))], dropped: vec![id], ..Batch::default() };
-    store.record(replica, &late, &mut Attempt::default()).await.unwrap();
+    store.record(writer(replica), &late, &mut Attempt::default()).await.unwrap();
     assert_eq!(counted(&database, id).await, (3, None));
 }
 
@@ -283,8 +305,8 @@ async fn nobody_dies_because_the_databases_clock_was_set_forward() {
         .await
         .unwrap();
     let step = Duration::from_secs(300);
-    assert_eq!(store.beat(judge, 0, Some(before_the_step - step)).await.unwrap().members.living, [judge.0, other.0]);
-    assert_eq!(store.beat(judge, 0, JUDGE).await.unwrap().members.living, [judge.0]);
+    assert_eq!(store.beat(judge, PROCESS, 0, Some(before_the_step - step)).await.unwrap().members.living, [judge.0, other.0]);
+    assert_eq!(store.beat(judge, PROCESS, 0, JUDGE).await.unwrap().members.living, [judge.0]);
 }
 
 #[tokio::test]
@@ -295,10 +317,10 @@ async fn an_external_final_state_wins_over_a_poll_in_flight_and_the_poll_is_coun
     let (replica, members) = register(&store).await;
     let claimed = claim_as(&store, replica, &members, 10).await.held.remove(0);
     sqlx::query("update paypoll.transactions set state = 'failed' where id = $1").bind(id).execute(&database.pool).await.unwrap();
-    let (verdicts, _) = store.verdicts(0).await.unwrap();
-    assert_eq!(verdicts.len(), 1);
-    assert!(verdicts[0].1 == id && verdicts[0].2 > claimed.fence);
-    let recorded = store.record(replica, &success(&store, id, claimed.fence).await, &mut Attempt::default()).await.unwrap();
+    let (_, overrides) = store.overrides(Some(0)).await.unwrap();
+    assert_eq!(overrides.len(), 1);
+    assert!(overrides[0].id == id && overrides[0].fence > claimed.fence);
+    let recorded = store.record(writer(replica), &success(&store, id, claimed.fence).await, &mut Attempt::default()).await.unwrap();
     assert!(recorded.refused.contains(&id));
     assert_eq!(state(&database, id).await, "failed");
     assert_eq!(transitions(&database, id).await, [("pending".into(), "failed".into(), "external".into())]);
@@ -325,16 +347,16 @@ async fn a_row_that_somebody_keeps_locked_is_left_out_of_its_batch_and_holds_up_
     sqlx::query("delete from paypoll.transactions where id = $1").bind(deleted).execute(&database.pool).await.unwrap();
     let mut console = database.pool.begin().await.unwrap();
     sqlx::query("select from paypoll.transactions where id = $1 for share").bind(locked).execute(&mut *console).await.unwrap();
-    let recorded = store.record(replica, &batch, &mut Attempt::default()).await.unwrap();
+    let recorded = store.record(writer(replica), &batch, &mut Attempt::default()).await.unwrap();
     assert_eq!(recorded.locked, HashSet::from([locked]));
     assert_eq!(recorded.refused, HashSet::from([deleted]), "it is gone, not locked");
     assert_eq!((state(&database, locked).await, state(&database, free).await), ("pending".into(), "succeeded".into()));
     let mut rest = batch.split_off(|id| id == locked);
     rest.skip_locked = true;
-    let recorded = store.record(replica, &rest, &mut Attempt::default()).await.unwrap();
+    let recorded = store.record(writer(replica), &rest, &mut Attempt::default()).await.unwrap();
     assert_eq!(recorded.locked, HashSet::from([locked]));
     console.rollback().await.unwrap();
-    let recorded = store.record(replica, &rest, &mut Attempt::default()).await.unwrap();
+    let recorded = store.record(writer(replica), &rest, &mut Attempt::default()).await.unwrap();
     assert_eq!(recorded, Recorded::default());
     assert_eq!(state(&database, locked).await, "succeeded");
     assert_eq!(transitions(&database, locked).await, [("pending".into(), "succeeded".into(), "poll".into())]);
@@ -356,7 +378,7 @@ async fn a_long_read_of_the_journal_keeps_nobody_from_writing_to_it() {
     let refused = store.prune_journal(Duration::from_secs(30 * 24 * 3600)).await.unwrap_err();
     assert!(refused.to_string().contains("lock timeout"), "{refused}");
     let polls = vec![poll(id, long_ago - Duration::from_secs(24 * 3600))];
-    store.record(replica, &Batch { polls, ..Batch::default() }, &mut Attempt::default()).await.unwrap();
+    store.record(writer(replica), &Batch { polls, ..Batch::default() }, &mut Attempt::default()).await.unwrap();
     reader.rollback().await.unwrap();
     assert!(store.prune_journal(Duration::from_secs(30 * 24 * 3600)).await.unwrap() > 0);
 }
@@ -368,8 +390,8 @@ async fn a_replica_that_lost_its_lease_writes_nothing_but_the_journal() {
     let id = insert(&database, "R1").await;
     let (replica, members) = register(&store).await;
     let claimed = claim_as(&store, replica, &members, 10).await.held.remove(0);
-    store.deregister(replica).await.unwrap();
-    let recorded = store.record(replica, &success(&store, id, claimed.fence).await, &mut Attempt::default()).await.unwrap();
+    store.deregister(replica, PROCESS).await.unwrap();
+    let recorded = store.record(writer(replica), &success(&store, id, claimed.fence).await, &mut Attempt::default()).await.unwrap();
     assert!(recorded.lease_lost);
     assert_eq!(state(&database, id).await, "pending");
     let (successor, members) = register(&store).await;
@@ -388,9 +410,9 @@ async fn polls_of_a_lost_lease_are_counted_where_somebody_else_has_settled_the_t
     let Batch { polls, entries, .. } = success(&store, id, claimed.fence).await;
     sqlx::query("update paypoll.transactions set state = 'failed' where id = $1").bind(id).execute(&database.pool).await.unwrap();
     // The poll first, as for a transaction that stays held; its row when the lease is lost.
-    store.record(replica, &Batch { polls, ..Batch::default() }, &mut Attempt::default()).await.unwrap();
-    store.deregister(replica).await.unwrap();
-    let recorded = store.record(replica, &Batch { entries, ..Batch::default() }, &mut Attempt::default()).await.unwrap();
+    store.record(writer(replica), &Batch { polls, ..Batch::default() }, &mut Attempt::default()).await.unwrap();
+    store.deregister(replica, PROCESS).await.unwrap();
+    let recorded = store.record(writer(replica), &Batch { entries, ..Batch::default() }, &mut Attempt::default()).await.unwrap();
     assert!(recorded.lease_lost);
     assert_eq!((state(&database, id).await, counted(&database, id).await.0), ("failed".into(), 1));
 }
@@ -405,20 +427,20 @@ async fn a_dead_replica_is_found_by_its_lease_and_its_transactions_are_taken_ove
     // Two polls that are in the journal and not yet in the row.
     let sent = now(&store).await;
     let polls = vec![poll(id, sent), poll(id, sent + Duration::from_secs(1))];
-    store.record(dead, &Batch { polls, ..Batch::default() }, &mut Attempt::default()).await.unwrap();
+    store.record(writer(dead), &Batch { polls, ..Batch::default() }, &mut Attempt::default()).await.unwrap();
     let (successor, _) = register(&store).await;
-    let alive = store.beat(successor, 0, JUDGE).await.unwrap().members;
+    let alive = store.beat(successor, PROCESS, 0, JUDGE).await.unwrap().members;
     assert!(claim_as(&store, successor, &alive, 10).await.held.is_empty(), "its owner lives");
     sqlx::query("update paypoll.replicas set heartbeat_at = heartbeat_at - interval '16 seconds' where id = $1")
         .bind(dead.0)
         .execute(&database.pool)
         .await
         .unwrap();
-    let after = store.beat(successor, 0, JUDGE).await.unwrap().members;
+    let after = store.beat(successor, PROCESS, 0, JUDGE).await.unwrap().members;
     assert_eq!(after.living, [successor.0]);
     let taken = claim_as(&store, successor, &after, 10).await.held.remove(0);
     assert_eq!(taken.transaction.attempts, 2);
-    assert!(!store.beat(dead, 0, None).await.unwrap().alive);
+    assert!(!store.beat(dead, PROCESS, 0, None).await.unwrap().alive);
 }
 
 #[tokio::test]
@@ -428,7 +450,7 @@ async fn a_late_poll_is_counted_also_when_somebody_claims_its_transaction_at_tha
     let id = insert(&database, "R1").await;
     let (dead, members) = register(&store).await;
     claim_as(&store, dead, &members, 10).await;
-    store.deregister(dead).await.unwrap();
+    store.deregister(dead, PROCESS).await.unwrap();
     let (claimant, _) = register(&store).await;
     // A claim that has read the journal and is not committed yet.
     let mut claim = database.pool.begin().await.unwrap();
@@ -441,7 +463,7 @@ async fn a_late_poll_is_counted_also_when_somebody_claims_its_transaction_at_tha
     let batch = Batch { polls: vec![poll(id, now(&store).await)], ..Batch::default() };
     let late = tokio::spawn({
         let store = store.clone();
-        async move { store.record(dead, &batch, &mut Attempt::default()).await.unwrap() }
+        async move { store.record(writer(dead), &batch, &mut Attempt::default()).await.unwrap() }
     });
     eventually("the late record waits for the claim", || async {
         let waits = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
@@ -472,11 +494,13 @@ async fn a_replica_in_the_middle_of_a_record_delays_no_heartbeat_of_others() {
         .execute(&database.pool)
         .await
         .unwrap();
-    let beat =
-        tokio::time::timeout(Duration::from_secs(5), store.beat(other, 0, JUDGE)).await.expect("it is not kept waiting").unwrap();
+    let beat = tokio::time::timeout(Duration::from_secs(5), store.beat(other, PROCESS, 0, JUDGE))
+        .await
+        .expect("it is not kept waiting")
+        .unwrap();
     assert_eq!(beat.members.living, [stopped.0, other.0], "a record under way is under its lease");
     record.rollback().await.unwrap();
-    assert_eq!(store.beat(other, 0, JUDGE).await.unwrap().members.living, [other.0]);
+    assert_eq!(store.beat(other, PROCESS, 0, JUDGE).await.unwrap().members.living, [other.0]);
 }
 
 #[tokio::test]
@@ -756,12 +780,11 @@ async fn claim_by_rules(store: &Store, replica: ReplicaId, members: &Membership)
     let settings = [("ENABLED", "true"), ("ACCOUNTS__DEFAULT__TOKEN", "token")];
     let settings = settings.map(|(key, value)| (format!("PAYPOLL__PROVIDERS__KHALTI__{key}"), value.to_owned()));
     let config = Config::load(&[], settings.into_iter(), 1.0).unwrap();
-    let lanes = [LaneRoom { provider: "khalti", account: "default".into(), since: DateTime::UNIX_EPOCH, room: 10 }];
     let now = now(store).await;
-    let horizon = now + Duration::from_secs(1);
-    let mut placer = Placer::new(vec![(scheduler::lanes(&config)[0].clone(), 10)], 10, now, horizon, 1);
+    let order = order(store, replica, members, 10).await;
+    let mut placer = Placer::new(vec![(scheduler::lanes(&config)[0].clone(), 10)], 10, now, order.horizon, 1);
     let mut place = |candidate: &mut Candidate| placer.place(candidate);
-    store.claim(replica, members, &lanes, horizon, &mut place, &mut Vec::new()).await.unwrap()
+    store.claim(&order, &mut place, &mut Vec::new()).await.unwrap()
 }
 
 #[tokio::test]
@@ -776,13 +799,13 @@ async fn a_poll_that_a_dead_owner_may_have_sent_is_reckoned_with_even_when_a_han
     .unwrap();
     let (dead, members) = register(&store).await;
     assert_eq!(claim_by_rules(&store, dead, &members).await.held.len(), 1);
-    store.deregister(dead).await.unwrap();
+    store.deregister(dead, PROCESS).await.unwrap();
 
     let (replica, members) = register(&store).await;
     assert!(claim_by_rules(&store, replica, &members).await.held.is_empty(), "whatever it sent counts as sent");
     sqlx::query("update paypoll.transactions set next_poll_at = now()").execute(&database.pool).await.unwrap();
     let claim = claim_by_rules(&store, replica, &members).await;
-    assert_eq!((claim.held.len(), claim.found[0].0), (0, 1), "found, and not asked about");
+    assert_eq!((claim.held.len(), claim.found[0].ordinary), (0, 1), "found, and not asked about");
     let waits: bool = sqlx::query_scalar("select next_poll_at > now() + interval '4 minutes' from paypoll.transactions")
         .fetch_one(&database.pool)
         .await
@@ -801,12 +824,12 @@ async fn a_hand_takes_no_transaction_from_a_living_owner_and_none_from_the_journ
         execute(&database, &format!("update paypoll.transactions set owner = {owner}")).await;
         assert_eq!(counted(&database, id).await.1, Some(replica.0), "it may have a poll under way");
     }
-    let recorded = store.record(replica, &success(&store, id, claimed.fence).await, &mut Attempt::default()).await.unwrap();
+    let recorded = store.record(writer(replica), &success(&store, id, claimed.fence).await, &mut Attempt::default()).await.unwrap();
     assert!(recorded.refused.is_empty(), "and nothing has changed for it");
 
     let id = insert(&database, "R2").await;
     claim_as(&store, replica, &members, 10).await;
-    store.deregister(replica).await.unwrap();
+    store.deregister(replica, PROCESS).await.unwrap();
     execute(&database, "update paypoll.transactions set owner = null where reference = 'R2'").await;
     assert_eq!(counted(&database, id).await.1, Some(0), "what the dead one has sent is looked up");
 }
@@ -821,7 +844,7 @@ async fn a_transaction_that_was_reopened_while_it_was_held_is_let_go_of() {
     execute(&database, "update paypoll.transactions set state = 'unresolved'").await;
     assert_eq!(store.reopen(&[id], None, "a test").await.unwrap()[0].obstacle, None);
     assert!(claim_as(&store, replica, &members, 10).await.held.is_empty(), "its owner may have a poll under way");
-    let recorded = store.record(replica, &success(&store, id, claimed.fence).await, &mut Attempt::default()).await.unwrap();
+    let recorded = store.record(writer(replica), &success(&store, id, claimed.fence).await, &mut Attempt::default()).await.unwrap();
     assert!(recorded.refused.contains(&id));
     assert_eq!(counted(&database, id).await.1, Some(0));
     assert_eq!(claim_as(&store, replica, &members, 10).await.held.len(), 1);
@@ -839,7 +862,8 @@ async fn a_transaction_that_was_settled_or_overridden_while_it_was_held_is_let_g
         let (replica, members) = register(&store).await;
         let claimed = claim_as(&store, replica, &members, 10).await.held.remove(0);
         execute(&database, &settle).await;
-        let recorded = store.record(replica, &success(&store, id, claimed.fence).await, &mut Attempt::default()).await.unwrap();
+        let recorded =
+            store.record(writer(replica), &success(&store, id, claimed.fence).await, &mut Attempt::default()).await.unwrap();
         assert!(recorded.refused.contains(&id));
         assert_eq!(counted(&database, id).await, (1, None), "{settle}");
     }
@@ -862,13 +886,16 @@ async fn a_fence_at_the_end_of_its_range_stops_no_claim_and_is_no_end_of_its_tra
     assert_eq!(held.len(), 2);
     for claimed in held {
         store
-            .record(replica, &success(&store, claimed.transaction.id, claimed.fence).await, &mut Attempt::default())
+            .record(writer(replica), &success(&store, claimed.transaction.id, claimed.fence).await, &mut Attempt::default())
             .await
             .unwrap();
     }
     assert_eq!(state(&database, ids[1]).await, "succeeded");
     let again = claim_as(&store, replica, &members, 10).await.held.remove(0);
-    store.record(replica, &success(&store, again.transaction.id, again.fence).await, &mut Attempt::default()).await.unwrap();
+    store
+        .record(writer(replica), &success(&store, again.transaction.id, again.fence).await, &mut Attempt::default())
+        .await
+        .unwrap();
     assert_eq!(state(&database, ids[0]).await, "succeeded");
 }
 
@@ -911,7 +938,7 @@ async fn two_transactions_that_exchange_their_references_ask_about_neither_early
         batch.polls.extend(one.polls);
         batch.entries.extend(one.entries);
     }
-    store.record(replica, &batch, &mut Attempt::default()).await.unwrap();
+    store.record(writer(replica), &batch, &mut Attempt::default()).await.unwrap();
     execute(
         &database,
         "update paypoll.transactions set reference = 'C' where reference = 'A';

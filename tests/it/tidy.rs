@@ -30,9 +30,9 @@ const NEVER: &[(&str, &[&str])] = &[
     ),
     ("src/transport", &["crate::domain", "crate::store", "crate::providers", "crate::scheduler", "sqlx"]),
     ("src/store", &["crate::providers", "crate::transport", "crate::scheduler", "crate::commands"]),
-    ("src/scheduler/lane.rs", &["tokio", "crate::store", "crate::transport", "::now()"]),
+    ("src/scheduler/lane", &["tokio", "crate::store", "crate::transport", "::now()"]),
     ("src/scheduler/engine.rs", &["tokio", "crate::transport", "sqlx", "::now()"]),
-    ("src/scheduler/placement.rs", &["tokio", "crate::transport", "sqlx", "::now()"]),
+    ("src/scheduler/admission.rs", &["tokio", "crate::transport", "sqlx", "::now()"]),
     (
         "src/scheduler",
         &[

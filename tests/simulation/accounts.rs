@@ -6,7 +6,7 @@ use paypoll::declarations::Permit;
 use paypoll::domain::{Backoff, Floors, NotFoundRule, Origin, Outcome, Phase, Plan, Range, Rules, Until};
 use paypoll::providers::{Ask, Provider};
 use paypoll::scheduler::lane::LaneSpec;
-use paypoll::wire::{Request, Response};
+use paypoll::wire::{Method, Request, Response};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,16 +25,27 @@ struct Silent;
 
 impl Provider for Silent {
     fn request(&self, _ask: Ask<'_>) -> Result<Request, String> {
-        Err("the simulation sends no bytes".into())
+        // It is made, to see whether the row can be asked about, and never sent.
+        Ok(Request { method: Method::Get, url: "http://127.0.0.1".into(), headers: Vec::new(), body: None })
     }
 
     fn read(&self, _ask: Ask<'_>, _response: &Response) -> Outcome {
         Outcome::Unusable { why: "the simulation reads no bytes".into() }
     }
 
+    fn exclusive_key<'a>(&self, ask: Ask<'a>) -> Option<&'a str> {
+        key(ask.reference)
+    }
+
     fn secrets<'a>(&'a self, _ask: Ask<'a>) -> Vec<&'a str> {
         Vec::new()
     }
+}
+
+/// Every third transaction has a key, of which one request at a time may be in flight: the last digit of its reference.
+pub(crate) fn key(reference: &str) -> Option<&str> {
+    let number: u64 = reference.strip_prefix('R')?.parse().ok()?;
+    number.is_multiple_of(3).then(|| &reference[reference.len() - 1..])
 }
 
 fn ms(milliseconds: u64) -> Duration {

@@ -70,11 +70,29 @@ pub(crate) enum Bug {
     JudgedByALeap,
     /// A process that stood still with its clock goes on as if nothing had been.
     SleepUnnoticed,
+    /// Nobody compares what was acknowledged with what the database has.
+    LostCommitsUnnoticed,
+    /// Nobody looks for rows that it owns without having them in memory.
+    OwnRowsUnsurveyed,
+    /// Another server is taken for the old one.
+    FailoverUnnoticed,
+    /// A write looks at the fence of the claim, and not whose it is.
+    OwnerUnchecked,
+    /// One row that cannot be taken makes every claim fail.
+    OneRefusedRowStopsTheClaim,
+    /// A record that the database refuses counts as a database that is away.
+    RefusedIsAway,
+    /// A record that the database refuses is forgotten.
+    RefusedForgotten,
+    /// Every process has the exclusive keys for itself.
+    KeyPerProcess,
+    /// What could not be told to the other replicas is not repeated.
+    ToldOnce,
 }
 
 impl Bug {
     /// All of them.
-    pub(crate) const ALL: [Self; 33] = [
+    pub(crate) const ALL: [Self; 42] = [
         Self::NoFencing,
         Self::LeaseIgnored,
         Self::AckBeforeWork,
@@ -108,5 +126,14 @@ impl Bug {
         Self::SentAfterLease,
         Self::JudgedByALeap,
         Self::SleepUnnoticed,
+        Self::LostCommitsUnnoticed,
+        Self::OwnRowsUnsurveyed,
+        Self::FailoverUnnoticed,
+        Self::OwnerUnchecked,
+        Self::OneRefusedRowStopsTheClaim,
+        Self::RefusedIsAway,
+        Self::RefusedForgotten,
+        Self::KeyPerProcess,
+        Self::ToldOnce,
     ];
 }

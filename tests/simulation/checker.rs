@@ -12,7 +12,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 /// A request as the provider saw it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Request {
     pub(crate) id: Uuid,
     pub(crate) account: usize,
@@ -25,6 +25,8 @@ pub(crate) struct Request {
     pub(crate) replica: i64,
     /// The answer closes an open circuit.
     pub(crate) heals: bool,
+    /// One request at a time may be in flight with it.
+    pub(crate) key: Option<String>,
 }
 
 /// What is known of one transaction.
@@ -43,6 +45,8 @@ struct Life {
     anchor: DateTime<Utc>,
     /// Its first poll, as far as it was recorded in time.
     opened: Option<DateTime<Utc>>,
+    /// A failover may have lost something of it.
+    cut: bool,
 }
 
 /// Checks.
@@ -54,6 +58,8 @@ pub(crate) struct Checker {
     leaps: Vec<(Micros, Micros)>,
     /// The clock was set back at some time: times in the journal are no order any more.
     went_back: bool,
+    /// When the database's history was cut back, and when it could be reached again.
+    cuts: Vec<(Micros, Micros)>,
     /// Since when nothing was wrong with the world.
     pub(crate) fine_since: Micros,
     /// Processes that ended without a word.
@@ -85,6 +91,7 @@ impl Checker {
             requests: vec![VecDeque::new(); ACCOUNTS],
             leaps: Vec::new(),
             went_back: false,
+            cuts: Vec::new(),
             fine_since: 0,
             dead: HashSet::new(),
             open_since: vec![None; ACCOUNTS],
@@ -104,6 +111,7 @@ impl Checker {
             overruled: false,
             anchor,
             opened: None,
+            cut: false,
         };
         self.lives.insert(id, life);
         self.state.insert(id, State::Pending);
@@ -122,6 +130,30 @@ impl Checker {
         }
     }
 
+    /// The database went on with an earlier state of itself. What was written since is gone, and nobody is to blame for that. What must
+    /// hold all the same: nobody is asked about too early, and every transaction goes on.
+    pub(crate) fn history_was_cut(&mut self, now: Micros, back: Micros, database: &Database) {
+        self.cuts.push((now, back));
+        self.pauses.clear();
+        self.lives.retain(|id, _| database.rows.contains_key(id));
+        for (id, life) in &mut self.lives {
+            let row = &database.rows[id];
+            life.cut = true;
+            life.opened = None;
+            life.settled = (!row.transaction.state.is_polled()).then_some(back);
+            life.anchor = row.transaction.anchors().start;
+            let polls = database.polls.get(id);
+            life.journaled = polls.into_iter().flatten().map(|poll| (poll.sent_at, true)).collect();
+        }
+        self.state = database.rows.iter().map(|(id, row)| (*id, row.transaction.state)).collect();
+        self.seen_transitions = database.transitions.len();
+    }
+
+    /// Whether the history was cut back since then, with so long to hear of it.
+    fn was_cut(&self, since: Micros, hearing: Micros) -> bool {
+        self.cuts.iter().any(|(_, back)| back + hearing > since)
+    }
+
     /// By how much the database's clock, which decides what is due, was set forward since then. A wait that it was set over is so
     /// much shorter, and nobody could know. Whoever sends has asked for the time not long ago, but may not know of a leap yet.
     fn leapt(&self, since: Micros) -> Micros {
@@ -130,16 +162,21 @@ impl Checker {
 
     /// A request reaches a provider.
     pub(crate) fn asked(&mut self, request: Request, database: &Database) -> Result<(), String> {
-        let life = &self.lives[&request.id];
+        // A failover may have lost it while somebody still had it.
+        let Some(life) = self.lives.get(&request.id) else { return Ok(()) };
         let rules = &self.rules[life.account];
-        let floor = rules.plan.phases.iter().map(|phase| phase.every.min).min().unwrap_or_default().max(rules.floors.every);
-        if let Some(last) = life.requests.last() {
+        // What a failover lost, the plan cannot count on; the documented floor holds by what the processes remember, if they still live.
+        let cut = life.requests.last().is_some_and(|last| self.was_cut(last.at, 0));
+        let forgotten = cut && life.requests.last().is_some_and(|last| self.dead.contains(&last.sender));
+        let plan = rules.plan.phases.iter().map(|phase| phase.every.min).min().unwrap_or_default();
+        let floor = if cut { rules.floors.every } else { plan.max(rules.floors.every) };
+        if let Some(last) = life.requests.last().filter(|_| !forgotten) {
             let gap = request.at - last.at;
             if gap + self.leapt(last.at) < long(floor) {
                 return Err(format!("floor: {} asked {gap} us after the last request by {:?}", name(request.id), last.sender));
             }
             // Right after a leap a replica that starts may take another one for dead.
-            if last.until > request.at && self.leapt(last.at) == 0 {
+            if last.until > request.at && self.leapt(last.at) == 0 && !cut {
                 return Err(format!("two polls in flight: {} asked before {:?} had its answer", name(request.id), last.sender));
             }
         }
@@ -151,7 +188,7 @@ impl Checker {
         self.check_budget(&request)?;
         self.check_news(&request)?;
         let seen = &mut self.requests[request.account];
-        seen.push_back(request);
+        seen.push_back(request.clone());
         if seen.len() > REMEMBERED {
             seen.pop_front();
         }
@@ -164,6 +201,8 @@ impl Checker {
         match database.replicas.get(&request.replica) {
             Some(row) if micros(row.heartbeat, database.clock) <= lease + self.leapt(request.at - lease) => Ok(()),
             None if self.leapt(request.at - 2 * lease) > 0 => Ok(()),
+            // Until its next heartbeat it cannot know what was lost.
+            _ if self.was_cut(request.at, UNNOTICED) => Ok(()),
             _ => Err(format!("lease: {:?} asked about {} after the end of its lease", request.sender, name(request.id))),
         }
     }
@@ -174,13 +213,24 @@ impl Checker {
         let second = request.at - 1_000_000;
         // Slots that were drawn before the clock was set are used by what it showed then.
         let leaps = self.leaps.iter().filter(|(at, _)| *at > second - SLOTS).count() as u32;
+        // So are those that a failover forgot.
+        let leaps = leaps + self.cuts.iter().filter(|(_, back)| *back > second - SLOTS).count() as u32;
         let allowed = rate.per_second.ceil() as usize + (rate.burst * (1 + leaps)) as usize;
         let sent = 1 + seen.iter().filter(|other| other.at > second).count();
         if sent > allowed {
             return Err(format!("budget: {sent} requests of account {} in a second, {allowed} allowed", request.account));
         }
+        let cut = self.was_cut(request.at, long(LEASE) + UNNOTICED);
+        if let Some(key) = &request.key
+            && !cut
+            && seen
+                .iter()
+                .any(|other| other.until > request.at && other.key.as_ref() == Some(key) && !self.dead.contains(&other.sender))
+        {
+            return Err(format!("exclusive: two requests with the key {key} in flight"));
+        }
         let in_flight = 1 + seen.iter().filter(|other| other.until > request.at).count();
-        if in_flight > max_in_flight as usize {
+        if in_flight > max_in_flight as usize && !cut {
             return Err(format!("budget: {in_flight} requests of account {} in flight, {max_in_flight} allowed", request.account));
         }
         Ok(())
@@ -189,7 +239,7 @@ impl Checker {
     /// What everybody must have heard by now: verdicts, pauses, open circuits.
     fn check_news(&self, request: &Request) -> Result<(), String> {
         let heard = request.at - NEWS;
-        if self.fine_since > heard || self.leapt(heard) > 0 {
+        if self.fine_since > heard || self.leapt(heard) > 0 || self.was_cut(heard, 0) {
             return Ok(());
         }
         let life = &self.lives[&request.id];
@@ -247,7 +297,10 @@ impl Checker {
         match *fact {
             Fact::Claimed { id, owner_lives: true } => Err(format!("claim: {} was taken from a living replica", name(id))),
             Fact::Claimed { .. } => Ok(()),
-            Fact::Written { id, claim_fence, row_fence, registered, from, to, source } => {
+            Fact::Written { id, claim_fence, row_fence, row_owner, writer, registered, from, to, source } => {
+                if row_owner != Some(writer) {
+                    return Err(format!("owner: {} was written by {writer}, it belongs to {row_owner:?}", name(id)));
+                }
                 if claim_fence != row_fence {
                     return Err(format!("fence: {} was written with fence {claim_fence}, it is {row_fence}", name(id)));
                 }
@@ -279,7 +332,8 @@ impl Checker {
     }
 
     fn check_journal(&mut self, id: Uuid, sent_at: DateTime<Utc>, in_time: bool) -> Result<(), String> {
-        let life = self.lives.get_mut(&id).expect("born");
+        // The journal of a transaction that a failover lost is kept all the same.
+        let Some(life) = self.lives.get_mut(&id) else { return Ok(()) };
         life.journaled.push((sent_at, in_time));
         if in_time && sent_at >= life.anchor {
             // What was recorded late opens no window: whoever holds the transaction then does not know of it.
@@ -288,7 +342,7 @@ impl Checker {
         if life.journaled.len() > life.requests.len() {
             return Err(format!("journal: {} has more polls in the journal than were sent", name(id)));
         }
-        if self.went_back {
+        if self.went_back || life.cut {
             return Ok(());
         }
         let plan = &self.rules[life.account].plan;
@@ -333,7 +387,11 @@ impl Checker {
     }
 
     /// A process ended in order: it has given everything back.
-    pub(crate) fn ended(&self, replica: i64, database: &Database) -> Result<(), String> {
+    pub(crate) fn ended(&self, now: Micros, replica: i64, database: &Database) -> Result<(), String> {
+        // It may have been told to stop before it could find out what it owns again.
+        if self.was_cut(now, 4 * UNNOTICED) {
+            return Ok(());
+        }
         match database.rows.iter().find(|(_, row)| row.owner == Some(replica) && row.transaction.state.is_polled()) {
             Some((id, _)) => Err(format!("given back: {} still belongs to a replica that ended", name(*id))),
             None => Ok(()),
@@ -355,13 +413,13 @@ impl Checker {
                 continue;
             }
             let survived = life.requests.iter().filter(|request| !self.dead.contains(&request.sender)).count();
-            if life.journaled.len() < survived {
+            if life.journaled.len() < survived && !life.cut {
                 return Err(format!("journal: {} polls of {} are missing", survived - life.journaled.len(), name(*id)));
             }
             // An owner that dies between recording a poll and hearing of a verdict leaves it uncounted.
             let lost = life.overruled && survived < life.requests.len();
             let attempts = row.transaction.attempts as usize;
-            if !row.transaction.state.is_polled() && attempts != life.journaled.len() && !self.went_back && !lost {
+            if !row.transaction.state.is_polled() && attempts != life.journaled.len() && !self.went_back && !lost && !life.cut {
                 return Err(format!("attempts: {} says {attempts}, the journal {}", name(*id), life.journaled.len()));
             }
         }

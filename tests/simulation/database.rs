@@ -5,10 +5,11 @@ use crate::bugs::Bug;
 use chrono::{DateTime, TimeDelta, Timelike, Utc};
 use paypoll::domain::{Progress, Source, State, Transaction, outcome};
 use paypoll::store::{
-    AHEAD, AccountState, Attempt, Batch, Beat, Candidate, Claim, Claimed, Commit, Draw, Drawn, Entry, LaneRoom, Membership,
-    Placement, Poll, Recorded, ReplicaId,
+    AHEAD, AccountState, Attempt, Batch, Beat, Candidate, Claim, ClaimOrder, Claimed, Draw, Drawn, Entry, LaneFound, Membership,
+    Override, Placement, Poll, Recorded, ReplicaId, Writer,
 };
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -20,6 +21,12 @@ pub(crate) struct Row {
     pub(crate) owner: Option<i64>,
     pub(crate) next: Option<DateTime<Utc>>,
     not_before: Option<DateTime<Utc>>,
+}
+
+impl Row {
+    fn is_backlog(&self) -> bool {
+        self.transaction.reopened_at.is_some()
+    }
 }
 
 /// A row of `paypoll.transitions`.
@@ -35,6 +42,7 @@ pub(crate) struct Transition {
 /// A row of `paypoll.replicas`.
 #[derive(Clone, Debug)]
 pub(crate) struct Replica {
+    pub(crate) process: Uuid,
     pub(crate) lease: Duration,
     pub(crate) heartbeat: DateTime<Utc>,
     complied: i64,
@@ -51,17 +59,49 @@ pub(crate) struct Account {
     probe_at: Option<DateTime<Utc>>,
 }
 
+impl Account {
+    fn new() -> Self {
+        Self {
+            arrival: DateTime::UNIX_EPOCH,
+            held_until: None,
+            slowdown: 1.0,
+            slowed_at: None,
+            circuit_since: None,
+            probe_at: None,
+        }
+    }
+}
+
 /// What was done to a row, for the checker.
 #[derive(Clone, Debug)]
 pub(crate) enum Fact {
     /// A replica took it.
     Claimed { id: Uuid, owner_lives: bool },
     /// A replica wrote it.
-    Written { id: Uuid, claim_fence: i64, row_fence: i64, registered: bool, from: State, to: State, source: Option<Source> },
+    Written {
+        id: Uuid,
+        claim_fence: i64,
+        row_fence: i64,
+        row_owner: Option<i64>,
+        writer: i64,
+        registered: bool,
+        from: State,
+        to: State,
+        source: Option<Source>,
+    },
     /// Somebody else wrote it.
     Overruled { id: Uuid, to: State, at: DateTime<Utc> },
     /// A poll was journaled.
     Journaled { id: Uuid, sent_at: DateTime<Utc>, in_time: bool },
+}
+
+/// What a statement comes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// An earlier attempt's fate is not known yet.
+    InDoubt,
+    /// Somebody's trigger refuses a row, or a check does.
+    Row,
 }
 
 /// The database.
@@ -69,20 +109,54 @@ pub(crate) struct Database {
     bug: Option<Bug>,
     /// What its clock shows.
     pub(crate) clock: DateTime<Utc>,
+    /// When somebody noticed that another server carries the history on.
+    cut_at: Option<DateTime<Utc>>,
+    /// Nobody has noticed yet.
+    another: bool,
+    /// What a failover can lose.
+    kept: Kept,
+    /// Earlier states of it, the youngest last: what a standby that lags may be promoted with.
+    earlier: VecDeque<(Micros, Kept)>,
+    /// Committed, but nobody can tell yet: process and number.
+    undecided: HashSet<(Uuid, i64)>,
+    /// Rows that somebody at a console keeps locked.
+    pub(crate) locked: HashSet<Uuid>,
+    /// Rows that somebody's trigger refuses to have written.
+    pub(crate) refusing: HashSet<Uuid>,
+    /// Keys of which one request may be in flight: who has them, and until when.
+    keys: HashMap<String, (Uuid, DateTime<Utc>)>,
+    pub(crate) facts: Vec<Fact>,
+}
+
+/// The history: all that a backup or a standby has.
+#[derive(Clone, Default)]
+pub(crate) struct Kept {
     pub(crate) rows: BTreeMap<Uuid, Row>,
     pub(crate) polls: HashMap<Uuid, Vec<Poll>>,
     pub(crate) transitions: Vec<Transition>,
     pub(crate) replicas: BTreeMap<i64, Replica>,
     pub(crate) accounts: BTreeMap<(String, String), Account>,
     last_replica: i64,
-    last_xid: u64,
-    committed: HashSet<String>,
-    /// Committed, but nobody can tell yet.
-    undecided: HashSet<String>,
-    /// Rows that somebody at a console keeps locked.
-    pub(crate) locked: HashSet<Uuid>,
-    pub(crate) facts: Vec<Fact>,
+    /// The last number of each process: its records, its claims.
+    commits: HashMap<Uuid, (i64, i64)>,
 }
+
+impl Deref for Database {
+    type Target = Kept;
+
+    fn deref(&self) -> &Kept {
+        &self.kept
+    }
+}
+
+impl DerefMut for Database {
+    fn deref_mut(&mut self) -> &mut Kept {
+        &mut self.kept
+    }
+}
+
+/// A standby lags behind by no more than this.
+const LAG: Micros = 2_000_000;
 
 /// PostgreSQL keeps microseconds.
 fn stored(at: DateTime<Utc>) -> DateTime<Utc> {
@@ -107,22 +181,43 @@ impl Database {
         Self {
             bug,
             clock,
-            rows: BTreeMap::new(),
-            polls: HashMap::new(),
-            transitions: Vec::new(),
-            replicas: BTreeMap::new(),
-            accounts: BTreeMap::new(),
-            last_replica: 0,
-            last_xid: 0,
-            committed: HashSet::new(),
+            cut_at: None,
+            another: false,
+            kept: Kept::default(),
+            earlier: VecDeque::new(),
             undecided: HashSet::new(),
             locked: HashSet::new(),
+            refusing: HashSet::new(),
+            keys: HashMap::new(),
             facts: Vec::new(),
         }
     }
 
     fn has(&self, bug: Bug) -> bool {
         self.bug == Some(bug)
+    }
+
+    /// Remembers what there is now, for a failover later.
+    pub(crate) fn remember(&mut self, now: Micros) {
+        self.earlier.push_back((now, self.kept.clone()));
+        while self.earlier.front().is_some_and(|(at, _)| *at < now - LAG) {
+            self.earlier.pop_front();
+        }
+    }
+
+    /// Another server takes over, with what it had at one of the moments that are remembered: `which`.
+    pub(crate) fn fail_over(&mut self, which: usize) -> Option<Micros> {
+        let (at, kept) = self.earlier.drain(..).nth(which)?;
+        self.kept = kept;
+        self.another = true;
+        self.undecided.clear();
+        self.keys.clear();
+        Some(at)
+    }
+
+    /// How many moments are remembered.
+    pub(crate) fn remembered(&self) -> usize {
+        self.earlier.len()
     }
 
     fn journal(&mut self, transaction: Uuid, from: State, to: State, source: &'static str) {
@@ -135,82 +230,135 @@ impl Database {
 impl Database {
     pub(crate) fn make_accounts(&mut self, names: impl Iterator<Item = (String, String)>) {
         for name in names {
-            self.accounts.entry(name).or_insert(Account {
-                arrival: DateTime::UNIX_EPOCH,
-                held_until: None,
-                slowdown: 1.0,
-                slowed_at: None,
-                circuit_since: None,
-                probe_at: None,
-            });
+            self.accounts.entry(name).or_insert_with(Account::new);
         }
     }
 
     /// `name`: the number that a replica would use again if it went by its name.
-    pub(crate) fn register(&mut self, lease: Duration, name: i64) -> ReplicaId {
+    pub(crate) fn register(&mut self, process: Uuid, lease: Duration, name: i64) -> ReplicaId {
         self.last_replica += 1;
         let id = if self.has(Bug::LeaseByName) { name } else { self.last_replica };
-        self.replicas.insert(id, Replica { lease, heartbeat: self.clock, complied: 0 });
+        let heartbeat = self.clock;
+        self.replicas.insert(id, Replica { process, lease, heartbeat, complied: 0 });
         ReplicaId(id)
     }
 
-    pub(crate) fn beat(&mut self, replica: ReplicaId, complied: i64, judge: Option<DateTime<Utc>>) -> Beat {
+    pub(crate) fn beat(&mut self, replica: ReplicaId, process: Uuid, complied: i64, judge: Option<DateTime<Utc>>) -> Beat {
         let clock = self.clock;
         if let Some(judge) = judge {
             let now = if self.has(Bug::JudgedByALeap) { clock } else { clock.min(judge) };
             self.replicas
                 .retain(|id, row| *id == replica.0 || row.heartbeat >= now - TimeDelta::from_std(row.lease).expect("short"));
         }
-        let alive = self.replicas.get_mut(&replica.0).map(|row| (row.heartbeat, row.complied) = (clock, complied)).is_some();
+        let by_name = self.has(Bug::LeaseByName);
+        let own = self.replicas.get_mut(&replica.0).filter(|row| row.process == process || by_name);
+        let alive = own.map(|row| (row.heartbeat, row.complied) = (clock, complied)).is_some();
         let living: Vec<(i64, i64)> = self.replicas.iter().map(|(id, row)| (*id, row.complied)).collect();
         let members = Membership::new(replica.0, &living);
-        Beat { alive, members, clock }
+        let (mut recorded, mut claimed) = self.commits.get(&process).copied().unwrap_or_default();
+        if self.has(Bug::LostCommitsUnnoticed) {
+            (recorded, claimed) = (i64::MAX, i64::MAX);
+        }
+        if std::mem::take(&mut self.another) {
+            self.cut_at = Some(clock);
+        }
+        let cut_at = self.cut_at.filter(|_| !self.has(Bug::FailoverUnnoticed));
+        Beat { alive, members, clock, recorded, claimed, cut_at }
     }
 
-    pub(crate) fn deregister(&mut self, replica: ReplicaId) {
-        self.replicas.remove(&replica.0);
+    pub(crate) fn deregister(&mut self, replica: ReplicaId, process: Uuid) {
+        if self.replicas.get(&replica.0).is_some_and(|row| row.process == process) {
+            self.replicas.remove(&replica.0);
+        }
     }
 
     pub(crate) fn claim(
         &mut self,
-        replica: ReplicaId,
-        members: &Membership,
-        rooms: &[LaneRoom],
-        horizon: DateTime<Utc>,
+        order: &ClaimOrder,
         place: &mut dyn FnMut(&mut Candidate) -> Placement,
         unsure: &mut Vec<Uuid>,
-    ) -> Claim {
+    ) -> Result<Claim, Refusal> {
+        let replica = order.replica;
         for id in unsure.drain(..).filter(|_| !self.has(Bug::LostClaimForgotten)).collect::<Vec<_>>() {
-            let row = self.rows.get_mut(&id).expect("it was claimed");
-            if row.owner == Some(replica.0) {
-                row.owner = None;
-                row.fence += 1;
+            self.set_free(replica, id, None);
+        }
+        for id in &order.abandoned {
+            self.set_free(replica, *id, Some(0));
+        }
+        let mut claim = Claim { clock: Some(self.clock), ..Claim::default() };
+        for room in &order.lanes {
+            let due = |row: &Row, since| row.next.filter(|next| *next >= since && *next <= self.clock);
+            let surveyed = self.rows.values().filter(|row| {
+                row.transaction.provider == room.provider
+                    && row.transaction.account == room.account
+                    && room.survey.is_some_and(|since| due(row, since).is_some())
+            });
+            if !self.has(Bug::OwnRowsUnsurveyed) {
+                claim.own.extend(surveyed.filter(|row| row.owner == Some(replica.0)).map(|row| (row.transaction.id, row.fence)));
             }
         }
-        let mut claim = Claim { held: Vec::new(), found: vec![(0, None); rooms.len()], clock: Some(self.clock) };
-        for (lane, room) in rooms.iter().enumerate() {
+        for (lane, room) in order.lanes.iter().enumerate() {
             let free = |row: &Row| match row.owner {
-                Some(owner) => self.has(Bug::ClaimFromTheLiving) || (owner <= members.newest && !members.living.contains(&owner)),
+                Some(owner) => {
+                    let dead = owner <= order.members.newest && !order.members.living.contains(&owner);
+                    self.has(Bug::ClaimFromTheLiving) || (dead && !self.replicas.contains_key(&owner))
+                }
                 None => true,
             };
-            let mut due: Vec<(DateTime<Utc>, Uuid)> = (self.rows.values())
-                .filter(|row| row.transaction.provider == room.provider && row.transaction.account == room.account)
-                .filter(|row| !self.locked.contains(&row.transaction.id))
-                .filter_map(|row| {
-                    row.next.filter(|next| *next >= room.since && *next <= horizon && free(row)).map(|next| (next, row))
-                })
-                .map(|(next, row)| (next, row.transaction.id))
-                .collect();
+            let found = |backlog: bool, since: DateTime<Utc>, most: usize| {
+                let mut due: Vec<(DateTime<Utc>, Uuid)> = (self.rows.values())
+                    .filter(|row| row.transaction.provider == room.provider && row.transaction.account == room.account)
+                    .filter(|row| !self.locked.contains(&row.transaction.id) && !order.avoid.contains(&row.transaction.id))
+                    .filter(|row| row.is_backlog() == backlog)
+                    .filter_map(|row| {
+                        row.next.filter(|next| *next >= since && *next <= order.horizon && free(row)).map(|next| (next, row))
+                    })
+                    .map(|(next, row)| (next, row.transaction.id))
+                    .collect();
+                due.sort_unstable();
+                due.truncate(most);
+                due
+            };
+            let ordinary = found(false, room.since, room.room);
+            let backlog = found(true, room.backlog_since, room.backlog_room);
+            claim.found.push(LaneFound {
+                ordinary: ordinary.len(),
+                last: ordinary.last().map(|(at, _)| *at),
+                backlog: backlog.len(),
+                backlog_last: backlog.last().map(|(at, _)| *at),
+                survey: None,
+            });
+            let mut due: Vec<_> = ordinary.into_iter().chain(backlog).collect();
             due.sort_unstable();
-            due.truncate(room.room);
-            claim.found[lane] = (due.len(), due.last().map(|(at, _)| *at));
             for (due, id) in due {
                 let mut candidate = self.candidate(id, lane, due);
                 let placement = place(&mut candidate);
+                if placement != Placement::Leave && self.refusing.contains(&id) {
+                    if self.has(Bug::OneRefusedRowStopsTheClaim) {
+                        return Err(Refusal::Row);
+                    }
+                    claim.refused.push((id, "no".into()));
+                    continue;
+                }
+                if placement != Placement::Leave {
+                    self.commits.entry(order.process).or_default().1 = order.number;
+                }
                 claim.held.extend(self.take(replica, candidate, placement));
             }
         }
-        claim
+        Ok(claim)
+    }
+
+    pub(crate) fn owned(&self, replica: ReplicaId, ids: &[Uuid]) -> Vec<(Uuid, i64)> {
+        let own = |row: &&Row| row.owner == Some(replica.0) && row.next.is_some();
+        ids.iter().filter_map(|id| self.rows.get(id)).filter(own).map(|row| (row.transaction.id, row.fence)).collect()
+    }
+
+    fn set_free(&mut self, replica: ReplicaId, id: Uuid, owner: Option<i64>) {
+        // A failover may have lost the row itself.
+        let Some(row) = self.rows.get_mut(&id).filter(|row| row.owner == Some(replica.0)) else { return };
+        row.owner = owner;
+        row.fence += 1;
     }
 
     fn candidate(&self, id: Uuid, lane: usize, due: DateTime<Utc>) -> Candidate {
@@ -239,6 +387,7 @@ impl Database {
             not_before: row.not_before,
             unplanned,
             flaw: None,
+            backlog: row.is_backlog(),
             fence: row.fence,
         }
     }
@@ -251,8 +400,9 @@ impl Database {
         };
         let forgotten = owner.is_none() && self.has(Bug::PlannedForgotten);
         let id = candidate.transaction.id;
-        let row = self.rows.get_mut(&id).expect("it was found");
-        let owner_lives = row.owner.is_some_and(|owner| self.replicas.contains_key(&owner));
+        let Kept { rows, replicas, .. } = &mut self.kept;
+        let row = rows.get_mut(&id).expect("it was found");
+        let owner_lives = row.owner.is_some_and(|owner| replicas.contains_key(&owner));
         self.facts.push(Fact::Claimed { id, owner_lives });
         row.fence += 1;
         row.owner = owner;
@@ -265,34 +415,42 @@ impl Database {
             fence: row.fence,
             due,
             flaw: candidate.flaw,
+            backlog: candidate.backlog,
         })
     }
 
-    /// `None`: an earlier attempt's fate is not known yet.
-    pub(crate) fn record(&mut self, replica: ReplicaId, batch: &Batch, attempt: &mut Attempt) -> Option<Recorded> {
-        if let Some(Commit { xid, recorded }) = &attempt.0
-            && !self.has(Bug::LostAnswerWrittenTwice)
-        {
-            if self.undecided.contains(xid) {
-                return None;
-            }
-            if self.committed.contains(xid) {
-                return Some(recorded.clone());
-            }
+    pub(crate) fn record(&mut self, writer: Writer, batch: &Batch, attempt: &mut Attempt) -> Result<Recorded, Refusal> {
+        let Writer { replica, process, number, acknowledged } = writer;
+        if self.undecided.contains(&(process, number)) {
+            return Err(Refusal::InDoubt);
         }
-        let registered = self.replicas.contains_key(&replica.0);
-        let mut recorded = Recorded { lease_lost: !registered && !self.has(Bug::LeaseIgnored), ..Recorded::default() };
+        let committed = self.commits.get(&process).is_some_and(|(records, _)| *records >= number);
+        if committed && !self.has(Bug::LostAnswerWrittenTwice) {
+            return Ok(attempt.0.clone().expect("a number is used once"));
+        }
+        attempt.0 = None;
+        let by_name = self.has(Bug::LeaseByName);
+        let registered = self.replicas.get(&replica.0).is_some_and(|row| row.process == process || by_name);
+        let before = self.commits.get(&process).map_or(0, |(records, _)| *records);
+        let history_cut = (before < acknowledged && !self.has(Bug::LostCommitsUnnoticed)).then_some(before);
+        let lease_lost = !registered && !self.has(Bug::LeaseIgnored);
+        let mut recorded = Recorded { lease_lost, history_cut, ..Recorded::default() };
+        let journal_only = recorded.is_journal_only();
+        let replica = if recorded.lease_lost { ReplicaId(0) } else { replica };
         let entries = batch.entries.iter().map(|entry| entry.id).chain(batch.dropped.iter().copied());
-        let polls = batch.polls.iter().map(|poll| poll.transaction_id).filter(|_| recorded.lease_lost);
+        let polls = batch.polls.iter().map(|poll| poll.transaction_id).filter(|_| journal_only);
         recorded.locked = entries.chain(polls).filter(|id| self.locked.contains(id)).collect();
         let mut batch = batch.clone();
         drop(batch.split_off(|id| recorded.locked.contains(&id)));
+        if !journal_only && batch.entries.iter().any(|entry| self.refusing.contains(&entry.id)) {
+            return Err(Refusal::Row);
+        }
         for poll in &batch.polls {
             let sent_at = stored(poll.sent_at);
             self.polls.entry(poll.transaction_id).or_default().push(Poll { sent_at, ..poll.clone() });
             self.facts.push(Fact::Journaled { id: poll.transaction_id, sent_at, in_time: registered });
         }
-        if !recorded.lease_lost {
+        if !journal_only {
             for entry in &batch.entries {
                 if !self.write(replica, entry) {
                     recorded.refused.insert(entry.id);
@@ -300,23 +458,21 @@ impl Database {
             }
         }
         let mut late: HashSet<Uuid> = batch.dropped.iter().chain(&recorded.refused).copied().collect();
-        if recorded.lease_lost {
+        if journal_only {
             late.extend(batch.polls.iter().map(|poll| poll.transaction_id));
             late.extend(batch.entries.iter().filter(|entry| entry.polls > 0).map(|entry| entry.id));
         }
         for id in late {
             self.count_late(replica, id, &batch.polls);
         }
-        self.last_xid += 1;
-        let xid = self.last_xid.to_string();
-        self.committed.insert(xid.clone());
-        attempt.0 = Some(Commit { xid, recorded: recorded.clone() });
-        Some(recorded)
+        self.commits.entry(process).or_default().0 = number;
+        attempt.0 = Some(recorded.clone());
+        Ok(recorded)
     }
 
     /// The commit of that attempt has happened, and nobody can tell.
-    pub(crate) fn hide_commit(&mut self, attempt: &Attempt) {
-        self.undecided.extend(attempt.0.as_ref().map(|commit| commit.xid.clone()));
+    pub(crate) fn hide_commit(&mut self, process: Uuid, number: i64) {
+        self.undecided.insert((process, number));
     }
 
     /// Every commit can be told again.
@@ -327,8 +483,9 @@ impl Database {
     fn write(&mut self, replica: ReplicaId, entry: &Entry) -> bool {
         let bug = self.bug;
         let registered = self.replicas.contains_key(&replica.0);
-        let Some(row) = self.rows.get_mut(&entry.id) else { return false };
-        if row.fence != entry.fence && bug != Some(Bug::NoFencing) {
+        let Some(row) = self.kept.rows.get_mut(&entry.id) else { return false };
+        let own = row.owner == Some(replica.0) || bug == Some(Bug::OwnerUnchecked);
+        if (row.fence != entry.fence || !own) && bug != Some(Bug::NoFencing) {
             return false;
         }
         let source = entry.transition.as_ref().map(|transition| transition.source);
@@ -337,6 +494,8 @@ impl Database {
             id: entry.id,
             claim_fence: entry.fence,
             row_fence: row.fence,
+            row_owner: row.owner,
+            writer: replica.0,
             registered,
             from: transaction.state,
             to: entry.state,
@@ -365,8 +524,9 @@ impl Database {
 
     fn count_late(&mut self, replica: ReplicaId, id: Uuid, batch: &[Poll]) {
         let polls: Vec<DateTime<Utc>> = self.polls.get(&id).into_iter().flatten().map(|poll| poll.sent_at).collect();
-        let Some(row) = self.rows.get_mut(&id) else { return };
-        let lives = row.owner.is_some_and(|owner| self.replicas.contains_key(&owner));
+        let Kept { rows, replicas, .. } = &mut self.kept;
+        let Some(row) = rows.get_mut(&id) else { return };
+        let lives = row.owner.is_some_and(|owner| replicas.contains_key(&owner));
         let held = lives && row.owner != Some(replica.0);
         let transaction = &mut row.transaction;
         let mine: Vec<DateTime<Utc>> =
@@ -395,7 +555,7 @@ impl Database {
                 drawn.push(Drawn { lane, clock, ahead: 0.0, gap: draw.gap.as_secs_f64(), slots: draw.wanted });
                 continue;
             }
-            let account = self.accounts.get_mut(&(draw.provider.to_owned(), draw.account.to_string())).expect("registered");
+            let account = self.account((draw.provider, &draw.account));
             let tolerance = draw.tolerance.as_secs_f64();
             let recovered = account.slowed_at.map_or(0.0, |at| seconds(clock - at).max(0.0) / RECOVERY_S);
             let gap = draw.gap.as_secs_f64() * (account.slowdown * 0.5_f64.powf(recovered)).max(1.0);
@@ -452,7 +612,8 @@ impl Database {
     }
 
     fn account(&mut self, (provider, account): (&str, &str)) -> &mut Account {
-        self.accounts.get_mut(&(provider.to_owned(), account.to_owned())).expect("registered")
+        // A failover may have lost it.
+        self.accounts.entry((provider.to_owned(), account.to_owned())).or_insert_with(Account::new)
     }
 
     pub(crate) fn account_states(&self) -> Vec<AccountState> {
@@ -463,27 +624,52 @@ impl Database {
             held_until: account.held_until.filter(|_| !self.has(Bug::RetryAfterNotShared)),
             probe_at: account.probe_at,
             reason: account.probe_at.map(|_| "open".to_owned()),
+            paused: None,
         };
         let telling = |account: &Account| account.circuit_since.is_some() || account.held_until.is_some_and(|until| until > clock);
         self.accounts.iter().filter(|(_, account)| telling(account)).map(told).collect()
     }
 
-    pub(crate) fn last_transition(&self) -> i64 {
-        self.transitions.len() as i64
-    }
-
-    /// How far is known that nobody can add a verdict any more. Somebody always seems to be under way: some are told again.
-    pub(crate) fn heard(&self) -> i64 {
-        self.last_transition() - SEEM_UNDER_WAY
-    }
-
-    pub(crate) fn verdicts(&self, after: i64) -> Vec<(i64, Uuid, i64)> {
-        if self.has(Bug::VerdictsUnwatched) {
-            return Vec::new();
-        }
+    pub(crate) fn overrides(&self, after: Option<i64>) -> (i64, Vec<Override>) {
+        let newest = self.transitions.len() as i64;
+        let Some(after) = after.filter(|_| !self.has(Bug::VerdictsUnwatched)) else { return (newest, Vec::new()) };
         let by_others = |transition: &&Transition| transition.id > after && matches!(transition.source, "external" | "operator");
-        let verdict = |transition: &Transition| (transition.id, transition.transaction, self.rows[&transition.transaction].fence);
-        self.transitions.iter().skip(after.max(0) as usize).filter(by_others).map(verdict).collect()
+        let known = self.transitions.iter().skip(after.max(0) as usize).filter(by_others);
+        // A failover may have lost the row itself.
+        let change = |transition: &Transition| {
+            let row = self.rows.get(&transition.transaction)?;
+            Some(Override { transition: transition.id, id: row.transaction.id, fence: row.fence })
+        };
+        // Somebody always seems to be under way: some are told again.
+        ((newest - SEEM_UNDER_WAY).max(after), known.filter_map(change).collect())
+    }
+
+    /// Takes a key of which one request may be in flight.
+    pub(crate) fn take_key(&mut self, key: &str, process: Uuid, longest: Duration) -> bool {
+        let (clock, every) = (self.clock, self.has(Bug::KeyPerProcess));
+        let free = self.keys.get(key).is_none_or(|(owner, until)| *owner == process || *until < clock || every);
+        if free {
+            self.keys.insert(key.to_owned(), (process, clock + span(longest.as_secs_f64())));
+        }
+        free
+    }
+
+    pub(crate) fn give_key_back(&mut self, key: &str, process: Uuid) {
+        if self.keys.get(key).is_some_and(|(owner, _)| *owner == process) {
+            self.keys.remove(key);
+        }
+    }
+
+    pub(crate) fn abandon_circuit(&mut self, name: (&str, &str)) {
+        let clock = self.clock;
+        let any = self
+            .rows
+            .values()
+            .any(|row| row.next.is_some() && row.transaction.provider == name.0 && *row.transaction.account == *name.1);
+        let account = self.account(name);
+        if !any && account.circuit_since.is_some_and(|since| since < clock - TimeDelta::minutes(10)) {
+            (account.circuit_since, account.probe_at) = (None, None);
+        }
     }
 }
 
@@ -503,7 +689,7 @@ impl Database {
     pub(crate) fn settle(&mut self, id: Uuid, state: State) -> bool {
         let unfenced = self.has(Bug::VerdictUnfenced);
         self.count_unsaved(id);
-        let row = self.rows.get_mut(&id).expect("a known transaction");
+        let Some(row) = self.rows.get_mut(&id) else { return false };
         let from = row.transaction.state;
         if from.is_final() || from == state {
             return false;
@@ -520,7 +706,7 @@ impl Database {
     /// An operator reopens a parked transaction: `paypoll retry`.
     pub(crate) fn reopen(&mut self, id: Uuid) -> bool {
         let clock = self.clock;
-        let row = self.rows.get_mut(&id).expect("a known transaction");
+        let Some(row) = self.rows.get_mut(&id) else { return false };
         let from = row.transaction.state;
         if !matches!(from, State::Unresolved | State::Invalid) {
             return false;
@@ -541,20 +727,17 @@ impl Database {
 
     /// Somebody corrects what is asked: the amount, say.
     pub(crate) fn correct(&mut self, id: Uuid) {
-        self.rows.get_mut(&id).expect("a known transaction").fence += 1;
+        let Some(row) = self.rows.get_mut(&id) else { return };
+        row.fence += 1;
         self.free(id);
     }
 
     /// Counts what the owner has journaled since the row was last written.
     fn count_unsaved(&mut self, id: Uuid) {
-        let row = self.rows.get_mut(&id).expect("a known transaction");
-        if row.owner.is_none() {
-            return;
-        }
+        let polls: Vec<DateTime<Utc>> = self.polls.get(&id).into_iter().flatten().map(|poll| poll.sent_at).collect();
+        let Some(row) = self.rows.get_mut(&id).filter(|row| row.owner.is_some()) else { return };
         let since = row.transaction.last_polled_at;
-        let unknown = |at: &DateTime<Utc>| since.is_none_or(|since| *at > since);
-        let polls = self.polls.get(&id).into_iter().flatten().map(|poll| poll.sent_at).filter(unknown);
-        for at in polls {
+        for at in polls.into_iter().filter(|at| since.is_none_or(|since| *at > since)) {
             row.transaction.attempts += 1;
             row.transaction.last_polled_at = row.transaction.last_polled_at.max(Some(at));
         }
@@ -569,7 +752,7 @@ impl Database {
     /// Somebody wants a look now.
     pub(crate) fn hurry(&mut self, id: Uuid) {
         let clock = self.clock;
-        let row = self.rows.get_mut(&id).expect("a known transaction");
+        let Some(row) = self.rows.get_mut(&id) else { return };
         row.next = row.next.map(|next| clock.min(next.max(clock)));
     }
 }

@@ -10,10 +10,10 @@ use crate::{Micros, provider};
 use chrono::{DateTime, TimeDelta, Utc};
 use paypoll::config::Config;
 use paypoll::domain::{State, Transaction};
-use paypoll::scheduler::engine::{Asked, Command, Engine, Event, Setup};
+use paypoll::scheduler::engine::Engine;
 use paypoll::scheduler::lane::LaneSpec;
-use paypoll::scheduler::watch::Watch;
-use paypoll::store::{Candidate, ReplicaId};
+use paypoll::scheduler::protocol::{Asked, Command, Event, Setup, Watch};
+use paypoll::store::{Candidate, ReplicaId, Writer};
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
@@ -111,7 +111,8 @@ impl World {
         let lanes = lanes(shape.in_flight);
         let base = Instant::now() + Duration::from_secs(86_400);
         let (max_in_flight, max_held) = (shape.in_flight, 50_000);
-        let setup = Setup { lanes: lanes.clone(), lease: Duration::from_secs(15), max_in_flight, max_held, seed: 1 };
+        let (lease, process) = (Duration::from_secs(15), Uuid::nil());
+        let setup = Setup { lanes: lanes.clone(), process, lease, max_in_flight, max_held, seed: 1 };
         let mut world = Self {
             shape,
             now: 0,
@@ -167,7 +168,7 @@ impl World {
                     self.drive(*event);
                 }
                 Action::Arrive(number) => self.insert(number),
-                Action::Bury => self.database.deregister(ReplicaId(1)),
+                Action::Bury => self.database.deregister(ReplicaId(1), Uuid::nil()),
                 Action::Settle(id) => assert!(self.database.settle(id, State::Succeeded)),
             }
             self.database.facts.clear();
@@ -234,36 +235,36 @@ impl World {
     }
 
     fn execute(&mut self, command: Command, asked: Instant) {
-        let database = &mut self.database;
+        let (database, process) = (&mut self.database, Uuid::nil());
         let event = match command {
             Command::Register => {
                 let names = self.lanes.iter().map(|spec| (spec.provider.to_owned(), spec.account.to_string()));
                 database.make_accounts(names);
-                let verdict = database.last_transition();
-                let replica = database.register(Duration::from_secs(15), 1);
-                Event::Registered(Ok((replica, database.beat(replica, 0, None), verdict)), asked)
+                let replica = database.register(process, Duration::from_secs(15), 1);
+                Event::Registered(Ok((replica, database.beat(replica, process, 0, None))), asked)
             }
             Command::Beat { replica, complied, judge } => {
-                Event::Beaten(replica, Ok(database.beat(replica, complied, judge)), asked)
+                Event::Beaten(replica, Ok(database.beat(replica, process, complied, judge)), asked)
             }
-            Command::Claim { replica, members, rooms, horizon, mut placer, mut look } => {
+            Command::Claim { order, mut placer, mut look } => {
                 let mut place = |candidate: &mut Candidate| placer.place(candidate);
-                let claim = database.claim(replica, &members, &rooms, horizon, &mut place, &mut look.unsure);
+                let claim = database.claim(&order, &mut place, &mut look.unsure).expect("no row is refused");
                 look.unsure.clear();
                 Event::Claimed(Ok(claim), look)
             }
             Command::Draw { draws, lanes } => Event::Drawn(Ok(database.draw(&draws)), lanes, asked),
             Command::Record(mut recording) => {
                 let replica = recording.replica.unwrap_or(ReplicaId(0));
-                let recorded = database.record(replica, &recording.batch, &mut recording.attempt).expect("nothing goes wrong");
+                let writer = Writer { replica, process, number: recording.number, acknowledged: recording.acknowledged };
+                let recorded = database.record(writer, &recording.batch, &mut recording.attempt).expect("nothing goes wrong");
                 Event::Recorded(recording, Ok(recorded))
             }
-            Command::Watch { after } => Event::Watched(Ok(Watch {
-                verdicts: database.verdicts(after),
-                heard: database.heard(),
-                accounts: database.account_states(),
-            })),
-            Command::SlowDown { .. }
+            Command::Watch { after } => {
+                let (next, overrides) = database.overrides(after);
+                Event::Watched(Ok(Watch { next, overrides, accounts: database.account_states() }))
+            }
+            Command::Compare { .. }
+            | Command::SlowDown { .. }
             | Command::Circuit { .. }
             | Command::Probe { .. }
             | Command::Ask { .. }

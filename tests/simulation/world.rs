@@ -4,15 +4,15 @@ use crate::Micros;
 use crate::accounts::{self, ACCOUNTS, LEASE, TIMEOUT};
 use crate::bugs::Bug;
 use crate::checker::{Checker, Request, name};
-use crate::database::Database;
+use crate::database::{Database, Refusal};
 use crate::provider::{self, Answer, Provider};
 use chrono::{DateTime, TimeDelta, Utc};
 use paypoll::domain::{Health, NoAnswer, Outcome, State, Transaction};
-use paypoll::scheduler::engine::{Asked, Command, Engine, Event, Failed, Setup};
+use paypoll::scheduler::engine::Engine;
 use paypoll::scheduler::held::Held;
 use paypoll::scheduler::lane::CircuitChange;
-use paypoll::scheduler::watch::Watch;
-use paypoll::store::{Candidate, ReplicaId};
+use paypoll::scheduler::protocol::{Asked, Command, Event, Setup, StoreFailure, Telling, Watch};
+use paypoll::store::{Candidate, Recorded, ReplicaId, Writer};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use std::collections::BTreeMap;
@@ -32,6 +32,8 @@ struct Host {
     engine: Option<Engine>,
     /// Rises with every start: what was meant for an earlier life is lost.
     life: u64,
+    /// The names of its lives.
+    processes: Vec<Uuid>,
     /// The process stands still until then.
     paused_until: Micros,
     /// How long its machine slept, in all: its monotonic clock stood still meanwhile.
@@ -68,6 +70,10 @@ enum Action {
     Reveal,
     /// A row is not locked any more.
     Unlock(Uuid),
+    /// No trigger refuses a row any more.
+    Accept(Uuid),
+    /// A standby receives what there is.
+    Replicate,
     /// The next mishap.
     Mishap,
 }
@@ -141,6 +147,7 @@ impl World {
             world.hosts.push(Host {
                 engine: None,
                 life: 0,
+                processes: vec![Uuid::nil()],
                 paused_until: 0,
                 slept: 0,
                 inbox: Vec::new(),
@@ -158,6 +165,7 @@ impl World {
             world.insert();
         }
         world.at(SECOND, Action::Mishap);
+        world.at(SECOND / 2, Action::Replicate);
         world
     }
 
@@ -201,17 +209,17 @@ impl World {
     fn describe(&self) {
         for (number, host) in self.hosts.iter().enumerate() {
             let Some(engine) = &host.engine else { continue };
-            for (lane, state) in engine.lanes.iter().enumerate() {
+            for (lane, state) in engine.lanes().iter().enumerate() {
                 self.say(|| {
                     format!(
                         "host {number} account {lane}: waiting {}, ready {}, in flight {} of {}, drawing {}, paused {}, {:?}",
-                        state.waiting.len(),
-                        state.ready.len(),
-                        state.in_flight,
-                        state.share,
-                        state.drawing,
-                        state.is_held(self.instant(number)),
-                        state.circuit
+                        state.waiting().len(),
+                        state.ready(),
+                        state.in_flight(),
+                        state.share(),
+                        state.is_drawing(),
+                        state.is_paused(self.instant(number)),
+                        state.circuit()
                     )
                 });
             }
@@ -227,6 +235,7 @@ impl World {
         (self.down_until, self.slow_until, self.lossy_until) = (0, 0, 0);
         self.database.reveal_commits();
         self.database.locked.clear();
+        self.database.refusing.clear();
         // A clock that was set back makes everything wait that was planned before. Nobody could sit that out here.
         if self.offset < self.farthest {
             self.step_clock(self.farthest - self.offset);
@@ -306,6 +315,13 @@ impl World {
             }
             Action::Execute { host, life, command, asked } => self.execute(host, life, *command, asked)?,
             Action::Deliver { host, life, event } => {
+                if let Event::Asked(held, Asked::Sent { .. }) = &*event
+                    && let Some(key) = accounts::key(&held.transaction.reference)
+                    && self.lives(host, life)
+                    && self.now >= self.down_until
+                {
+                    self.database.give_key_back(key, self.process(host, life));
+                }
                 if self.lives(host, life) {
                     self.drive(host, *event)?;
                 }
@@ -319,6 +335,14 @@ impl World {
             }
             Action::Reveal => self.database.reveal_commits(),
             Action::Unlock(id) => _ = self.database.locked.remove(&id),
+            Action::Accept(id) => _ = self.database.refusing.remove(&id),
+            Action::Replicate => {
+                if !self.calm {
+                    self.database.remember(self.now);
+                    let pause = self.random.random_range(50_000..SECOND);
+                    self.at(self.now + pause, Action::Replicate);
+                }
+            }
             Action::Mishap => {
                 if !self.calm {
                     self.mishap()?;
@@ -330,6 +354,10 @@ impl World {
         Ok(())
     }
 
+    fn process(&self, host: usize, life: u64) -> Uuid {
+        self.hosts[host].processes[usize::try_from(life).expect("few")]
+    }
+
     fn lives(&self, host: usize, life: u64) -> bool {
         self.hosts[host].life == life && self.hosts[host].engine.is_some()
     }
@@ -339,8 +367,10 @@ impl World {
 impl World {
     fn start(&mut self, host: usize) -> Result<(), String> {
         let now = self.instant(host);
+        let process = Uuid::from_u128(self.random.random());
         let setup = Setup {
             lanes: accounts::lanes(self.bug),
+            process,
             lease: LEASE,
             max_in_flight: 8,
             max_held: if self.random.random_bool(0.2) { 6 } else { 100 },
@@ -348,6 +378,7 @@ impl World {
         };
         let state = &mut self.hosts[host];
         state.engine = Some(Engine::new(setup, now));
+        state.processes.push(process);
         state.life += 1;
         (state.inbox, state.stopping, state.sending, state.paused_until) = (Vec::new(), false, 0, 0);
         self.say(|| format!("host {host} starts"));
@@ -442,11 +473,18 @@ impl World {
                 self.hosts[host].sending += 1;
                 self.at(self.now + wait, Action::Send { host, life, held, before, replica });
             }
-            Command::Finish { replica } => {
-                self.say(|| format!("host {host} ends in order"));
-                if let Some(replica) = replica {
-                    self.database.deregister(replica);
-                    self.checker.ended(replica.0, &self.database)?;
+            Command::Finish { replica, unwritten, given_back } => {
+                self.say(|| format!("host {host} ends in order: {unwritten:?}"));
+                let away = self.now < self.down_until || self.now < self.hosts[host].cut_off_until;
+                if let Some(replica) = replica.filter(|_| !away) {
+                    self.database.deregister(replica, self.process(host, life));
+                    if given_back {
+                        self.checker.ended(self.now, replica.0, &self.database)?;
+                    }
+                }
+                if unwritten.is_some() || away {
+                    // What it could not write is lost with it.
+                    self.checker.dead.insert((host, life));
                 }
                 self.hosts[host].engine = None;
                 if let Some(key) = self.hosts[host].wakeup.take() {
@@ -491,14 +529,15 @@ impl World {
             // Refused at once, or waited for until somebody gives up.
             let wait = if self.random.random_bool(0.8) { 5_000 } else { self.random.random_range(SECOND..8 * SECOND) };
             self.trouble_until(self.now + wait);
-            self.answer(host, life, wait, lost(command, asked));
+            let lost = lost(command, asked).filter(|event| !matches!(event, Event::Told(..)) || !self.has(Bug::ToldOnce));
+            self.answer(host, life, wait, lost);
             return Ok(());
         }
         if self.has(Bug::AckBeforeWork)
             && let Command::Record(recording) = command
         {
             let leg = self.leg();
-            self.answer(host, life, leg, Some(Event::Recorded(recording, Ok(paypoll::store::Recorded::default()))));
+            self.answer(host, life, leg, Some(Event::Recorded(recording, Ok(Recorded::default()))));
             return Ok(());
         }
         if let Command::Record(recording) = &mut command
@@ -507,7 +546,8 @@ impl World {
         {
             recording.batch.entries.retain(|entry| entry.hold || entry.transition.is_some());
         }
-        let event = self.executed(host, command, asked);
+        let process = self.process(host, life);
+        let event = self.executed(host, life, command, asked);
         if lossy && self.random.random_bool(0.1) {
             let wait = if self.random.random_bool(0.8) { 5_000 } else { self.random.random_range(SECOND..8 * SECOND) };
             self.trouble_until(self.now + wait);
@@ -515,7 +555,7 @@ impl World {
             if let Some(Event::Recorded(recording, _)) = &lost
                 && self.random.random_bool(0.3)
             {
-                self.database.hide_commit(&recording.attempt);
+                self.database.hide_commit(process, recording.number);
                 let wait = self.random.random_range(0..5 * SECOND);
                 self.at(self.now + wait, Action::Reveal);
             }
@@ -541,31 +581,35 @@ impl World {
     }
 
     /// Carries a statement out.
-    fn executed(&mut self, host: usize, command: Command, asked: Instant) -> Option<Event> {
+    fn executed(&mut self, host: usize, life: u64, command: Command, asked: Instant) -> Option<Event> {
         let specs = accounts::NAMES;
+        let process = self.process(host, life);
         let database = &mut self.database;
         match command {
             Command::Register => {
                 database.make_accounts(specs.iter().map(|(provider, account)| ((*provider).into(), (*account).into())));
-                let verdict = database.last_transition();
-                let replica = database.register(LEASE, host as i64 + 1);
-                let mut beat = database.beat(replica, 0, None);
+                let replica = database.register(process, LEASE, host as i64 + 1);
+                let mut beat = database.beat(replica, process, 0, None);
                 beat.clock = self.local_clock(host).unwrap_or(beat.clock);
                 self.say(|| format!("host {host} is replica {}", replica.0));
-                Some(Event::Registered(Ok((replica, beat, verdict)), asked))
+                Some(Event::Registered(Ok((replica, beat)), asked))
             }
             Command::Beat { replica, complied, judge } => {
                 let before = database.replicas.len();
-                let mut beat = database.beat(replica, complied, judge);
+                let mut beat = database.beat(replica, process, complied, judge);
                 if database.replicas.len() < before {
                     self.say(|| format!("host {host} finds the dead as of {judge:?}: {:?}", beat.members));
                 }
                 beat.clock = self.local_clock(host).unwrap_or(beat.clock);
                 Some(Event::Beaten(replica, Ok(beat), asked))
             }
-            Command::Claim { replica, members, rooms, horizon, mut placer, mut look } => {
+            Command::Claim { order, mut placer, mut look } => {
                 let mut place = |candidate: &mut Candidate| placer.place(candidate);
-                let mut claim = database.claim(replica, &members, &rooms, horizon, &mut place, &mut look.unsure);
+                let unsure = look.unsure.clone();
+                let Ok(mut claim) = database.claim(&order, &mut place, &mut look.unsure) else {
+                    look.unsure = unsure;
+                    return Some(Event::Claimed(Err(StoreFailure::Refused("a row".into())), look));
+                };
                 claim.clock = self.local_clock(host).or(claim.clock);
                 look.unsure = claim.held.iter().map(|held| held.transaction.id).collect();
                 for held in &claim.held {
@@ -585,8 +629,14 @@ impl World {
             }
             Command::Record(mut recording) => {
                 let replica = recording.replica.unwrap_or(ReplicaId(0));
-                let result = database.record(replica, &recording.batch, &mut recording.attempt);
-                let result = result.ok_or_else(|| Failed::Lost("the last batch is still in progress".into()));
+                let writer = Writer { replica, process, number: recording.number, acknowledged: recording.acknowledged };
+                let result = match (database.record(writer, &recording.batch, &mut recording.attempt), self.bug) {
+                    (Ok(recorded), _) => Ok(recorded),
+                    (Err(Refusal::InDoubt), _) => Err(StoreFailure::TimedOut("the last batch is still in progress".into())),
+                    (Err(Refusal::Row), Some(Bug::RefusedIsAway)) => Err(StoreFailure::Unavailable("P0001".into())),
+                    (Err(Refusal::Row), Some(Bug::RefusedForgotten)) => Ok(Recorded::default()),
+                    (Err(Refusal::Row), _) => Err(StoreFailure::Refused("P0001".into())),
+                };
                 self.say(|| {
                     let polls: Vec<_> = recording.batch.polls.iter().map(|poll| name(poll.transaction_id)).collect();
                     let entry = |entry: &paypoll::store::Entry| {
@@ -605,26 +655,32 @@ impl World {
                 Some(Event::Recorded(recording, result))
             }
             Command::Watch { after } => {
-                let watch =
-                    Watch { verdicts: database.verdicts(after), heard: database.heard(), accounts: database.account_states() };
-                for (_, id, fence) in &watch.verdicts {
-                    self.say(|| format!("host {host} hears that {} has fence {fence}", name(*id)));
+                let (next, overrides) = database.overrides(after);
+                let watch = Watch { next, overrides, accounts: database.account_states() };
+                for change in &watch.overrides {
+                    self.say(|| format!("host {host} hears that {} has fence {}", name(change.id), change.fence));
                 }
                 Some(Event::Watched(Ok(watch)))
             }
-            Command::SlowDown { lane, wait } => {
+            Command::Compare { replica, ids } => {
+                let owned = database.owned(replica, &ids);
+                Some(Event::Compared(ids, Ok(owned)))
+            }
+            Command::SlowDown { lane, until } => {
+                let wait = until.saturating_duration_since(self.instant(host));
                 self.checker.paused(lane, self.now, wait);
                 if self.bug != Some(Bug::RetryAfterNotShared) {
-                    database.slow_down(specs[lane], wait);
+                    self.database.slow_down(specs[lane], wait);
                 }
-                None
+                Some(Event::Told(Telling::SlowDown { lane, until }, Ok(())))
             }
             Command::Circuit { lane, change } => {
                 match change {
                     CircuitChange::Open(_) => database.open_circuit(specs[lane], accounts::PROBE_AFTER),
                     CircuitChange::Close => database.close_circuit(specs[lane]),
+                    CircuitChange::Abandon => database.abandon_circuit(specs[lane]),
                 }
-                None
+                Some(Event::Told(Telling::Circuit { lane, change }, Ok(())))
             }
             Command::Probe { lane } => {
                 let granted = database.take_probe(specs[lane], accounts::PROBE_AFTER);
@@ -642,7 +698,7 @@ impl World {
 
 /// What a process is told when a statement did not reach the database.
 fn lost(command: Command, asked: Instant) -> Option<Event> {
-    let failed = || Failed::Lost("no connection".into());
+    let failed = || StoreFailure::Unavailable("no connection".into());
     Some(match command {
         Command::Register => Event::Registered(Err(failed()), asked),
         Command::Beat { replica, .. } => Event::Beaten(replica, Err(failed()), asked),
@@ -651,13 +707,16 @@ fn lost(command: Command, asked: Instant) -> Option<Event> {
         Command::Record(recording) => Event::Recorded(recording, Err(failed())),
         Command::Watch { .. } => Event::Watched(Err(failed())),
         Command::Probe { lane } => Event::Probe { lane, granted: Err(failed()) },
-        Command::SlowDown { .. } | Command::Circuit { .. } | Command::Ask { .. } | Command::Finish { .. } => return None,
+        Command::Compare { ids, .. } => Event::Compared(ids, Err(failed())),
+        Command::SlowDown { lane, until } => Event::Told(Telling::SlowDown { lane, until }, Err(failed())),
+        Command::Circuit { lane, change } => Event::Told(Telling::Circuit { lane, change }, Err(failed())),
+        Command::Ask { .. } | Command::Finish { .. } => return None,
     })
 }
 
 /// What a process is told when the answer to a statement got lost.
 fn unanswered(event: Event) -> Option<Event> {
-    let failed = || Failed::Lost("the connection broke".into());
+    let failed = || StoreFailure::Unavailable("the connection broke".into());
     Some(match event {
         Event::Registered(_, asked) => Event::Registered(Err(failed()), asked),
         Event::Beaten(replica, _, asked) => Event::Beaten(replica, Err(failed()), asked),
@@ -666,6 +725,8 @@ fn unanswered(event: Event) -> Option<Event> {
         Event::Recorded(recording, _) => Event::Recorded(recording, Err(failed())),
         Event::Watched(_) => Event::Watched(Err(failed())),
         Event::Probe { lane, .. } => Event::Probe { lane, granted: Err(failed()) },
+        Event::Compared(ids, _) => Event::Compared(ids, Err(failed())),
+        Event::Told(telling, _) => Event::Told(telling, Err(failed())),
         _ => return None,
     })
 }
@@ -692,6 +753,14 @@ impl World {
             return self.drive(host, Event::Asked(held, Asked::NotSent(Some(outcome))));
         }
         let id = held.transaction.id;
+        let key = accounts::key(&held.transaction.reference).map(str::to_owned);
+        if let Some(key) = &key {
+            let away = self.now < self.down_until || self.now < self.hosts[host].cut_off_until;
+            let process = self.process(host, life);
+            if away || !self.database.take_key(key, process, TIMEOUT + Duration::from_secs(1)) {
+                return self.drive(host, Event::Asked(held, Asked::Later(Duration::from_millis(300))));
+            }
+        }
         let account = accounts::number(held.transaction.provider, &held.transaction.account);
         let Answer { outcome, status, latency } = self.provider.ask(&mut self.random, self.now, account, id);
         let heals = matches!(outcome.health(), Health::Usable | Health::Neutral);
@@ -699,7 +768,8 @@ impl World {
         let wait = latency.unwrap_or(if broken { Duration::from_millis(20) } else { TIMEOUT }).min(TIMEOUT);
         let until = self.now + i64::try_from(wait.as_micros()).expect("short");
         self.say(|| format!("host {host} asks about {}: {} after {wait:?}", name(id), outcome.name()));
-        self.checker.asked(Request { id, account, at: self.now, until, sender: (host, life), replica, heals }, &self.database)?;
+        let request = Request { id, account, at: self.now, until, sender: (host, life), replica, heals, key };
+        self.checker.asked(request, &self.database)?;
         let outcome = self.bent(outcome);
         let asked = Asked::Sent { at: now, latency, status, body: bytes::Bytes::new(), outcome };
         self.at(until, Action::Deliver { host, life, event: Box::new(Event::Asked(held, asked)) });
@@ -719,6 +789,22 @@ impl World {
 
 /// What goes wrong.
 impl World {
+    /// The primary is gone, and a standby that lags is promoted.
+    fn fail_over(&mut self, long: Micros) {
+        let remembered = self.database.remembered();
+        if remembered == 0 {
+            return;
+        }
+        let which = self.random.random_range(0..remembered);
+        // What was under way there is over.
+        self.down_until = self.now + long;
+        self.trouble_until(self.now + long);
+        if let Some(at) = self.database.fail_over(which) {
+            self.say(|| format!("the database fails over to what it was at {:.6}, and is back in {long} us", at as f64 / 1e6));
+            self.checker.history_was_cut(self.now, self.now + long, &self.database);
+        }
+    }
+
     fn mishap(&mut self) -> Result<(), String> {
         let host = self.random.random_range(0..HOSTS);
         let account = self.random.random_range(0..ACCOUNTS);
@@ -731,11 +817,12 @@ impl World {
             self.trouble_until(self.now);
         }
         match kind {
-            0..6 => {
+            0..4 => {
                 self.say(|| format!("the database is gone for {long} us"));
                 self.down_until = self.now + long;
                 self.trouble_until(self.now + long);
             }
+            4..6 => self.fail_over(long),
             6..11 => {
                 self.say(|| format!("the database is slow for {long} us"));
                 self.slow_until = self.now + long;
@@ -788,8 +875,8 @@ impl World {
                 self.say(|| format!("account {account} is down for {long} us"));
                 self.provider.down_until.insert(account, self.now + 2 * long);
             }
-            // Whoever wants to write a row that is locked waits.
-            56..86 if self.database.locked.contains(&id) => {}
+            // Whoever wants to write a row that is locked waits, and a trigger refuses everybody.
+            56..86 if self.database.locked.contains(&id) || self.database.refusing.contains(&id) => {}
             56..68 => {
                 let states = [State::Succeeded, State::Failed, State::Cancelled, State::Refunded, State::Unresolved];
                 let state = states[self.random.random_range(0..states.len())];
@@ -807,7 +894,12 @@ impl World {
                 self.database.correct(id);
             }
             84..86 => self.database.hurry(id),
-            86..89 => {
+            86..88 => {
+                self.say(|| format!("a trigger refuses {} for {} us", name(id), 2 * long));
+                self.database.refusing.insert(id);
+                self.at(self.now + 2 * long, Action::Accept(id));
+            }
+            88..91 => {
                 self.say(|| format!("somebody at a console locks {} for {} us", name(id), 2 * long));
                 self.database.locked.insert(id);
                 self.at(self.now + 2 * long, Action::Unlock(id));

@@ -12,8 +12,8 @@ use crate::setting;
 use chrono::{DateTime, TimeDelta, Utc};
 use paypoll::config::Config;
 use paypoll::domain::{Decision, Due, Floors, NoAnswer, Outcome, Plan, Progress, State, Transaction, Until, Whose};
+use paypoll::scheduler::admission::Placer;
 use paypoll::scheduler::lane::LaneSpec;
-use paypoll::scheduler::placement::Placer;
 use paypoll::store::{Candidate, Placement};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
@@ -203,6 +203,7 @@ impl Life<'_> {
             not_before: None,
             unplanned: Vec::new(),
             flaw: None,
+            backlog: false,
             fence: 0,
         };
         match placer.place(&mut candidate) {

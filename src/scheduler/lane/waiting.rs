@@ -1,6 +1,6 @@
 //! Held transactions whose time has not come.
 
-use super::held::Held;
+use crate::scheduler::held::Held;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -40,12 +40,6 @@ impl Waiting {
         self.remove((due, sequence)).map(|held| (due, sequence, held))
     }
 
-    /// The first one of which `wanted` is true.
-    pub fn remove_where(&mut self, wanted: impl Fn(&Held) -> bool) -> Option<Box<Held>> {
-        let key = self.by_due.iter().find(|(_, held)| wanted(held)).map(|(key, _)| *key)?;
-        self.remove(key)
-    }
-
     /// All of them, in the order in which they fall due.
     pub fn take(&mut self) -> impl Iterator<Item = Box<Held>> + use<> {
         self.counts.clear();
@@ -73,7 +67,8 @@ impl Waiting {
         self.by_due.is_empty()
     }
 
-    fn remove(&mut self, key: (Instant, u64)) -> Option<Box<Held>> {
+    /// Takes out the one that waits under this key.
+    pub fn remove(&mut self, key: (Instant, u64)) -> Option<Box<Held>> {
         let held = self.by_due.remove(&key)?;
         let tick = self.tick(key.0);
         if let Some(count) = self.counts.get_mut(&tick) {
@@ -93,15 +88,7 @@ impl Waiting {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::Transaction;
-    use crate::store::Claimed;
-    use chrono::DateTime;
-    use uuid::Uuid;
-
-    fn held(number: u128) -> Box<Held> {
-        let transaction = Transaction::new(Uuid::from_u128(number), "khalti", "default".into(), "R", DateTime::UNIX_EPOCH);
-        Held::new(Claimed { lane: 0, transaction, fence: 1, due: DateTime::UNIX_EPOCH, flaw: None }, 0, 1)
-    }
+    use crate::scheduler::held::tests::held;
 
     #[test]
     fn what_falls_due_soon_is_counted_as_if_one_by_one_while_transactions_come_and_go() {
@@ -115,8 +102,8 @@ mod tests {
             dues.push(due);
         }
         for gone in (0..500_u64).step_by(3) {
-            assert!(waiting.remove_where(|held| held.transaction.id.as_u128() == u128::from(gone)).is_some());
             let due = gone * 7919 % 1009;
+            assert!(waiting.remove((at(due), gone)).is_some());
             dues.remove(dues.iter().position(|other| *other == due).expect("it is there"));
         }
         dues.sort_unstable();

@@ -19,6 +19,8 @@ pub struct Placer {
     pub now: DateTime<Utc>,
     /// What falls due until then is held, the rest is left in the table.
     pub hold_until: DateTime<Utc>,
+    /// When the database's history may have been cut back: who was asked about just before that, nobody may know any more.
+    pub cut_at: Option<DateTime<Utc>>,
     /// Where the draws come from.
     pub random: SmallRng,
 }
@@ -27,14 +29,17 @@ impl Placer {
     /// A placer with its own source of draws.
     #[must_use]
     pub fn new(lanes: Vec<(Arc<LaneSpec>, usize)>, free: usize, now: DateTime<Utc>, hold_until: DateTime<Utc>, seed: u64) -> Self {
-        Self { lanes, free, now, hold_until, random: SmallRng::seed_from_u64(seed) }
+        Self { lanes, free, now, hold_until, cut_at: None, random: SmallRng::seed_from_u64(seed) }
     }
 
     /// What to do with a candidate of that lane.
     pub fn place(&mut self, candidate: &mut Candidate) -> Placement {
         let draw = self.random.random();
         let Some((spec, room)) = self.lanes.get_mut(candidate.lane) else { return Placement::Leave };
-        let due = due(spec, candidate, self.now, draw);
+        let mut due = due(spec, candidate, self.now, draw);
+        if let Some(cut_at) = self.cut_at.filter(|at| *at > candidate.transaction.initiated_at) {
+            due = due.max(after(cut_at, spec.rules.floors.every));
+        }
         if due > self.hold_until {
             return Placement::Later(due);
         }

@@ -1,0 +1,134 @@
+//! After a failover or a restore: what this replica believes to own is compared with what the database knows, and others' writes are read
+//! again from before the cut.
+
+use super::protocol::{Command, StoreFailure};
+use crate::store::ReplicaId;
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+use uuid::Uuid;
+
+/// So many transactions are compared at once.
+const AT_ONCE: usize = 10_000;
+/// How often a place in the feed is remembered, and how many.
+const MARK_EVERY: Duration = Duration::from_secs(10);
+const MARKS: usize = 60;
+
+/// Transactions that are to be compared with their rows. Nothing is sent before that is done.
+#[derive(Default)]
+pub(super) struct Comparison {
+    /// Rises with every cut: what was claimed or compared before is to be compared.
+    generation: u64,
+    waiting: Vec<Uuid>,
+    under_way: bool,
+}
+
+impl Comparison {
+    /// What was claimed or compared before this changed is to be compared.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Whether anything is still to be compared.
+    pub(super) fn is_pending(&self) -> bool {
+        self.under_way || !self.waiting.is_empty()
+    }
+
+    /// The history may have been cut back. `held` are the transactions at hand; what is away is compared when it is back.
+    pub(super) fn begin(&mut self, held: impl Iterator<Item = Uuid>) {
+        self.generation += 1;
+        self.waiting = held.collect();
+    }
+
+    /// One that was away meanwhile.
+    pub(super) fn add(&mut self, id: Uuid) {
+        self.waiting.push(id);
+    }
+
+    /// The registration is void, and so is everything held under it.
+    pub(super) fn clear(&mut self) {
+        self.waiting.clear();
+    }
+
+    /// The next comparison, if there is one to make and none under way.
+    pub(super) fn next(&mut self, replica: Option<ReplicaId>) -> Option<Command> {
+        let replica = replica.filter(|_| !self.under_way && !self.waiting.is_empty())?;
+        self.under_way = true;
+        let ids = self.waiting.split_off(self.waiting.len().saturating_sub(AT_ONCE));
+        Some(Command::Compare { replica, ids })
+    }
+
+    /// A comparison has come back. What failed is made again.
+    pub(super) fn returned<T>(&mut self, ids: &[Uuid], result: &Result<T, StoreFailure>) {
+        self.under_way = false;
+        if result.is_err() {
+            self.waiting.extend_from_slice(ids);
+        }
+    }
+}
+
+/// How far others' writes were read.
+#[derive(Default)]
+pub(super) struct Feed {
+    next: Option<i64>,
+    /// Where it was, now and then.
+    marks: VecDeque<(Instant, i64)>,
+}
+
+impl Feed {
+    /// Read on from here; `None`: from what there is now.
+    pub(super) fn next(&self) -> Option<i64> {
+        self.next
+    }
+
+    /// It was read up to here.
+    pub(super) fn read(&mut self, now: Instant, next: i64) {
+        self.next = Some(next);
+        if self.marks.back().is_none_or(|(at, _)| *at + MARK_EVERY <= now) {
+            self.marks.push_back((now, next));
+            if self.marks.len() > MARKS {
+                self.marks.pop_front();
+            }
+        }
+    }
+
+    /// The history was cut back: numbers are given out again. What is read twice does no harm.
+    pub(super) fn go_back(&mut self) {
+        if let Some((_, next)) = self.marks.front() {
+            self.next = Some(*next);
+        }
+        self.marks.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_a_cut_the_feed_is_read_again_from_minutes_before() {
+        let now = Instant::now();
+        let mut feed = Feed::default();
+        assert_eq!(feed.next(), None);
+        for second in 0..300 {
+            feed.read(now + Duration::from_secs(second), 1000 + second.cast_signed());
+        }
+        feed.go_back();
+        assert_eq!(feed.next(), Some(1000));
+    }
+
+    #[test]
+    fn everything_is_compared_once_and_what_failed_again() {
+        let mut comparison = Comparison::default();
+        comparison.begin((0..15_000).map(Uuid::from_u128));
+        let mut seen = 0;
+        let mut fails = true;
+        while let Some(Command::Compare { ids, .. }) = comparison.next(Some(ReplicaId(1))) {
+            assert!(comparison.is_pending() && comparison.next(Some(ReplicaId(1))).is_none(), "one at a time");
+            let result = if fails { Err(StoreFailure::Conflict(String::new())) } else { Ok(()) };
+            seen += if fails { 0 } else { ids.len() };
+            fails = false;
+            comparison.returned(&ids, &result);
+        }
+        assert_eq!((seen, comparison.is_pending()), (15_000, false));
+    }
+}

@@ -1,0 +1,246 @@
+//! What the engine and its driver say to each other: plain data.
+//!
+//! A transaction in memory travels inside commands and events, so it is in one place at a time and has one poll in flight at most.
+
+use super::admission::Placer;
+use super::held::Held;
+use super::lane::{CircuitChange, LaneSpec, Room};
+use super::recording::Recording;
+use crate::domain::Outcome;
+use crate::store::{AccountState, Beat, Claim, ClaimOrder, Draw, Drawn, Override, Recorded, ReplicaId};
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use uuid::Uuid;
+
+/// What the engine needs to know once.
+pub struct Setup {
+    /// The accounts.
+    pub lanes: Vec<Arc<LaneSpec>>,
+    /// This process, for as long as it runs: what it committed is known by this name and a number, whatever history the database has.
+    pub process: Uuid,
+    /// How long this replica's claims outlive its last heartbeat.
+    pub lease: Duration,
+    /// Requests in flight, over all accounts.
+    pub max_in_flight: u32,
+    /// Transactions in memory.
+    pub max_held: usize,
+    /// Where the jitter comes from.
+    pub seed: u64,
+}
+
+/// Something to be done by the driver. Each is answered by the event that it names.
+pub enum Command {
+    /// Register this replica, make the accounts' rows: [`Event::Registered`].
+    Register,
+    /// Renew the lease: [`Event::Beaten`].
+    Beat {
+        /// This replica.
+        replica: ReplicaId,
+        /// The newest replica that it leaves room for.
+        complied: i64,
+        /// What time it is by the database's clock, if this replica may declare others dead: see [`crate::store::Store::beat`].
+        judge: Option<DateTime<Utc>>,
+    },
+    /// Take due transactions: [`Event::Claimed`].
+    Claim {
+        /// Which ones.
+        order: Box<ClaimOrder>,
+        /// What to do with each.
+        placer: Placer,
+        /// To be handed back.
+        look: Look,
+    },
+    /// Draw send slots: [`Event::Drawn`].
+    Draw {
+        /// The wishes.
+        draws: Vec<Draw>,
+        /// Their lanes.
+        lanes: Vec<usize>,
+    },
+    /// Ask the provider, unless it is later than `before` by then: [`Event::Asked`].
+    Ask {
+        /// The transaction.
+        held: Box<Held>,
+        /// Not to be sent any more from then on.
+        before: Instant,
+    },
+    /// Write: [`Event::Recorded`].
+    Record(Box<Recording>),
+    /// Look for others' writes and for the accounts' state: [`Event::Watched`].
+    Watch {
+        /// The last override seen; `None`: none yet, and what is there already is not asked for.
+        after: Option<i64>,
+    },
+    /// After a failover: which of these does this replica own, and under which fence: [`Event::Compared`].
+    Compare {
+        /// This replica.
+        replica: ReplicaId,
+        /// The transactions.
+        ids: Vec<Uuid>,
+    },
+    /// The provider asked for a pause: [`Event::Told`].
+    SlowDown {
+        /// The account's lane.
+        lane: usize,
+        /// Until when, from now on; what is left of it is told when the database can be reached.
+        until: Instant,
+    },
+    /// Tell all replicas that a circuit opened or closed, and the log if this one was first: [`Event::Told`].
+    Circuit {
+        /// The account's lane.
+        lane: usize,
+        /// What happened.
+        change: CircuitChange,
+    },
+    /// Ask for the right to send a probe: [`Event::Probe`].
+    Probe {
+        /// The account's lane.
+        lane: usize,
+    },
+    /// Everything is written and given back, or cannot be: deregister and end. The last command.
+    Finish {
+        /// This replica, if it ever was one.
+        replica: Option<ReplicaId>,
+        /// What could not be written, and why; `None` when all is written.
+        unwritten: Option<String>,
+        /// Whether everything was given back. Else others take it over when the registration or the lease is gone.
+        given_back: bool,
+    },
+}
+
+/// What the engine must remember of a claim while it is under way.
+pub struct Look {
+    /// The lanes asked for, and how many transactions of each.
+    pub lanes: Vec<(usize, Room)>,
+    /// See [`crate::store::Store::claim`].
+    pub unsure: Vec<Uuid>,
+    /// The registration under which it was asked.
+    pub(super) epoch: u64,
+    /// The database's clock then.
+    pub(super) now: DateTime<Utc>,
+    /// When it was asked.
+    pub(super) asked: Instant,
+    /// It looked at everything due, however long ago.
+    pub(super) sweep: bool,
+}
+
+/// Something that happened.
+pub enum Event {
+    /// Nothing but the passing of time.
+    Tick,
+    /// Answers [`Command::Register`].
+    Registered(Result<(ReplicaId, Beat), StoreFailure>, Instant),
+    /// Answers [`Command::Beat`]; with the replica for which and the moment at which it was asked.
+    Beaten(ReplicaId, Result<Beat, StoreFailure>, Instant),
+    /// Answers [`Command::Claim`].
+    Claimed(Result<Claim, StoreFailure>, Look),
+    /// Answers [`Command::Draw`]; with the moment at which it was asked.
+    Drawn(Result<Vec<Drawn>, StoreFailure>, Vec<usize>, Instant),
+    /// Answers [`Command::Ask`].
+    Asked(Box<Held>, Asked),
+    /// Answers [`Command::Record`].
+    Recorded(Box<Recording>, Result<Recorded, StoreFailure>),
+    /// Answers [`Command::Watch`].
+    Watched(Result<Watch, StoreFailure>),
+    /// Answers [`Command::Compare`], for these: those that are owned, each with its fence.
+    Compared(Vec<Uuid>, Result<Vec<(Uuid, i64)>, StoreFailure>),
+    /// Answers [`Command::SlowDown`] and [`Command::Circuit`].
+    Told(Telling, Result<(), StoreFailure>),
+    /// Answers [`Command::Probe`].
+    Probe {
+        /// The account's lane.
+        lane: usize,
+        /// Whether this replica may send it.
+        granted: Result<bool, StoreFailure>,
+    },
+    /// The process stood still for a while: what it knows may be stale.
+    Woken,
+    /// Stop: give back what is not in flight, wait for what is.
+    Stop,
+}
+
+/// Something that all replicas must hear of an account. It is repeated until it is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Telling {
+    /// A pause until then.
+    SlowDown {
+        /// The account's lane.
+        lane: usize,
+        /// Until when.
+        until: Instant,
+    },
+    /// A circuit opened or closed.
+    Circuit {
+        /// The account's lane.
+        lane: usize,
+        /// What happened.
+        change: CircuitChange,
+    },
+}
+
+impl Telling {
+    pub(super) fn command(self) -> Command {
+        match self {
+            Self::SlowDown { lane, until } => Command::SlowDown { lane, until },
+            Self::Circuit { lane, change } => Command::Circuit { lane, change },
+        }
+    }
+}
+
+/// What others wrote since the last look.
+#[derive(Debug, Default)]
+pub struct Watch {
+    /// Who reads on from here misses nothing.
+    pub next: i64,
+    /// Transactions that others wrote: settled, reopened, corrected, hurried.
+    pub overrides: Vec<Override>,
+    /// Every account that is paused or whose circuit is open.
+    pub accounts: Vec<AccountState>,
+}
+
+/// The database did not do what it was asked. See [`crate::store::Trouble`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreFailure {
+    /// It cannot be reached, or not written to.
+    Unavailable(String),
+    /// Somebody else was in the way: the same again.
+    Conflict(String),
+    /// It took longer than it may.
+    TimedOut(String),
+    /// It refuses what was to be written: not for want of a connection, but for what it says.
+    Refused(String),
+}
+
+impl StoreFailure {
+    /// The server's words, or the library's.
+    #[must_use]
+    pub fn words(&self) -> &str {
+        let (Self::Unavailable(words) | Self::Conflict(words) | Self::TimedOut(words) | Self::Refused(words)) = self;
+        words
+    }
+}
+
+/// What came of asking.
+pub enum Asked {
+    /// No request was sent: it was too late, or there is no token, and this is why.
+    NotSent(Option<Outcome>),
+    /// No request was sent, and none is to be before this time has passed. Says nothing about the provider.
+    Later(Duration),
+    /// The row cannot be asked about.
+    Impossible(String),
+    /// A request was sent.
+    Sent {
+        /// When.
+        at: Instant,
+        /// How long the answer took; `None` when nothing came back.
+        latency: Option<Duration>,
+        /// The answer's status.
+        status: Option<u16>,
+        /// The answer's body.
+        body: Bytes,
+        /// What it means.
+        outcome: Outcome,
+    },
+}

@@ -55,6 +55,8 @@ pub struct Engine {
     feed: Feed,
     /// What is to be compared with its row after a failover.
     comparison: Comparison,
+    /// Batches from before lost commits are still under way.
+    settling: bool,
     /// Which accounts pause and which circuits are open was heard since the database was found: before that nothing is sent.
     accounts_known: bool,
     next_start: Option<Instant>,
@@ -79,6 +81,7 @@ impl Engine {
             next_watch: now,
             feed: Feed::default(),
             comparison: Comparison::default(),
+            settling: false,
             accounts_known: false,
             next_start: None,
             untold: Vec::new(),
@@ -226,9 +229,12 @@ impl Engine {
         self.news.push(News::CommitsLost(what));
         self.outbox.on_commits_lost(recorded);
         self.claims.on_commits_lost(now, claimed);
+        self.member.forget_acknowledged();
         drop(self.work.lose_all());
         self.comparison.clear();
         self.feed.go_back();
+        // What is under way was asked for before: until it is back, nothing may be claimed that it could write.
+        self.settling = true;
     }
 
     fn on_claimed(&mut self, now: Instant, result: Result<Claim, StoreFailure>, mut look: Look) {
@@ -329,7 +335,7 @@ impl Engine {
         match result {
             Ok(recorded) => {
                 self.outbox.written(&recording);
-                if let Some(last) = recorded.history_cut {
+                if let Some(last) = recorded.history_cut.filter(|_| self.outbox.is_news(&recording)) {
                     // This batch itself is there again.
                     self.on_commits_lost(now, last, self.claims.acknowledged());
                     self.outbox.written(&recording);
@@ -730,6 +736,10 @@ impl Engine {
     }
 
     fn claim(&mut self, now: Instant, out: &mut Vec<Command>) {
+        self.settling &= !self.outbox.is_settled();
+        if self.settling {
+            return;
+        }
         let (stopping, span) = (self.stopping.is_some(), self.hold_span());
         let (process, max_held, jitter) = (self.setup.process, self.setup.max_held, self.random.random());
         out.extend(self.claims.next_claim(now, stopping, &self.member, &self.work, process, max_held, span, jitter));

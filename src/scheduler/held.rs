@@ -132,7 +132,7 @@ pub(in crate::scheduler) mod tests {
 
     /// A transaction for tests.
     pub(in crate::scheduler) fn held(number: u128) -> Box<Held> {
-        let transaction = Transaction::new(Uuid::from_u128(number), "khalti", "default".into(), "R", DateTime::UNIX_EPOCH);
+        let transaction = Transaction::new(Uuid::from_u128(number), "any", "default".into(), "R", DateTime::UNIX_EPOCH);
         let due = DateTime::UNIX_EPOCH;
         Held::new(Claimed { lane: 0, transaction, fence: 1, due, flaw: None, backlog: false }, 0, 1)
     }

@@ -262,6 +262,11 @@ impl Member {
         lost
     }
 
+    /// Lost commits are known: the heartbeat under way need not reveal them again.
+    pub(super) fn forget_acknowledged(&mut self) {
+        self.acknowledged = (0, 0);
+    }
+
     /// The registration is void. A new one is asked for at once.
     pub(super) fn lose_lease(&mut self, now: Instant) {
         self.registration = Registration::No;

@@ -39,6 +39,8 @@ pub(super) struct Outbox {
     under_way: Option<Instant>,
     /// What is under way was refused before: the cause that was told, and how long it waited.
     retrying: Option<(String, Duration)>,
+    /// How often the database has lost commits.
+    cuts: u64,
     /// Raised with every batch; and the last one of which this process was told that it is committed.
     number: i64,
     acknowledged: i64,
@@ -106,8 +108,29 @@ impl Outbox {
     }
 
     /// The database has lost commits; `last` is the last batch that it knows.
+    ///
+    /// What waits to be written of rows is built on what is gone, and is given up. The batch in doubt is found out by its number.
     pub(super) fn on_commits_lost(&mut self, last: i64) {
         self.acknowledged = last;
+        self.cuts += 1;
+        let refused = self.refused.iter_mut().map(|refused| &mut *refused.recording);
+        let waiting = self.stuck.iter_mut().chain(&mut self.locked).map(|recording| &mut **recording);
+        waiting.chain(refused).chain([&mut self.gathering]).for_each(Recording::keep_polls_alone);
+        let gathered = std::mem::take(&mut self.gathering);
+        self.stuck.push(Box::new(gathered));
+        self.stuck.append(&mut self.locked);
+        self.stuck.extend(self.refused.drain(..).map(|refused| refused.recording));
+        self.stuck.retain(|recording| !recording.is_empty());
+    }
+
+    /// Whether a batch that met lost commits is the first to tell of them.
+    pub(super) fn is_news(&self, recording: &Recording) -> bool {
+        recording.cuts == self.cuts
+    }
+
+    /// Whether everything that was to be written when commits were lost has come back.
+    pub(super) fn is_settled(&self) -> bool {
+        self.under_way.is_none() && self.in_doubt.is_none()
     }
 }
 
@@ -136,6 +159,7 @@ impl Outbox {
             self.number += 1;
             recording.number = self.number;
             recording.acknowledged = self.acknowledged;
+            recording.cuts = self.cuts;
         }
         // While somebody keeps rows locked, more of them are to be expected: they are not waited for any more.
         recording.batch.skip_locked |= !self.locked.is_empty();

@@ -18,6 +18,8 @@ pub struct Recording {
     pub number: i64,
     /// The last batch of which this process was told that it is committed, when this one was first sent.
     pub acknowledged: i64,
+    /// How often the database had lost commits by then.
+    pub(super) cuts: u64,
     /// What must be remembered between attempts.
     pub attempt: Attempt,
     /// Transactions that go on when it is written.
@@ -114,6 +116,16 @@ impl Recording {
     pub(super) fn is_atom(&self) -> bool {
         let rest = self.batch.entries.len() + self.batch.dropped.len();
         self.stripped && (self.batch.polls.is_empty() || rest == 0) && self.ids().len() <= 1
+    }
+
+    /// What it says of rows is built on what the database has lost. The polls are facts all the same.
+    pub(super) fn keep_polls_alone(&mut self) {
+        self.replica = None;
+        self.batch.entries.clear();
+        self.batch.dropped.clear();
+        self.carried.clear();
+        self.leaving.clear();
+        self.news.clear();
     }
 
     /// It is known not to be written: the next attempt is another batch.

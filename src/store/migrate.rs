@@ -19,6 +19,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (5, "replicas", include_str!("../../migrations/0005_replicas.sql")),
     (6, "rights", include_str!("../../migrations/0006_rights.sql")),
     (7, "feed", include_str!("../../migrations/0007_feed.sql")),
+    (8, "commits", include_str!("../../migrations/0008_commits.sql")),
     (9, "providers", include_str!("../../migrations/0009_providers.sql")),
     (10, "rows", include_str!("../../migrations/0010_rows.sql")),
     (11, "paths", include_str!("../../migrations/0011_paths.sql")),
@@ -27,6 +28,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (14, "reasons", include_str!("../../migrations/0014_reasons.sql")),
     (15, "errors", include_str!("../../migrations/0015_errors.sql")),
     (16, "declared", include_str!("../../migrations/0016_declared.sql")),
+    (20, "backlog", include_str!("../../migrations/0020_backlog.sql")),
     (30, "answered", include_str!("../../migrations/0030_answered.sql")),
 ];
 

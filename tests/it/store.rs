@@ -805,7 +805,7 @@ async fn a_poll_that_a_dead_owner_may_have_sent_is_reckoned_with_even_when_a_han
     assert!(claim_by_rules(&store, replica, &members).await.held.is_empty(), "whatever it sent counts as sent");
     sqlx::query("update paypoll.transactions set next_poll_at = now()").execute(&database.pool).await.unwrap();
     let claim = claim_by_rules(&store, replica, &members).await;
-    assert_eq!((claim.held.len(), claim.found[0].ordinary), (0, 1), "found, and not asked about");
+    assert_eq!((claim.held.len(), claim.found[0].backlog), (0, 1), "found, and not asked about");
     let waits: bool = sqlx::query_scalar("select next_poll_at > now() + interval '4 minutes' from paypoll.transactions")
         .fetch_one(&database.pool)
         .await

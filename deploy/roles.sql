@@ -56,6 +56,8 @@ grant select, insert on paypoll.transitions, paypoll.polls to paypoll_daemon;
 grant select on sequence paypoll.transitions_id_seq to paypoll_daemon;
 grant select, insert, update, delete on paypoll.replicas to paypoll_daemon;
 grant select, insert, update on paypoll.accounts to paypoll_daemon;
+grant select, insert, update, delete on paypoll.commits, paypoll.exclusive_keys to paypoll_daemon;
+grant select, update on paypoll.server to paypoll_daemon;
 grant select on paypoll.providers, paypoll.declarations to paypoll_daemon;
 grant execute on function paypoll.make_journal(date, date), paypoll.prune_journal(date), paypoll.shown_params(uuid),
                           paypoll.register_provider(text, text[], text, integer),

@@ -60,7 +60,7 @@ struct Cursor {
     /// The last cycle may have left something behind.
     more: bool,
     /// How many transactions the last cycle only planned for later.
-    planned_away: usize,
+    planned_away: Room,
     /// From where the next full scan surveys what this replica owns.
     survey: DateTime<Utc>,
 }
@@ -68,7 +68,7 @@ struct Cursor {
 impl Claims {
     pub(super) fn new(lanes: usize, now: Instant) -> Self {
         let epoch = DateTime::UNIX_EPOCH;
-        let cursor = Cursor { since: epoch, backlog_since: epoch, more: true, planned_away: 0, survey: epoch };
+        let cursor = Cursor { since: epoch, backlog_since: epoch, more: true, planned_away: Room::default(), survey: epoch };
         Self {
             claiming: false,
             next: now,
@@ -201,8 +201,9 @@ impl Claims {
             return None;
         }
         // What is only planned for later needs no room in memory.
-        let plans = room.ordinary > 0 && cursor.planned_away > 0;
-        let asked = Room { ordinary: if plans { room.ordinary.max(PLAN_BATCH) } else { room.ordinary }, ..room };
+        let batch = |room: usize, planned: usize| if room > 0 && planned > 0 { room.max(PLAN_BATCH) } else { room };
+        let planned = cursor.planned_away;
+        let asked = Room { ordinary: batch(room.ordinary, planned.ordinary), backlog: batch(room.backlog, planned.backlog) };
         let epoch = DateTime::UNIX_EPOCH;
         let order = LaneRoom {
             provider: lane.spec().provider,
@@ -238,10 +239,11 @@ impl Claims {
             if room.ordinary > 0 {
                 cursor.more = found.ordinary >= room.ordinary;
                 cursor.since = found.last.filter(|_| cursor.more).map_or(behind, |last| (last - OVERLAP).min(behind));
-                cursor.planned_away = found.ordinary;
+                cursor.planned_away.ordinary = found.ordinary;
             }
             if room.backlog > 0 {
                 let more = found.backlog >= room.backlog;
+                cursor.planned_away.backlog = found.backlog;
                 cursor.backlog_since = found.backlog_last.filter(|_| more).map_or(behind, |last| (last - OVERLAP).min(behind));
             }
             if look.sweep {
@@ -271,8 +273,9 @@ impl Claims {
     }
 
     /// One of those that were found is in memory now.
-    pub(super) fn took(&mut self, lane: usize) {
+    pub(super) fn took(&mut self, lane: usize, backlog: bool) {
         let planned = &mut self.cursors[lane].planned_away;
+        let planned = if backlog { &mut planned.backlog } else { &mut planned.ordinary };
         *planned = planned.saturating_sub(1);
     }
 

@@ -267,7 +267,7 @@ impl Engine {
         }
         for claimed in claim.held {
             let Some((number, _)) = look.lanes.get(claimed.lane).copied() else { continue };
-            self.claims.took(number);
+            self.claims.took(number, claimed.backlog);
             // Under an older registration the claim is void: the rows belong to a replica that is gone.
             if look.epoch == epoch && self.member.is_registered() {
                 let mut held = Held::new(claimed, number, epoch);

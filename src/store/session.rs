@@ -163,6 +163,19 @@ const WORK: &[(&str, &str)] = &[
     ("write paypoll.replicas", "update paypoll.replicas set heartbeat_at = heartbeat_at, complied = complied where false"),
     ("delete from paypoll.replicas", "delete from paypoll.replicas where false"),
     (
+        "write paypoll.commits",
+        "insert into paypoll.commits (process, stream, number) select process, stream, number from paypoll.commits where false",
+    ),
+    ("write paypoll.commits", "update paypoll.commits set number = number, at = at where false"),
+    ("delete from paypoll.commits", "delete from paypoll.commits where false"),
+    (
+        "write paypoll.exclusive_keys",
+        "insert into paypoll.exclusive_keys (key, process, until) select key, process, until from paypoll.exclusive_keys where false",
+    ),
+    ("write paypoll.exclusive_keys", "update paypoll.exclusive_keys set process = process, until = until where false"),
+    ("delete from paypoll.exclusive_keys", "delete from paypoll.exclusive_keys where false"),
+    ("write paypoll.server", "update paypoll.server set started_at = started_at, cut_at = cut_at where false"),
+    (
         "write paypoll.accounts",
         "insert into paypoll.accounts (provider, account) select provider, account from paypoll.accounts where false",
     ),

@@ -479,7 +479,7 @@ impl World {
                 if let Some(replica) = replica.filter(|_| !away) {
                     self.database.deregister(replica, self.process(host, life));
                     if given_back {
-                        self.checker.ended(self.now, replica.0, &self.database)?;
+                        self.checker.ended(replica.0, &self.database)?;
                     }
                 }
                 if unwritten.is_some() || away {

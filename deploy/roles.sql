@@ -70,20 +70,9 @@ grant select (id, provider, account, reference, amount, currency, initiated_at, 
               failures, last_polled_at, next_poll_at, finalized_at, created_at, updated_at, owner, reopened_at, action_at, opened_at,
               phase, phase_since, gaps, answered)
    on paypoll.transactions to paypoll_reader;
-grant select on paypoll.transitions, paypoll.polls, paypoll.replicas, paypoll.accounts, paypoll.providers, paypoll.declarations
+grant select on paypoll.server, paypoll.transitions, paypoll.polls, paypoll.replicas, paypoll.accounts, paypoll.providers, paypoll.declarations
    to paypoll_reader;
 grant execute on function paypoll.shown_params(uuid) to paypoll_reader;
-
--- What proves the daemons' commits, and what they share beside the accounts.
-do $$
-begin
-    if to_regclass('paypoll.commits') is not null then
-        grant select, insert, update, delete on paypoll.commits, paypoll.exclusive_keys to paypoll_daemon;
-        grant select, update on paypoll.server to paypoll_daemon;
-        grant select on paypoll.server to paypoll_reader;
-    end if;
-end
-$$;
 
 -- Which version of the schema it is: `paypoll run`, `status` and the others look first. Absent where the schema was not made by `migrate`.
 do $$

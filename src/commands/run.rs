@@ -37,6 +37,7 @@ pub async fn serve(config: &Config, stop: CancellationToken) -> anyhow::Result<(
     let store = Store::open_for_polling(&config.database)?;
     let reached = async {
         let schema = reach(&store, config.database.connect_timeout).await?;
+        store.check_session().await?;
         store.make_journal(None).await.context("the journal's partitions could not be made")?;
         anyhow::Ok(schema)
     };
@@ -53,7 +54,6 @@ pub async fn serve(config: &Config, stop: CancellationToken) -> anyhow::Result<(
             env!("CARGO_PKG_VERSION")
         );
     }
-    store.check_session().await?;
     let (declarations, permits) = tokio::select! {
         biased;
         () = stop.cancelled() => return Ok(()),

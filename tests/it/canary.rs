@@ -547,7 +547,8 @@ async fn no_configuration_error_shows_a_secret() {
         wrong.insert(format!("PAYPOLL__{key}"), value);
         for command in ["run", "check", "status"] {
             let code = leaks.search_command(&wrong, &[command], |text| text).await;
-            assert_ne!(code, 0, "{command} with {key}");
+            // What is no concern of a provider's account is shown without one.
+            assert!(code != 0 || command == "status", "{command} with {key}");
         }
     }
     let folder = std::env::temp_dir().join(format!("paypoll-canary-{}.toml", std::process::id()));

@@ -46,8 +46,9 @@ fn life_of(life: &Life, rules: &Rules) -> Html {
         ("Expected amount", shown(amount(life).as_deref(), "none given")),
         ("Polls", text(polls_sent(life))),
     ];
-    if let Some(action) = &row.action {
-        facts.push(("Action", element("bdi", &[], text(action))));
+    if row.action.is_some() {
+        // It may hold a redirect URL, which is for the payer alone.
+        facts.push(("Action", text("asked of payer or merchant: `paypoll show` has it")));
     }
     if let Some(next) = row.next_poll_at {
         facts.push(("Next poll", text(format_args!("{} UTC", moment(next)))));

@@ -7,6 +7,7 @@ mod canary;
 mod commands;
 mod daemon;
 mod declared;
+mod disturbance;
 mod documents;
 mod host;
 mod initiation;

@@ -1,5 +1,6 @@
 //! When to stop asking for an account, and how to find out that it answers again.
 
+use super::refusals::{DIFFERENT, Refusals};
 use crate::domain::Health;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ pub struct Circuit {
     limit: u32,
     failures: u32,
     failed: HashSet<Uuid>,
-    refused: HashSet<Uuid>,
+    refusals: Refusals,
     open: Option<Open>,
 }
 
@@ -53,16 +54,19 @@ pub enum CircuitChange {
 
 /// An open circuit of an account with nothing to probe with is closed after this long.
 const ABANDONED_AFTER: Duration = Duration::from_secs(600);
-/// So many different transactions must have failed: one bad row is not a bad provider.
-const DIFFERENT: usize = 5;
 
 impl Circuit {
     pub(super) fn new(limit: u32) -> Self {
-        Self { limit, failures: 0, failed: HashSet::new(), refused: HashSet::new(), open: None }
+        Self { limit, failures: 0, failed: HashSet::new(), refusals: Refusals::default(), open: None }
     }
 
     /// Counts an outcome. An open circuit is closed by the answer to a probe alone: what was sent before it opened says nothing new.
     pub fn on_outcome(&mut self, id: Uuid, health: Health) -> Option<CircuitChange> {
+        match health {
+            Health::Usable => self.refusals.on_usable(id),
+            Health::RowRefused => {}
+            _ => self.refusals.on_other(id),
+        }
         let opens = match health {
             Health::Usable => {
                 self.reset();
@@ -71,9 +75,7 @@ impl Circuit {
             Health::Neutral => None,
             Health::AccountRefused => Some("the account's credentials were refused".to_owned()),
             Health::RowRefused => {
-                self.refused.insert(id);
-                (self.refused.len() >= DIFFERENT)
-                    .then(|| format!("the credentials of {DIFFERENT} transactions in a row were refused"))
+                self.refusals.on_refused(id).then(|| format!("the credentials of {DIFFERENT} transactions in a row were refused"))
             }
             Health::Down => {
                 self.failures = self.failures.saturating_add(1);
@@ -96,7 +98,7 @@ impl Circuit {
     fn reset(&mut self) {
         self.failures = 0;
         self.failed.clear();
-        self.refused.clear();
+        self.refusals.begin_anew();
     }
 
     /// Nothing is sent but probes, from `probe_at` on. `confirmed`: the database says so.
@@ -206,6 +208,7 @@ impl Circuit {
 
     /// A request about this transaction was sent.
     pub fn on_sent(&mut self, id: Uuid) {
+        self.refusals.on_sent(id);
         if let Some(open) = &mut self.open {
             open.probe = Probe::Idle;
             open.probing = Some(id);

@@ -6,6 +6,7 @@ mod budget;
 mod circuit;
 mod floor;
 mod ready;
+mod refusals;
 mod waiting;
 
 pub use circuit::{Circuit, CircuitChange};

@@ -4,7 +4,7 @@
 
 use crate::config::{self, Config};
 use crate::domain::{Ending, Plan, State};
-use crate::store::{AccountOverview, LATE_AFTER, Life, LifeTransition, MOST, Parked, QUEUE, ROW_LAG, Situation};
+use crate::store::{AccountOverview, LATE_AFTER, Life, LifeTransition, MOST, MOST_ACCOUNTS, Parked, QUEUE, ROW_LAG, Situation};
 use crate::text::{about, between, clock, count, counted, cut, moment, plain, seconds, some, span};
 use chrono::{DateTime, Utc};
 use std::collections::BTreeMap;
@@ -79,6 +79,9 @@ impl Rules {
     }
 }
 
+/// So many accounts that nobody serves are told of by name.
+const MOST_UNSERVED: usize = 10;
+
 /// What is wrong, the worst first; one good sentence where nothing is.
 #[must_use]
 pub fn headlines(situation: &Situation) -> Vec<Sentence> {
@@ -88,7 +91,14 @@ pub fn headlines(situation: &Situation) -> Vec<Sentence> {
         situation.accounts.iter().filter_map(|account| Some((account, standing(account, situation)?))).collect();
     accounts.sort_by(|(one, first), (other, second)| first.tone.cmp(&second.tone).then(other.late.cmp(&one.late)));
     found.extend(accounts.into_iter().map(|(_, sentence)| sentence));
-    for row in &situation.unroutable {
+    let (named, rest) = situation.unroutable.split_at(situation.unroutable.len().min(MOST_UNSERVED));
+    if !rest.is_empty() {
+        let accounts =
+            some(rest.len() as i64, i64::from(MOST_ACCOUNTS) - MOST_UNSERVED as i64, "more account has", "more accounts have");
+        let tone = if situation.replicas.is_empty() { Tone::Calm } else { Tone::Bad };
+        found.push(Sentence { tone, text: format!("{accounts} payments that no running daemon serves"), account: None });
+    }
+    for row in named {
         let tone = if situation.replicas.is_empty() { Tone::Calm } else { Tone::Bad };
         let what = some(row.count, MOST, "payment waits", "payments wait");
         let of = situation.accounts.iter().find(|account| (&account.provider, &account.account) == (&row.provider, &row.account));

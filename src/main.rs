@@ -4,7 +4,7 @@ use paypoll::cli::{Cli, Command};
 use paypoll::commands::{self, conclude};
 use paypoll::config::{self, Config};
 use paypoll::telemetry;
-use std::io::{stderr, stdout};
+use std::io::{Write as _, stderr, stdout};
 use std::process::ExitCode;
 use std::sync::mpsc;
 use std::thread;
@@ -37,6 +37,12 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     // For whoever asks no provider: a secret that is missing is none of its business.
     let read = |speed| Config::load_without_secrets(&cli.config, config::environment(), speed);
     let mut out = stdout();
+    if let Command::Run(_) | Command::Check = &cli.command {
+        for warning in config::warnings(&cli.config) {
+            // Where nobody reads errors, nobody reads warnings.
+            let _ = writeln!(stderr(), "warning: {warning}");
+        }
+    }
     match &cli.command {
         Command::Run(asked) => {
             let config = load(asked.speed.factor)?.serving(&asked.accounts)?;

@@ -19,6 +19,26 @@ pub fn plain(text: &str) -> String {
     text.chars().map(|character| if is_steering(character) { '\u{fffd}' } else { character }).collect()
 }
 
+/// JSON that steers no terminal: what a terminal would obey stands in it as an escape, which means the same.
+pub fn json(value: &impl serde::Serialize) -> serde_json::Result<String> {
+    let text = serde_json::to_string(value)?;
+    if !text.chars().any(is_steering) {
+        return Ok(text);
+    }
+    // Outside of its strings JSON has no such character.
+    let escaped = |c: char| c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")).collect::<String>();
+    Ok(text.chars().map(|c| if is_steering(c) { escaped(c) } else { c.to_string() }).collect())
+}
+
+/// A path as an error may quote it: what does not look like one may be a secret in the wrong place.
+#[must_use]
+pub fn quotable_path(text: &str) -> &str {
+    let is_plain = text.len() <= 255 && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-/ ".contains(c));
+    let has_extension = text.rsplit_once('.').is_some_and(|(name, end)| !name.is_empty() && (1..=5).contains(&end.len()));
+    let leads_somewhere = ["/", "./", "../"].iter().any(|start| text.starts_with(start)) || has_extension;
+    if is_plain && leads_somewhere { text } else { crate::wire::REDACTED }
+}
+
 /// At most `most` characters of [`plain`] text; an ellipsis stands for what is left out.
 #[must_use]
 pub fn cut(text: &str, most: usize) -> String {
@@ -149,6 +169,24 @@ mod tests {
         assert_eq!(said, expected);
         assert_eq!(seconds(-3.0), "0 s");
         assert_eq!([0.2, 40.0, 941.0, 8_000.0, 200_000.0].map(about), ["1 s", "40 s", "16 min", "2 h", "2 d"]);
+    }
+
+    #[test]
+    fn json_steers_no_terminal_and_means_the_same() {
+        let value = serde_json::json!({"reference": "a\u{9b}31m\u{202e}b\u{7f}ü"});
+        let text = json(&value).expect("JSON");
+        assert_eq!(text, r#"{"reference":"a\u009b31m\u202eb\u007fü"}"#);
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&text).expect("JSON"), value);
+    }
+
+    #[test]
+    fn what_looks_like_no_path_is_not_quoted() {
+        for path in ["/run/secrets/khalti", "./token", "../a/b", "ca.pem", "/no such/file"] {
+            assert_eq!(quotable_path(path), path);
+        }
+        for secret in ["hunter2", "live_secret_key_68791341fdd94846a146f0457ff7b455", "a+b/c==", "-----BEGIN KEY-----\nabc", ""] {
+            assert_eq!(quotable_path(secret), "[redacted]", "{secret}");
+        }
     }
 
     #[test]

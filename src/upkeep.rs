@@ -2,7 +2,7 @@
 
 use crate::config::Config;
 use crate::metrics::Metrics;
-use crate::store::{MOST, Store, StoreError, Unroutable};
+use crate::store::{MOST, MOST_ACCOUNTS, Store, StoreError, Unroutable};
 use crate::telemetry::event;
 use crate::text::counted;
 use std::collections::{BTreeMap, BTreeSet};
@@ -163,7 +163,8 @@ impl Upkeep {
             );
         }
         if !rest.is_empty() {
-            let (count, accounts): (i64, usize) = (rest.iter().map(|row| row.count).sum(), rest.len());
+            let count: i64 = rest.iter().map(|row| row.count).sum();
+            let accounts = counted(rest.len() as i64, (MOST_ACCOUNTS as usize - NAMED) as i64);
             warn!(
                 event = event::UNROUTABLE,
                 count,

@@ -7,7 +7,7 @@ use crate::domain::audit::{self, Finding, Kind, Law, RateMeter, Tally};
 use crate::domain::{Floors, Plan};
 use crate::providers::{self, Descriptor};
 use crate::store::{BusySecond, JournalReader, PolledTransaction};
-use crate::text::{cut, moment, plain, span};
+use crate::text::{cut, json, moment, plain, span};
 use anyhow::bail;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -27,7 +27,7 @@ const LONGEST_REFERENCE: usize = 40;
 pub async fn run(config: &Config, asked: &cli::Audit, out: &mut impl Write) -> anyhow::Result<()> {
     let audit = Audit::of_journal(config, asked.since).await?;
     if asked.json {
-        writeln!(out, "{}", serde_json::to_string(&audit.report())?)?;
+        writeln!(out, "{}", json(&audit.report())?)?;
     } else {
         audit.write(&Kind::ALL, out, Paint::of_stdout())?;
     }

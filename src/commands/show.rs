@@ -5,7 +5,7 @@ use crate::cli;
 use crate::config::Config;
 use crate::explain::{self, Rules};
 use crate::store::{Extent, Life, LifePoll, LifeRow, LifeTransition};
-use crate::text::{cut, moment, plain};
+use crate::text::{cut, json, moment, plain};
 use crate::wire::REDACTED;
 use anyhow::bail;
 use chrono::{DateTime, Utc};
@@ -33,8 +33,8 @@ pub async fn run(config: &Config, args: &cli::Show, out: &mut impl Write) -> any
             "no transaction has the id or reference {:?}: `paypoll list --reference PREFIX` finds what begins like it",
             args.transaction
         ),
-        [life] if args.json => writeln!(out, "{}", serde_json::to_string(life)?)?,
-        several if args.json => writeln!(out, "{}", serde_json::to_string(several)?)?,
+        [life] if args.json => writeln!(out, "{}", json(life)?)?,
+        several if args.json => writeln!(out, "{}", json(&several)?)?,
         several => {
             let (paint, rules) = (Paint::of_stdout(), Rules::of(config));
             for (number, life) in several.iter().enumerate() {

@@ -5,7 +5,7 @@ use crate::cli;
 use crate::config::Config;
 use crate::explain::{self, Rules, Sentence};
 use crate::store::{AccountOverview, ERRORS, MOST, Situation, Store, StoreError};
-use crate::text::{between, clock, count, cut, plain, seconds, some};
+use crate::text::{between, clock, count, cut, json, plain, seconds, some};
 use anyhow::Context as _;
 use std::io::{self, IsTerminal as _, Write};
 use std::time::Duration;
@@ -78,7 +78,7 @@ fn wrong(headlines: &[Sentence]) -> Vec<(String, String)> {
 
 fn print(situation: &Situation, args: &cli::Status, out: &mut impl Write) -> io::Result<()> {
     if args.json {
-        writeln!(out, "{}", serde_json::to_string(situation)?)?;
+        writeln!(out, "{}", json(situation)?)?;
     } else {
         for line in lines(situation, Paint::of_stdout(), Window::of_stdout(None)) {
             writeln!(out, "{line}")?;

@@ -5,6 +5,7 @@
 use super::{ConfigError, declared};
 use crate::providers::{self, Descriptor};
 use ::config::{FileFormat, Source as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
 pub(super) use ::config::{Value, ValueKind as Kind};
@@ -83,6 +84,50 @@ fn add_declared(
     }
     found.reverse();
     if problems.is_empty() { Ok(found) } else { Err(ConfigError(problems)) }
+}
+
+/// The table that a variable of the environment holds as text; `None` where it holds none.
+pub(super) fn table_from_environment(value: &Value) -> Option<Kind> {
+    let Kind::String(text) = &value.kind else { return None };
+    let origin = value.origin().filter(|_| from_environment(value))?;
+    let table = stamped(structure(text).ok()?, origin).kind;
+    matches!(table, Kind::Table(_)).then_some(table)
+}
+
+/// The files that hold secrets and that everybody on this machine may read: one sentence for each.
+pub(super) fn exposed(files: &[PathBuf]) -> Vec<String> {
+    let is_exposed = |file: &&PathBuf| {
+        let everybody = std::fs::metadata(file).is_ok_and(|metadata| metadata.permissions().mode() & 0o004 != 0);
+        everybody && std::fs::read_to_string(file).is_ok_and(|text| parsed("", &text).is_ok_and(|layer| holds_secret(&layer)))
+    };
+    let sentence = |file: &PathBuf| {
+        format!(
+            "--config {}: holds secrets, and everybody on this machine may read it; chmod o-r it, or move them into files of their own (x_file)",
+            file.display()
+        )
+    };
+    files.iter().filter(is_exposed).map(sentence).collect()
+}
+
+/// Account keys that are no secrets.
+const IDENTIFIERS: [&str; 4] = ["merchant_id", "client_id", "channel_id", "endpointId"];
+
+fn holds_secret(layer: &Table) -> bool {
+    let table = |value: &Value| if let Kind::Table(table) = &value.kind { Some(table.clone()) } else { None };
+    let below = |tree: &Table, key: &str| tree.get(key).and_then(table);
+    let url = below(layer, "database").and_then(|database| database.get("url").map(ToString::to_string));
+    // A user, a password and a host.
+    let has_password = url.is_some_and(|url| {
+        let rest = url.split_once("://").map_or("", |(_, rest)| rest);
+        rest.split_once('@').is_some_and(|(user, _)| user.contains(':'))
+    });
+    let providers = below(layer, "providers").unwrap_or_default();
+    let accounts = providers.values().filter_map(table).filter_map(|provider| below(&provider, "accounts"));
+    let mut keys = accounts.flat_map(|accounts| accounts.values().filter_map(table).flatten().collect::<Vec<_>>());
+    has_password
+        || keys.any(|(key, value)| {
+            matches!(value.kind, Kind::String(_)) && !key.ends_with("_file") && !IDENTIFIERS.contains(&key.as_str())
+        })
 }
 
 /// The text as TOML. The error names the place without quoting the line: it may hold a secret.

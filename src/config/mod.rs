@@ -209,6 +209,12 @@ impl Database {
     }
 }
 
+/// What is dangerous about the files themselves, one sentence each.
+#[must_use]
+pub fn warnings(files: &[PathBuf]) -> Vec<String> {
+    layers::exposed(files)
+}
+
 /// The environment's variables, without those that are no Unicode text.
 pub fn environment() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))

@@ -1,7 +1,8 @@
 //! Reading the merged configuration key by key, so that every mistake is named with its key, its value and its mend.
 
 use super::duration;
-use super::layers::{Kind, Table, Value, from_environment};
+use super::layers::{Kind, Table, Value, from_environment, table_from_environment};
+use crate::text::quotable_path;
 use crate::wire::REDACTED;
 use secrecy::SecretString;
 use std::cell::RefCell;
@@ -64,6 +65,7 @@ impl<'a> Section<'a> {
                 Some(near) => format!("did you mean {}?", self.path(near)),
                 None => format!("known here: {}", self.known.join(", ")),
             };
+            let key = if may_be_a_secret(key) { "a key that is not quoted here" } else { key };
             self.problems.add(format!("{} is not a known key; {mend}", self.path(key)));
         }
     }
@@ -97,9 +99,16 @@ impl<'a> Section<'a> {
     /// A table below; an empty one where there is none.
     pub(super) fn section(&mut self, key: &str) -> Section<'a> {
         let value = if self.has(key) { self.table.remove(key) } else { None };
-        let table = match value.map(|value| value.kind) {
+        // Where it is not known to be one, a variable of the environment is text until now.
+        let value = value.map(|value| table_from_environment(&value).unwrap_or(value.kind));
+        let table = match value {
             None => Table::new(),
             Some(Kind::Table(table)) => table,
+            // It may be a secret that slipped one level up.
+            Some(Kind::String(_)) => {
+                self.problem(key, "must be a table of keys, such as { key = \"value\" }");
+                Table::new()
+            }
             Some(other) => {
                 self.wrong(key, shown(&other), "must be a table of keys");
                 Table::new()
@@ -248,12 +257,40 @@ impl Secret {
     pub(super) fn reveal(self) -> Result<SecretString, String> {
         match self {
             Self::Text(text) => Ok(text),
-            Self::File { key, path } => match std::fs::read_to_string(&path) {
-                Ok(text) => Ok(text.trim_end_matches(['\n', '\r']).into()),
-                Err(error) => Err(format!("{key} = {}: the file cannot be read ({error})", path.display())),
-            },
+            Self::File { key, path } => {
+                let told = quotable_path(path.to_str().unwrap_or_default());
+                let wrong = |problem: &str| format!("{key} = {told}: {problem}");
+                let text = std::fs::read_to_string(&path).map_err(|error| wrong(&format!("the file cannot be read ({error})")))?;
+                Ok(content(&text).map_err(wrong)?.into())
+            }
         }
     }
+}
+
+/// The secret that a file holds: a line, with or without its end, or PEM. Anything else would be sent as it is, and refused for a reason
+/// that nobody sees. The error says what is wrong with the file, and nothing of what it holds.
+fn content(text: &str) -> Result<&str, &'static str> {
+    if text.starts_with('\u{feff}') {
+        return Err("the file begins with a byte-order mark; save it without one");
+    }
+    let line = text.trim_end_matches(['\n', '\r']);
+    if line.starts_with("-----BEGIN ") {
+        return Ok(line);
+    }
+    if line.contains(['\n', '\r']) {
+        return Err("the file has more than one line; a secret is one line");
+    }
+    if line.trim() != line {
+        return Err("the file has blanks before or after the secret; take them out");
+    }
+    Ok(line)
+}
+
+/// Whether an unknown key is unlike any key: then it may be a secret that stands in a key's place.
+fn may_be_a_secret(key: &str) -> bool {
+    let digits = key.chars().filter(char::is_ascii_digit).count();
+    let plain = key.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c));
+    !plain || key.len() > 40 || digits > 4
 }
 
 /// A value as it would be written in TOML.

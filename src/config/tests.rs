@@ -496,3 +496,76 @@ fn patterns_choose_the_accounts_that_are_served() {
         "{error}"
     );
 }
+
+/// DusuPay without an account.
+const DUSUPAY_ON: (&str, &str) = ("PAYPOLL__PROVIDERS__DUSUPAY", r#"{ enabled = true, base_url = "https://api.example.com/" }"#);
+const SECRET: &str = "live_68791341fdd94846a146f0457ff7b455";
+
+#[test]
+fn an_account_may_be_given_as_one_table_and_no_mistake_quotes_what_may_be_a_secret() {
+    let table = format!("{{ public_key = \"{SECRET}\" }}");
+    let config = load(&[URL, DUSUPAY_ON, ("PAYPOLL__PROVIDERS__DUSUPAY__ACCOUNTS__DEFAULT", &table)]).expect("valid");
+    assert_eq!(&*config.providers[0].accounts[0].name, "default");
+    let broken = format!("{{ public_key = \"{SECRET}\"");
+    let in_place_of_a_key = format!("PAYPOLL__PROVIDERS__DUSUPAY__ACCOUNTS__DEFAULT__{}", SECRET.to_uppercase());
+    for (name, value) in [
+        ("PAYPOLL__PROVIDERS__DUSUPAY__ACCOUNTS__DEFAULT", &*broken),
+        ("PAYPOLL__PROVIDERS__DUSUPAY__ACCOUNTS__PUBLIC_KEY", SECRET),
+        ("PAYPOLL__PROVIDERS__DUSUPAY__ACCOUNTS", SECRET),
+        ("PAYPOLL__PROVIDERS__DUSUPAY__ACCOUNTS__DEFAULT__PUBLIC_KEY_FILE", SECRET),
+        (&in_place_of_a_key, "x"),
+    ] {
+        let error = load(&[URL, DUSUPAY_ON, (name, value)]).expect_err(name).to_string();
+        assert!(!error.to_lowercase().contains("68791341"), "{name}: {error}");
+    }
+    let file = file("secret-one-level-up", &format!("[providers.dusupay.accounts]\npublic_key = \"{SECRET}\"\n"));
+    let error = load_files(&[file], &[URL, DUSUPAY_ON]).expect_err("no account").to_string();
+    assert!(error.contains("providers.dusupay.accounts.public_key: must be a table") && !error.contains("68791341"), "{error}");
+}
+
+#[test]
+fn a_secret_file_is_one_line_or_pem_and_what_is_wrong_with_it_is_told_without_quoting_it() {
+    let read = |name: &str, content: &str| {
+        let file = file(name, content);
+        let path = file.as_ref().to_str().expect("Unicode").to_owned();
+        let key = "PAYPOLL__PROVIDERS__DUSUPAY__ACCOUNTS__DEFAULT__PUBLIC_KEY_FILE";
+        load(&[URL, DUSUPAY_ON, (key, &path)]).map(drop).map_err(|error| error.to_string())
+    };
+    for (name, content) in
+        [("ends", "a-key\n"), ("dos", "a-key\r\n"), ("plain", "a-key"), ("pem", "-----BEGIN KEY-----\nYQ==\n-----END KEY-----\n")]
+    {
+        let read = read(name, content);
+        assert!(read.as_ref().err().is_none_or(|error| !error.contains("the file")), "{name}: {read:?}");
+    }
+    for (name, content, words) in [
+        ("bom", "\u{feff}a-key\n", "byte-order mark"),
+        ("lines", "a-key\nanother\n", "more than one line"),
+        ("trailing", "a-key \n", "blanks before or after"),
+        ("leading", "\ta-key\n", "blanks before or after"),
+    ] {
+        let error = read(name, content).expect_err(name);
+        assert!(error.contains("public_key_file = /") && error.contains(words) && !error.contains("a-key"), "{name}: {error}");
+    }
+}
+
+#[test]
+fn a_file_with_secrets_that_everybody_may_read_is_warned_of() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let warned = |name: &str, text: &str, mode: u32| {
+        let file = file(name, text);
+        std::fs::set_permissions(file.as_ref(), std::fs::Permissions::from_mode(mode)).expect("it is ours");
+        crate::config::warnings(&[file.as_ref().to_owned()])
+    };
+    let secret = format!("[providers.dusupay.accounts.default]\npublic_key = \"{SECRET}\"\n");
+    let warning = warned("open", &secret, 0o644);
+    assert!(warning.len() == 1 && warning[0].contains("chmod o-r") && !warning[0].contains(SECRET), "{warning:?}");
+    assert_eq!(warned("closed", &secret, 0o640), [""; 0]);
+    assert_eq!(warned("url", "[database]\nurl = \"postgres://u:p@h/d\"\n", 0o644).len(), 1);
+    for nothing in [
+        "[database]\nurl = \"postgres://u@h/d\"\n",
+        "[providers.dusupay.accounts.default]\npublic_key_file = \"/run/secrets/key\"\n",
+        "[providers.ayoconnect.accounts.default]\nmerchant_id = \"MERCH1\"\n",
+    ] {
+        assert_eq!(warned("nothing", nothing, 0o644), [""; 0], "{nothing}");
+    }
+}

@@ -152,16 +152,27 @@ pub struct Counts {
 /// The accounts that have rows like that: one step through an index for each account, whatever lies between. The name of a common
 /// table expression in a `with recursive`, and its text. Empty: all rows.
 pub(super) fn accounts_with(name: &str, rows: &str) -> String {
+    accounts_up_to(name, rows, i32::MAX)
+}
+
+/// So many accounts are shown that no daemon ever served: a feeder can invent any number.
+pub const MOST_ACCOUNTS: i32 = 1000;
+/// Among so many, in the order of their names, those are looked for that nobody serves.
+const SEARCHED: i32 = 20_000;
+
+/// As [`accounts_with`], the first ones in the order of their names, and no more than `most`.
+fn accounts_up_to(name: &str, rows: &str, most: i32) -> String {
     let (filter, more) =
         if rows.is_empty() { (String::new(), String::new()) } else { (format!("where {rows}"), format!("and {rows}")) };
     format!(
         "{name} as (
-            (select provider, account from paypoll.transactions {filter} order by provider, account limit 1)
+            (select provider, account, 1 as number from paypoll.transactions {filter} order by provider, account limit 1)
             union all
-            select n.provider, n.account from {name} p cross join lateral (
+            select n.provider, n.account, p.number + 1 from {name} p cross join lateral (
                 select provider, account from paypoll.transactions
                  where (provider, account) > (p.provider, p.account) {more}
                  order by provider, account limit 1) n
+             where p.number < {most}
         )"
     )
 }
@@ -207,7 +218,7 @@ const COUNTS: &str = "
 /// further back than the border are due, whoever owns them. `r`: the few that fell due since and that no living replica owns. Where
 /// nothing is asked the border is now: whoever owns a row there does not poll it.
 fn overview() -> String {
-    let (polled, parked) = (accounts_with("polled", POLLED), accounts_with("parked", PARKED));
+    let [polled, parked] = [("polled", POLLED), ("parked", PARKED)].map(|(name, rows)| accounts_up_to(name, rows, MOST_ACCOUNTS));
     format!(
         "with recursive {polled}, {parked}, known as (
             select provider, account from polled union select provider, account from parked union
@@ -258,21 +269,24 @@ fn overview() -> String {
 }
 
 impl Store {
-    /// Accounts with polled transactions that neither `own` nor any living replica serves.
+    /// Accounts with polled transactions that neither `own` nor any living replica serves, [`MOST_ACCOUNTS`] at most.
     pub async fn unroutable(&self, own: &[(String, String)]) -> Result<Vec<Unroutable>, StoreError> {
-        let polled = accounts_with("polled", POLLED);
+        let polled = accounts_up_to("polled", POLLED, SEARCHED);
         let sql = format!(
-            "with recursive {polled}
-            select p.provider, p.account, c.count from polled p
+            "with recursive {polled}, unserved as materialized (
+                select p.provider, p.account from polled p
+                 where not exists (select from unnest($1::text[], $2::text[]) as own (provider, account)
+                                    where own.provider = p.provider and own.account = p.account)
+                   and not exists (select from paypoll.replicas r
+                                    where r.accounts @> jsonb_build_array(jsonb_build_array(p.provider, p.account))
+                                      and r.heartbeat_at > clock_timestamp() - r.lease)
+                 order by p.provider, p.account limit {MOST_ACCOUNTS}
+            )
+            select u.provider, u.account, c.count from unserved u
              cross join lateral (select count(*) from (
                    select from paypoll.transactions t
-                    where t.next_poll_at is not null and t.provider = p.provider and t.account = p.account limit {MOST}) c) c
-             where not exists (select from unnest($1::text[], $2::text[]) as own (provider, account)
-                                where own.provider = p.provider and own.account = p.account)
-               and not exists (select from paypoll.replicas r
-                                where r.accounts @> jsonb_build_array(jsonb_build_array(p.provider, p.account))
-                                  and r.heartbeat_at > clock_timestamp() - r.lease)
-             order by p.provider, p.account"
+                    where t.next_poll_at is not null and t.provider = u.provider and t.account = u.account limit {MOST}) c) c
+             order by u.provider, u.account"
         );
         let (providers, accounts): (Vec<&str>, Vec<&str>) = own.iter().map(|(p, a)| (p.as_str(), a.as_str())).unzip();
         let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(providers).bind(accounts).fetch_all(&self.pool).await?;

@@ -25,7 +25,7 @@ mod session;
 
 pub use accounts::{AHEAD, AccountState, Draw, Drawn};
 pub use audit::{BusySecond, JournalReader, PolledTransaction};
-pub use backlog::{AccountOverview, Counts, LATE_AFTER, MOST, ROW_LAG, Unclaimed, Unroutable};
+pub use backlog::{AccountOverview, Counts, LATE_AFTER, MOST, MOST_ACCOUNTS, ROW_LAG, Unclaimed, Unroutable};
 pub use claim::{Candidate, Claim, ClaimOrder, Claimed, LaneFound, LaneRoom, Placement};
 pub use declarations::Registration;
 pub use errors::{StoreError, Trouble};

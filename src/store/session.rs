@@ -70,7 +70,9 @@ fn parameters(url: &str) -> Vec<(String, String)> {
 fn check_parameters(parameters: &[(String, String)]) -> Result<(), StoreError> {
     for (key, value) in parameters {
         if !PARAMETERS.contains(&&**key) && !key.starts_with("options[") && key != "statement-cache-capacity" {
-            let key: String = key.chars().filter(|char| !char.is_control()).take(40).collect();
+            // Behind a question mark in an unescaped password stands the rest of it.
+            let is_name = key.len() <= 40 && key.chars().all(|char| char.is_ascii_alphabetic() || "_-".contains(char));
+            let key = if is_name { key.clone() } else { "that is not quoted here".to_owned() };
             let mend = match &*key {
                 "connect_timeout" => "set database.connect_timeout instead".to_owned(),
                 // paypoll does not do it; not to ask for it is what happens anyway.
@@ -80,7 +82,8 @@ fn check_parameters(parameters: &[(String, String)]) -> Result<(), StoreError> {
             return Err(StoreError::Url(format!("the parameter {key} is not one that paypoll obeys: {mend}")));
         }
         if ["sslrootcert", "ssl-root-cert", "ssl-ca", "sslcert", "ssl-cert", "sslkey", "ssl-key"].contains(&&**key) {
-            File::open(value).map_err(|error| StoreError::Url(format!("{key} = {value:?} cannot be read ({error})")))?;
+            let told = crate::text::quotable_path(value);
+            File::open(value).map_err(|error| StoreError::Url(format!("{key} = {told:?} cannot be read ({error})")))?;
         }
     }
     Ok(())

@@ -4,7 +4,7 @@ use paypoll::cli::{Cli, Command};
 use paypoll::commands::{self, conclude};
 use paypoll::config::{self, Config};
 use paypoll::telemetry;
-use std::io::{Write as _, stderr, stdout};
+use std::io::{stderr, stdout};
 use std::process::ExitCode;
 use std::sync::mpsc;
 use std::thread;
@@ -37,25 +37,19 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     // For whoever asks no provider: a secret that is missing is none of its business.
     let read = |speed| Config::load_without_secrets(&cli.config, config::environment(), speed);
     let mut out = stdout();
-    if let Command::Run(_) | Command::Check = &cli.command {
-        for warning in config::warnings(&cli.config) {
-            // Where nobody reads errors, nobody reads warnings.
-            let _ = writeln!(stderr(), "warning: {warning}");
-        }
-    }
     match &cli.command {
         Command::Run(asked) => {
             let config = load(asked.speed.factor)?.serving(&asked.accounts)?;
             let _written = telemetry::init(&config.log).map_err(anyhow::Error::msg)?;
             let runtime = one_thread()?;
-            let result = runtime.block_on(commands::run::run(&config));
+            let result = runtime.block_on(commands::run::run(&config, &config::warnings(&cli.config)));
             // A name that is still being looked up keeps nobody from ending.
             runtime.shutdown_background();
             result
         }
         Command::Migrate => one_thread()?.block_on(commands::migrate::run(&read(1.0)?, &mut out)),
         Command::Config => commands::config::run(&cli.config, &mut out),
-        Command::Check => one_thread()?.block_on(commands::check::run(&load(1.0)?, &mut out)),
+        Command::Check => one_thread()?.block_on(commands::check::run(&load(1.0)?, &config::warnings(&cli.config), &mut out)),
         Command::Plan(asked) => commands::plan::run(asked, &cli.config, &mut out),
         Command::Status(args) => one_thread()?.block_on(commands::status::run(&read(1.0)?, args, &mut out)),
         Command::Show(args) => one_thread()?.block_on(commands::show::run(&read(1.0)?, args, &mut out)),

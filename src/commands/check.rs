@@ -17,11 +17,14 @@ use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
 /// Prints what is configured and whether it can be reached. Errors when database, schema or a provider's host is not as it must be.
-pub async fn run(config: &Config, out: &mut impl Write) -> anyhow::Result<()> {
+pub async fn run(config: &Config, warnings: &[String], out: &mut impl Write) -> anyhow::Result<()> {
     config.database.url()?;
     let hosts: Vec<JoinHandle<Result<Duration, String>>> =
         config.providers.iter().map(|provider| tokio::spawn(connect(provider.base_url.clone(), provider.timeout))).collect();
     let mut problems = Vec::new();
+    for warning in warnings {
+        field(out, "warning", warning)?;
+    }
     write_summary(out, config)?;
     write_database(out, config, &mut problems).await?;
     for (provider, host) in config.providers.iter().zip(hosts) {

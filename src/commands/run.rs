@@ -20,8 +20,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-/// Runs until a signal says stop.
-pub async fn run(config: &Config) -> anyhow::Result<()> {
+/// Runs until a signal says stop. `warnings`: what is dangerous about the configuration's files.
+pub async fn run(config: &Config, warnings: &[String]) -> anyhow::Result<()> {
+    for warning in warnings {
+        warn!(event = event::CONFIG_EXPOSED, "{warning}");
+    }
     let stop = CancellationToken::new();
     heed_signals(stop.clone())?;
     raise_descriptors();

@@ -122,7 +122,12 @@ fn holds_secret(layer: &Table) -> bool {
         rest.split_once('@').is_some_and(|(user, _)| user.contains(':'))
     });
     let providers = below(layer, "providers").unwrap_or_default();
-    let accounts = providers.values().filter_map(table).filter_map(|provider| below(&provider, "accounts"));
+    // What opens nothing but a simulator on this machine is no secret.
+    let is_real = |provider: &Table| {
+        let base_url = provider.get("base_url").map(ToString::to_string).unwrap_or_default();
+        !["http://127.0.0.1", "http://localhost", "http://[::1]"].iter().any(|here| base_url.starts_with(here))
+    };
+    let accounts = providers.values().filter_map(table).filter(is_real).filter_map(|provider| below(&provider, "accounts"));
     let mut keys = accounts.flat_map(|accounts| accounts.values().filter_map(table).flatten().collect::<Vec<_>>());
     has_password
         || keys.any(|(key, value)| {

@@ -63,6 +63,8 @@ pub mod event {
     pub const SCHEMA_NEWER: &str = "schema_newer";
     /// Housekeeping failed (warn).
     pub const MAINTENANCE_FAILED: &str = "maintenance_failed";
+    /// Everybody may read a configuration file that holds secrets (warn).
+    pub const CONFIG_EXPOSED: &str = "config_exposed";
     /// Lines of the log had no room, because nobody read it fast enough (warn).
     pub const LOG_LINES_DROPPED: &str = "log_lines_dropped";
 
@@ -81,7 +83,7 @@ pub mod event {
     pub const RECORD_REFUSED: &str = "record_refused";
 
     /// Every event.
-    pub const ALL: [&str; 23] = [
+    pub const ALL: [&str; 24] = [
         ACCOUNT_PAUSED,
         ACCOUNT_RESUMED,
         COMMITS_LOST,
@@ -102,6 +104,7 @@ pub mod event {
         SUMMARY,
         SCHEMA_NEWER,
         MAINTENANCE_FAILED,
+        CONFIG_EXPOSED,
         LOG_LINES_DROPPED,
         DECLARATION_DIFFERS,
         DECLARATION_SERVED,

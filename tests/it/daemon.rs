@@ -912,7 +912,8 @@ async fn a_back_fill_by_copy_is_taken_in_while_others_are_polled_on_time() {
         (copied - before).as_seconds_f64(),
         (taken - before).as_seconds_f64(),
     );
-    assert!(p99_during < 1000.0, "the others are late");
+    // How late exactly is a matter of the machine's other work: the figures are for a benchmark, a stall is for a test.
+    assert!(p99_during < 5000.0_f64.max(3.0 * p99_before), "the others are late");
     assert!(daemon.terminate().await.success());
     assert_eq!(world.count("select count(*) from paypoll.transactions where reference like 'BACKFILL-%'").await, rows);
     world.assert_rules_kept().await;

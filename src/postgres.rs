@@ -122,6 +122,7 @@ pub struct PrivatePostgres {
     user: User,
     arguments: Vec<String>,
     binaries: PathBuf,
+    options: Options,
     /// `None` between [`crash`](Self::crash) and [`recover`](Self::recover).
     server: Option<Child>,
     watcher: Watcher,
@@ -142,13 +143,33 @@ impl PrivatePostgres {
     /// Where it cannot be started: see [`PostgresError`]. Nothing stays behind then either.
     pub fn start_with(options: &Options) -> Result<Self, PostgresError> {
         let user = User::of_server()?;
-        let binaries = find_binaries(user)?;
-        let (folder, lock) = create_folder(user)?;
-        let watcher = Watcher::spawn(&folder, user, lock)?;
-        let mut postgres = Self { arguments: arguments(&folder, options), folder, user, binaries, server: None, watcher };
+        let mut postgres = Self::without_data(user, find_binaries(user)?, options)?;
         postgres.initialise()?;
         postgres.recover()?;
         Ok(postgres)
+    }
+
+    fn without_data(user: User, binaries: PathBuf, options: &Options) -> Result<Self, PostgresError> {
+        let (folder, lock) = create_folder(user)?;
+        let watcher = Watcher::spawn(&folder, user, lock)?;
+        let arguments = arguments(&folder, options);
+        Ok(Self { arguments, folder, user, binaries, options: options.clone(), server: None, watcher })
+    }
+
+    /// Copies it as it runs, into a cluster of its own, which does not run before it is started with [`recover`](Self::recover). As a
+    /// standby that one follows this one until it is promoted; otherwise it knows nothing that happens from now on.
+    ///
+    /// # Errors
+    /// Where it cannot be copied: see [`PostgresError`].
+    pub fn backup(&self, standby: bool) -> Result<Self, PostgresError> {
+        let copy = Self::without_data(self.user, self.binaries.clone(), &self.options)?;
+        let (program, source, data) =
+            ("pg_basebackup", self.folder.display().to_string(), copy.folder.join("data").display().to_string());
+        let mut arguments =
+            vec!["-h", &source, "-p", "5432", "-U", "postgres", "-D", &data, "-X", "stream", "-c", "fast", "--no-sync"];
+        arguments.extend(standby.then_some("-R"));
+        let status = copy.wait(&mut copy.spawn(program, arguments)?, program, START_TIMEOUT)?;
+        if status.success() { Ok(copy) } else { Err(PostgresError::Ended { program, status, log: copy.log_tail() }) }
     }
 
     /// The URL of a database in this cluster, existing or to be created, in the form that sqlx and psql both take.
@@ -217,7 +238,7 @@ impl PrivatePostgres {
         command.args(arguments).stdin(Stdio::null()).stdout(log).stderr(again).spawn().map_err(io_error(what))
     }
 
-    /// Line 8 of `postmaster.pid` says `ready` as soon as connections are taken.
+    /// Line 8 of `postmaster.pid` says `ready` as soon as connections are taken, and `standby` where they may only read.
     fn wait_until_ready(&self, server: &mut Child) -> Result<(), PostgresError> {
         let program = "postgres";
         let pid_file = self.folder.join("data/postmaster.pid");
@@ -225,7 +246,9 @@ impl PrivatePostgres {
         while Instant::now() < deadline {
             let text = fs::read_to_string(&pid_file).unwrap_or_default();
             // A crash leaves an old file behind: the first line tells whose it is.
-            if text.lines().next() == Some(&server.id().to_string()) && text.lines().nth(7).is_some_and(|l| l.trim() == "ready") {
+            if text.lines().next() == Some(&server.id().to_string())
+                && text.lines().nth(7).is_some_and(|l| ["ready", "standby"].contains(&l.trim()))
+            {
                 return Ok(());
             }
             if let Some(status) = server.try_wait().map_err(io_error(|| format!("wait for {program}")))? {

@@ -2,8 +2,8 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
@@ -28,15 +28,21 @@ pub(crate) enum Weather {
     Stalls,
     /// It carries nothing, and connections that lived through it never carry anything again.
     Severs,
+    /// PostgreSQL alone: it carries bytes, but nothing that comes back after a commit.
+    SwallowsCommits,
     /// HTTP alone: something on the way answers 503 to every request.
     Unavailable,
 }
+
+/// How the library ends a database transaction.
+const COMMIT: &[u8] = b"COMMIT\0";
 
 /// The proxy, on a thread of its own. It ends when it is dropped.
 pub(crate) struct Proxy {
     pub(crate) address: SocketAddr,
     weather: watch::Sender<Weather>,
     carried: Arc<AtomicU64>,
+    target: Arc<Mutex<Target>>,
     _ends: DropGuard,
 }
 
@@ -47,7 +53,8 @@ impl Proxy {
         let address = listener.local_addr().unwrap();
         let (weather, seen) = watch::channel(Weather::Fair);
         let carried = Arc::new(AtomicU64::new(0));
-        let path = Path { target, weather: seen, carried: carried.clone() };
+        let target = Arc::new(Mutex::new(target));
+        let path = Path { target: target.clone(), weather: seen, carried: carried.clone() };
         let end = CancellationToken::new();
         let ended = end.clone();
         thread::spawn(move || {
@@ -60,7 +67,12 @@ impl Proxy {
                 }
             });
         });
-        Self { address, weather, carried, _ends: end.drop_guard() }
+        Self { address, weather, carried, target, _ends: end.drop_guard() }
+    }
+
+    /// Connections that are made from now on lead there.
+    pub(crate) fn lead_to(&self, target: Target) {
+        *self.target.lock().unwrap() = target;
     }
 
     pub(crate) fn turn(&self, weather: Weather) {
@@ -83,7 +95,7 @@ async fn accept(listener: &TcpListener, path: &Path) {
 /// One connection's way.
 #[derive(Clone)]
 struct Path {
-    target: Target,
+    target: Arc<Mutex<Target>>,
     weather: watch::Receiver<Weather>,
     carried: Arc<AtomicU64>,
 }
@@ -111,12 +123,23 @@ impl Path {
         if !gather(client, &mut begun, &self.weather).await {
             return;
         }
-        let Some(target) = self.target.connect().await else { return };
+        let target = self.target.lock().unwrap().clone();
+        let Some(target) = target.connect().await else { return };
         let (mut from_target, mut to_target) = tokio::io::split(target);
         let (mut from_client, mut to_client) = client.split();
+        let swallows = AtomicBool::new(false);
+        let there = |piece: &[u8]| {
+            self.carried.fetch_add(1, Ordering::Relaxed);
+            let commits = piece.windows(COMMIT.len()).any(|word| word == COMMIT);
+            if commits && *self.weather.borrow() == Weather::SwallowsCommits {
+                swallows.store(true, Ordering::Relaxed);
+            }
+            true
+        };
+        let back = |_: &[u8]| !swallows.load(Ordering::Relaxed);
         tokio::select! {
-            () = pump(&mut from_client, &mut to_target, begun, &self.weather, Some(&self.carried)) => {}
-            () = pump(&mut from_target, &mut to_client, Vec::new(), &self.weather, None) => {}
+            () = pump(&mut from_client, &mut to_target, begun, &self.weather, there) => {}
+            () = pump(&mut from_target, &mut to_client, Vec::new(), &self.weather, back) => {}
         }
     }
 }
@@ -148,28 +171,26 @@ async fn gather(from: &mut (impl AsyncRead + Unpin), buffer: &mut Vec<u8>, weath
     loop {
         tokio::select! {
             biased;
-            () = turned(weather, &[Weather::Fair]) => return true,
+            () = turned(weather, &[Weather::Fair, Weather::SwallowsCommits]) => return true,
             read = from.read_buf(buffer) => if !matches!(read, Ok(1..)) { return false },
         }
     }
 }
 
+/// Carries on what `carries` says of each piece, and the rest nowhere.
 async fn pump(
     from: &mut (impl AsyncRead + Unpin),
     to: &mut (impl AsyncWrite + Unpin),
     mut buffer: Vec<u8>,
     weather: &watch::Receiver<Weather>,
-    carried: Option<&AtomicU64>,
+    carries: impl Fn(&[u8]) -> bool,
 ) {
     loop {
         if buffer.is_empty() && !matches!(from.read_buf(&mut buffer).await, Ok(1..)) {
             return;
         }
-        if !gather(from, &mut buffer, weather).await || to.write_all(&buffer).await.is_err() {
+        if !gather(from, &mut buffer, weather).await || carries(&buffer) && to.write_all(&buffer).await.is_err() {
             return;
-        }
-        if let Some(carried) = carried {
-            carried.fetch_add(1, Ordering::Relaxed);
         }
         buffer.clear();
     }

@@ -104,14 +104,27 @@ impl Stage {
         self.set_of_all("BASE_URL", &format!("http://{address}"));
     }
 
+    /// Where the database's server is reached.
+    fn server(&self) -> Target {
+        let folder = self.url.split_once("?host=").unwrap().1.split('&').next().unwrap();
+        Target::Unix(Path::new(folder).join(".s.PGSQL.5432"))
+    }
+
     /// Replicas that start from now on reach the database through this.
     pub(crate) fn database_proxy(&mut self) -> Proxy {
-        let (head, query) = self.url.split_once("?host=").unwrap();
-        let folder = query.split('&').next().unwrap();
-        let proxy = Proxy::before(Target::Unix(Path::new(folder).join(".s.PGSQL.5432")));
+        let (head, _) = self.url.split_once("?host=").unwrap();
+        let proxy = Proxy::before(self.server());
         let name = head.rsplit('/').next().unwrap();
         self.set("DATABASE__URL", &format!("postgres://postgres@{}/{name}?sslmode=disable", proxy.address));
         proxy
+    }
+
+    /// The database is served by another server from now on: for the test, and for whoever comes through the proxy.
+    pub(crate) async fn move_to(&mut self, postgres: &PrivatePostgres, proxy: &Proxy) {
+        self.pool.close().await;
+        self.url = postgres.url("paypoll");
+        self.pool = PgPoolOptions::new().max_connections(3).connect(&self.url).await.unwrap();
+        proxy.lead_to(self.server());
     }
 
     /// Replicas that start from now on reach the database without a detour.

@@ -269,6 +269,15 @@ mod tests {
     }
 
     #[test]
+    fn every_file_of_a_migration_is_applied_under_its_name() {
+        let files = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/migrations")).unwrap();
+        let mut files: Vec<String> = files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+        files.sort();
+        let known: Vec<String> = migrator().iter().map(|migration| format!("{}.sql", name(migration))).collect();
+        assert_eq!(known, files);
+    }
+
+    #[test]
     fn a_schema_is_compared_migration_by_migration_and_not_by_its_highest_number() {
         let migrator = migrator();
         let known = *applied().last_key_value().unwrap().0;

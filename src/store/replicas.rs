@@ -170,7 +170,9 @@ impl Store {
         let (mut living, mut others) = (Vec::with_capacity(rows.len()), BTreeMap::new());
         for row in &rows {
             // Null where nobody is registered at all.
-            living.extend(row.try_get::<Option<i64>, _>("id")?.zip(row.try_get("complied")?));
+            // The statement lists its own row as it was before it.
+            let own = |(id, before): (i64, i64)| (id, if id == replica.0 { complied } else { before });
+            living.extend(row.try_get::<Option<i64>, _>("id")?.zip(row.try_get("complied")?).map(own));
             beat.alive = row.try_get("alive")?;
             beat.clock = row.try_get("clock")?;
             beat.recorded = row.try_get("recorded")?;

@@ -21,11 +21,13 @@ pub(crate) struct Row {
     pub(crate) owner: Option<i64>,
     pub(crate) next: Option<DateTime<Utc>>,
     not_before: Option<DateTime<Utc>>,
+    created_at: DateTime<Utc>,
 }
 
 impl Row {
+    /// Reopened, or inserted long after its initiation.
     fn is_backlog(&self) -> bool {
-        self.transaction.reopened_at.is_some()
+        self.transaction.reopened_at.is_some() || self.created_at - self.transaction.initiated_at >= TimeDelta::minutes(10)
     }
 }
 
@@ -681,7 +683,8 @@ fn kept(progress: Progress) -> Progress {
 /// What others do.
 impl Database {
     pub(crate) fn insert(&mut self, transaction: Transaction) {
-        let row = Row { fence: 0, owner: None, next: Some(self.clock), not_before: None, transaction };
+        let created_at = self.clock;
+        let row = Row { fence: 0, owner: None, next: Some(created_at), not_before: None, created_at, transaction };
         self.rows.insert(row.transaction.id, row);
     }
 

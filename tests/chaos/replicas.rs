@@ -59,7 +59,8 @@ async fn a_replica_that_is_paused_beyond_its_lease_neither_sends_nor_writes_on_i
     trouble.is_over();
     paused.tells("database_lost").await;
     paused.tells("database_back").await;
-    stage.settle("a replica paused (SIGSTOP) beyond its lease", &inserted, Journal::Exact, trouble).await;
+    // A request whose connection was just being made when the process stood still counts as sent, and nobody saw it.
+    stage.settle("a replica paused (SIGSTOP) beyond its lease", &inserted, Journal::Inexact, trouble).await;
     assert_eq!((way.carried(), paused.told("transition").len()), (sent, told), "it neither sent nor wrote what was not its own");
     assert_eq!((paused.told("database_lost").len(), paused.told("database_back").len()), (1, 1), "told once");
     assert!(other.told("database_lost").is_empty(), "the other one lost nothing");

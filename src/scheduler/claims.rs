@@ -147,6 +147,7 @@ impl Claims {
             return None;
         }
         let free = max_held.saturating_sub(work.idle());
+        let may_take = !stopping && member.may_claim();
         let soon = now + LOOK_AHEAD;
         let urgent =
             || free > 0 && self.cursors.iter().zip(work.lanes()).any(|(at, lane)| at.more && lane.is_running_low(now, soon));
@@ -161,7 +162,7 @@ impl Claims {
             // Each time another account comes first: where memory is short, the last ones would get none.
             let number = (number + self.cycles) % self.cursors.len();
             let lane = work.lane(number);
-            let room = if stopping { Room::default() } else { lane.room(now, soon).at_most(free) };
+            let room = if may_take { lane.room(now, soon).at_most(free) } else { Room::default() };
             let Some((asked, order)) = self.order(number, lane, room, scan && !stopping) else { continue };
             lanes.push((number, asked));
             specs.push((lane.spec().clone(), room.ordinary + room.backlog));

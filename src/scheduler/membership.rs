@@ -2,6 +2,7 @@
 
 use super::clock::DatabaseClock;
 use super::protocol::{Command, StoreFailure};
+use crate::domain::after;
 use crate::store::{Beat, Membership, ReplicaId};
 use chrono::{DateTime, Utc};
 use std::time::{Duration, Instant};
@@ -31,9 +32,16 @@ pub(super) struct Member {
     doubted: Option<Instant>,
     /// Since when the database has been there without a break; `None`: there was no registration yet.
     steady_since: Option<Instant>,
-    /// When it was noticed, by the database's clock, that the server is another one or was restarted: polls of just before that may be known
-    /// to nobody.
-    cut_at: Option<DateTime<Utc>>,
+    cut: Option<Cut>,
+}
+
+/// The server is another one or was restarted: its history may have been cut back, and polls of just before that may be known to nobody.
+#[derive(Clone, Copy)]
+struct Cut {
+    /// When it was noticed, by the database's clock.
+    at: DateTime<Utc>,
+    /// From when on no living replica polls what it claimed in the history that is gone; `None`: one may still do so.
+    known_at: Option<DateTime<Utc>>,
 }
 
 enum Registration {
@@ -93,13 +101,18 @@ impl Member {
             acknowledged: (0, 0),
             doubted: None,
             steady_since: None,
-            cut_at: None,
+            cut: None,
         }
     }
 
-    /// When the database's history may have been cut back. Who was asked about just before that, nobody may know any more.
+    /// Until then somebody may have polled in a history of the database that is gone: no claim allows a poll before the floor since that.
     pub(super) fn cut_at(&self) -> Option<DateTime<Utc>> {
-        self.cut_at
+        self.cut.and_then(|cut| cut.known_at)
+    }
+
+    /// Whether what the database says is free is free: no replica may still poll it because of what it knew before a failover.
+    pub(super) fn may_claim(&self) -> bool {
+        self.cut.is_none_or(|cut| cut.known_at.is_some())
     }
 
     /// This replica, while it is registered.
@@ -171,7 +184,7 @@ impl Member {
         let (replica, beat) = result;
         let back = self.mark_available();
         self.read_clock(asked, now, beat.clock);
-        self.cut_at = beat.cut_at;
+        self.note_cut(&beat);
         self.epoch += 1;
         // A newcomer cannot tell whether the database's clock was set a moment ago: all others show a sign of life first.
         self.steady_since = self.steady_since.or(now.checked_sub(self.lease).map(|since| since + JOIN_GRACE));
@@ -200,8 +213,7 @@ impl Member {
             self.steady_since = Some(now);
         }
         self.read_clock(asked, now, beat.clock);
-        change.cut = self.cut_at != beat.cut_at;
-        self.cut_at = beat.cut_at;
+        change.cut = self.note_cut(&beat);
         self.next_beat = now + BEAT_EVERY;
         let (recorded, claimed) = self.acknowledged;
         if beat.recorded < recorded || beat.claimed < claimed {
@@ -225,6 +237,21 @@ impl Member {
             _ => {}
         }
         change
+    }
+
+    /// What a heartbeat says of a cut in the history. True when that is new.
+    fn note_cut(&mut self, beat: &Beat) -> bool {
+        let new = self.cut.map(|cut| cut.at) != beat.cut_at;
+        if new {
+            self.cut = beat.cut_at.map(|at| Cut { at, known_at: None });
+        }
+        let lease = self.lease;
+        if let Some(cut) = self.cut.as_mut().filter(|cut| cut.known_at.is_none()) {
+            // Whoever has not heard of it sends nothing after the end of its lease.
+            let latest = after(cut.at, lease);
+            cut.known_at = (!beat.unaware || beat.clock >= latest).then(|| beat.clock.min(latest));
+        }
+        new
     }
 
     /// A heartbeat has come back, whatever it says.
@@ -379,7 +406,15 @@ mod tests {
     const LEASE: Duration = Duration::from_secs(15);
 
     fn beat(living: &[(i64, i64)], own: i64, recorded: i64) -> Beat {
-        Beat { alive: true, members: Membership::new(own, living), clock: DateTime::UNIX_EPOCH, recorded, claimed: 0, cut_at: None }
+        Beat {
+            alive: true,
+            members: Membership::new(own, living),
+            clock: DateTime::UNIX_EPOCH,
+            recorded,
+            claimed: 0,
+            cut_at: None,
+            unaware: false,
+        }
     }
 
     fn registered(now: Instant, own: i64, living: &[(i64, i64)]) -> Member {

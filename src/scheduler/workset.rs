@@ -317,7 +317,7 @@ impl WorkSet {
     fn has_place(&self, lane: usize) -> bool {
         let own = self.provider_of[lane];
         let used = |provider: usize| self.providers[provider].iter().map(|lane| self.lanes[*lane].in_flight()).sum::<u32>();
-        let reserve = self.max_in_flight / (2 * u32::try_from(self.providers.len()).unwrap_or(u32::MAX));
+        let reserve = self.max_in_flight / (4 * u32::try_from(self.providers.len()).unwrap_or(u32::MAX));
         let kept: u32 =
             (0..self.providers.len()).filter(|other| *other != own).map(|other| reserve.saturating_sub(used(other))).sum();
         self.in_flight + kept < self.max_in_flight

@@ -13,6 +13,10 @@ pub enum StoreError {
     /// The database neither answered nor broke the connection.
     #[error("the database did not answer within {} s", .0.as_secs())]
     Silent(Duration),
+    /// A new connection led to another server than the one before, or it was restarted meanwhile. Nothing is written there before the
+    /// heartbeat has compared what that server knows with what this process knows.
+    #[error("the database's server was restarted, or another one has taken its place")]
+    Moved,
     /// Reading what the database holds ended in a panic: a value that no version of paypoll writes.
     #[error("what the database holds cannot be read")]
     Unreadable,
@@ -56,7 +60,9 @@ impl StoreError {
         match self {
             Self::Database(sqlx::Error::Database(error)) => error.code().map_or(Trouble::Refused, |code| of_code(&code)),
             Self::Database(sqlx::Error::Encode(_)) | Self::Corrupt { .. } => Trouble::Refused,
-            Self::Database(_) | Self::Silent(_) | Self::Unreadable | Self::Url(_) | Self::Unfit(_) => Trouble::Unavailable,
+            Self::Database(_) | Self::Silent(_) | Self::Moved | Self::Unreadable | Self::Url(_) | Self::Unfit(_) => {
+                Trouble::Unavailable
+            }
         }
     }
 

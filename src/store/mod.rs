@@ -39,6 +39,7 @@ pub use reopen::{Group, Meant, Reopened};
 pub use replicas::{Beat, Membership, Override, ReplicaId};
 
 use crate::config::Database;
+use chrono::{DateTime, Utc};
 use secrecy::ExposeSecret;
 use session::connect_options;
 use sqlx::Connection as _;
@@ -47,6 +48,7 @@ use sqlx::postgres::{PgConnection, PgPool, PgPoolOptions};
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -55,7 +57,7 @@ use tokio::sync::watch;
 #[derive(Clone)]
 pub struct Store {
     pool: PgPool,
-    silence: Silence,
+    doubts: Doubts,
 }
 
 /// How long a statement waits for a free connection before the database counts as lost.
@@ -64,15 +66,47 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection that is doubted must answer within this time.
 const PING_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// When the database was last silent. A network can lose a connection without a word, and the system waits for a quarter of an hour
-/// before it calls it broken; so where one statement has waited too long, every connection of that time is doubted.
+/// When the connections were last doubted, and why.
+///
+/// A network can lose a connection without a word, and the system waits for a quarter of an hour before it calls it broken; so where one
+/// statement has waited too long, every connection of that time is doubted. So it is where a new connection leads to another server:
+/// what was committed on the old one may be gone.
 #[derive(Clone)]
-struct Silence(watch::Sender<Instant>);
+struct Doubts {
+    last: watch::Sender<Doubt>,
+    /// When the server was started that the last new connection led to.
+    server: Arc<Mutex<Option<DateTime<Utc>>>>,
+}
 
-impl Silence {
-    /// Errors when the connection has lived through the last silence and does not answer now. An error closes it at once.
+#[derive(Clone, Copy)]
+struct Doubt {
+    at: Instant,
+    moved: bool,
+}
+
+impl Doubts {
+    fn new() -> Self {
+        Self { last: watch::Sender::new(Doubt { at: Instant::now(), moved: false }), server: Arc::default() }
+    }
+
+    fn raise(&self, moved: bool) {
+        self.last.send_replace(Doubt { at: Instant::now(), moved });
+    }
+
+    /// Notices when a new connection leads to another server. Whatever waits for the database then fails, this connection's first
+    /// statement included.
+    async fn greet(self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+        let started = sqlx::query_scalar("select pg_postmaster_start_time()").fetch_one(connection).await?;
+        let before = self.server.lock().unwrap_or_else(PoisonError::into_inner).replace(started);
+        if before.is_some_and(|before| before != started) {
+            self.raise(true);
+        }
+        Ok(())
+    }
+
+    /// Errors when the connection has lived through the last doubt and does not answer now. An error closes it at once.
     async fn check(self, connection: &mut PgConnection, metadata: PoolConnectionMetadata) -> Result<bool, sqlx::Error> {
-        let spared = metadata.age < self.0.borrow().elapsed();
+        let spared = metadata.age < self.last.borrow().at.elapsed();
         if !spared {
             let answer = tokio::time::timeout(PING_TIMEOUT, connection.ping());
             answer.await.unwrap_or(Err(sqlx::Error::PoolTimedOut))?;
@@ -102,23 +136,24 @@ impl Store {
     fn with_options(database: &Database, options: &[(&str, &str)]) -> Result<Self, StoreError> {
         let url = database.url.as_ref().ok_or_else(|| StoreError::Url("it is not set".into()))?;
         let options = connect_options(url.expose_secret())?.options(options.iter().copied());
-        let silence = Silence(watch::Sender::new(Instant::now()));
-        let (idle, released) = (silence.clone(), silence.clone());
+        let doubts = Doubts::new();
+        let (new, idle, released) = (doubts.clone(), doubts.clone(), doubts.clone());
         let pool = PgPoolOptions::new()
             .max_connections(database.max_connections)
             .acquire_timeout(ACQUIRE_TIMEOUT)
             // A connection that broke while idle is found out by the statement that uses it, which is tried again anyway.
             .test_before_acquire(false)
+            .after_connect(move |connection, _| Box::pin(new.clone().greet(connection)))
             .before_acquire(move |connection, metadata| Box::pin(idle.clone().check(connection, metadata)))
             .after_release(move |connection, metadata| Box::pin(released.clone().check(connection, metadata)))
             .connect_lazy_with(options);
-        Ok(Self { pool, silence })
+        Ok(Self { pool, doubts })
     }
 
     /// Does some work on the database, and gives it up when that takes longer than `limit`, or when other work was given up meanwhile:
     /// then no connection of that time is trusted without an answer. What was given up may have been done all the same.
     pub async fn within<T>(&self, limit: Duration, work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
-        let mut silence = self.silence.0.subscribe();
+        let mut doubts = self.doubts.last.subscribe();
         // Kept until the silence is noted: the connection that it drops is doubted when it comes back to the pool.
         let mut work = pin!(work);
         // Whoever waits for the result would wait for ever.
@@ -128,9 +163,9 @@ impl Store {
         });
         let result = tokio::select! {
             result = result => result,
-            _ = silence.changed() => Err(StoreError::Silent(limit)),
+            _ = doubts.changed() => Err(if doubts.borrow().moved { StoreError::Moved } else { StoreError::Silent(limit) }),
             () = tokio::time::sleep(limit) => {
-                self.silence.0.send_replace(Instant::now());
+                self.doubts.raise(false);
                 Err(StoreError::Silent(limit))
             }
         };

@@ -69,6 +69,8 @@ pub struct Beat {
     pub claimed: i64,
     /// When somebody first noticed that the server was restarted or is another one, if ever: what was committed just before may be gone.
     pub cut_at: Option<DateTime<Utc>>,
+    /// Another living replica has not been heard of since then: it may still poll what it claimed in a history that is gone.
+    pub unaware: bool,
 }
 
 /// A transaction that somebody else has written.
@@ -110,8 +112,8 @@ const BEAT: &str = "
            case when r.accounts <> own.accounts then r.accounts end as others,
            coalesce((select number from paypoll.commits where process = $4 and stream = 0), 0) as recorded,
            coalesce((select number from paypoll.commits where process = $4 and stream = 1), 0) as claimed,
-           coalesce((select cut_at from noticed), (select cut_at from paypoll.server)) as cut_at
-      from (select) answer
+           cut.at as cut_at, coalesce(r.id <> $1 and r.heartbeat_at < cut.at, false) as unaware
+      from (select coalesce((select cut_at from noticed), (select cut_at from paypoll.server)) as at) cut
       left join paypoll.replicas r on r.id not in (select id from dead)
       left join paypoll.replicas own on own.id = $1
      order by r.id";
@@ -166,7 +168,7 @@ impl Store {
         let rows = sqlx::query(BEAT).bind(replica.0).bind(complied).bind(judge).bind(process).fetch_all(&self.pool).await?;
         let epoch = DateTime::<Utc>::UNIX_EPOCH;
         let members = Membership::default();
-        let mut beat = Beat { alive: false, members, clock: epoch, recorded: 0, claimed: 0, cut_at: None };
+        let mut beat = Beat { alive: false, members, clock: epoch, recorded: 0, claimed: 0, cut_at: None, unaware: false };
         let (mut living, mut others) = (Vec::with_capacity(rows.len()), BTreeMap::new());
         for row in &rows {
             // Null where nobody is registered at all.
@@ -178,6 +180,7 @@ impl Store {
             beat.recorded = row.try_get("recorded")?;
             beat.claimed = row.try_get("claimed")?;
             beat.cut_at = row.try_get("cut_at")?;
+            beat.unaware |= row.try_get::<bool, _>("unaware")?;
             if let Some(Json(accounts)) = row.try_get("others")? {
                 others.insert(row.try_get("id")?, accounts);
             }

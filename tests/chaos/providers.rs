@@ -15,7 +15,9 @@ async fn a_brown_out_of_the_providers_opens_their_circuits_and_leaves_no_trace_i
     let inserted = stage.insert(60, 13).await;
     stage.steady(&inserted).await;
     let mut trouble = Trouble::begins();
-    for weather in [Weather::Unavailable, Weather::Stalls, Weather::Resets] {
+    network.turn(Weather::Unavailable);
+    replica.tells_times("circuit_opened", 2).await;
+    for weather in [Weather::Stalls, Weather::Resets] {
         network.turn(weather);
         lasts(Duration::from_millis(1200)).await;
     }

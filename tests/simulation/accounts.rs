@@ -42,10 +42,10 @@ impl Provider for Silent {
     }
 }
 
-/// Every third transaction has a key, of which one request at a time may be in flight: the last digit of its reference.
-pub(crate) fn key(reference: &str) -> Option<&str> {
+/// Every third transaction has one of two keys, of which one request at a time may be in flight.
+fn key(reference: &str) -> Option<&'static str> {
     let number: u64 = reference.strip_prefix('R')?.parse().ok()?;
-    number.is_multiple_of(3).then(|| &reference[reference.len() - 1..])
+    number.is_multiple_of(3).then_some(if number.is_multiple_of(2) { "even" } else { "odd" })
 }
 
 fn ms(milliseconds: u64) -> Duration {
@@ -148,6 +148,11 @@ pub(crate) fn lanes(bug: Option<Bug>) -> Vec<Arc<LaneSpec>> {
         })
     };
     (0..ACCOUNTS).map(lane).collect()
+}
+
+/// The key as the database knows it: of each account by itself.
+pub(crate) fn key_name(account: &str, reference: &str) -> Option<String> {
+    key(reference).map(|key| format!("{account} {key}"))
 }
 
 /// The account of that name.

@@ -76,8 +76,8 @@ pub(crate) enum Bug {
     OwnRowsUnsurveyed,
     /// Another server is taken for the old one.
     FailoverUnnoticed,
-    /// A write looks at the fence of the claim, and not whose it is.
-    OwnerUnchecked,
+    /// After a failover nobody waits for the replicas that have not heard of it.
+    OthersUnaware,
     /// One row that cannot be taken makes every claim fail.
     OneRefusedRowStopsTheClaim,
     /// A record that the database refuses counts as a database that is away.
@@ -91,6 +91,11 @@ pub(crate) enum Bug {
 }
 
 impl Bug {
+    /// It shows when the database fails over, and hardly anywhere else.
+    pub(crate) fn is_about_failovers(self) -> bool {
+        matches!(self, Self::LostCommitsUnnoticed | Self::FailoverUnnoticed | Self::OthersUnaware)
+    }
+
     /// All of them.
     pub(crate) const ALL: [Self; 42] = [
         Self::NoFencing,
@@ -129,7 +134,7 @@ impl Bug {
         Self::LostCommitsUnnoticed,
         Self::OwnRowsUnsurveyed,
         Self::FailoverUnnoticed,
-        Self::OwnerUnchecked,
+        Self::OthersUnaware,
         Self::OneRefusedRowStopsTheClaim,
         Self::RefusedIsAway,
         Self::RefusedForgotten,

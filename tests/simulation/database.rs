@@ -115,6 +115,8 @@ pub(crate) struct Database {
     cut_at: Option<DateTime<Utc>>,
     /// Nobody has noticed yet.
     another: bool,
+    /// Which server it is: rises with every failover.
+    pub(crate) server: u64,
     /// What a failover can lose.
     kept: Kept,
     /// Earlier states of it, the youngest last: what a standby that lags may be promoted with.
@@ -185,6 +187,7 @@ impl Database {
             clock,
             cut_at: None,
             another: false,
+            server: 0,
             kept: Kept::default(),
             earlier: VecDeque::new(),
             undecided: HashSet::new(),
@@ -212,9 +215,15 @@ impl Database {
         let (at, kept) = self.earlier.drain(..).nth(which)?;
         self.kept = kept;
         self.another = true;
+        self.server += 1;
         self.undecided.clear();
         self.keys.clear();
         Some(at)
+    }
+
+    /// The number of the last batch that a process has written.
+    pub(crate) fn last_record(&self, process: Uuid) -> i64 {
+        self.commits.get(&process).map_or(0, |(records, _)| *records)
     }
 
     /// How many moments are remembered.
@@ -265,7 +274,10 @@ impl Database {
             self.cut_at = Some(clock);
         }
         let cut_at = self.cut_at.filter(|_| !self.has(Bug::FailoverUnnoticed));
-        Beat { alive, members, clock, recorded, claimed, cut_at }
+        let hidden = self.has(Bug::OthersUnaware);
+        let unaware =
+            self.replicas.iter().any(|(id, row)| *id != replica.0 && cut_at.is_some_and(|at| row.heartbeat < at) && !hidden);
+        Beat { alive, members, clock, recorded, claimed, cut_at, unaware }
     }
 
     pub(crate) fn deregister(&mut self, replica: ReplicaId, process: Uuid) {
@@ -486,8 +498,7 @@ impl Database {
         let bug = self.bug;
         let registered = self.replicas.contains_key(&replica.0);
         let Some(row) = self.kept.rows.get_mut(&entry.id) else { return false };
-        let own = row.owner == Some(replica.0) || bug == Some(Bug::OwnerUnchecked);
-        if (row.fence != entry.fence || !own) && bug != Some(Bug::NoFencing) {
+        if (row.fence != entry.fence || row.owner != Some(replica.0)) && bug != Some(Bug::NoFencing) {
             return false;
         }
         let source = entry.transition.as_ref().map(|transition| transition.source);

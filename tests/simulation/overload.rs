@@ -14,6 +14,7 @@ use paypoll::scheduler::engine::Engine;
 use paypoll::scheduler::lane::LaneSpec;
 use paypoll::scheduler::protocol::{Asked, Command, Event, Setup, Watch};
 use paypoll::store::{Candidate, ReplicaId, Writer};
+use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
@@ -21,9 +22,9 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 const SECOND: Micros = 1_000_000;
-/// Every answer takes 200 ms and 50 requests may be in flight, so 250 polls a second is all there is. Khalti asks for 230 of them, and
+/// Every answer takes 200 ms and 50 requests may be in flight, so 250 polls a second is all there is. Khalti asks for 200 of them, and
 /// then Dropayment for another 250.
-const OVERLOAD: Shape = Shape { in_flight: 50, answer: 200_000, khalti: 230, dropayment: 1_000, stall: 0..0, end: 375 * SECOND };
+const OVERLOAD: Shape = Shape { in_flight: 50, answer: 200_000, khalti: 200, dropayment: 1_000, stall: 0..0, end: 375 * SECOND };
 /// Every answer takes 1 ms and 8 requests may be in flight, so 8,000 polls a second are possible, and 1,000 are asked for.
 const FAST: Shape = Shape { in_flight: 8, answer: 1_000, khalti: 1_000, dropayment: 0, stall: 0..0, end: 30 * SECOND };
 /// As before, but 1,000 new ones arrive in each of the first five seconds, while those before them fall due again.
@@ -179,13 +180,11 @@ impl World {
     fn insert(&mut self, number: u128) {
         let spec =
             self.lanes.iter().find(|spec| (spec.provider == "khalti") == (number < self.shape.khalti)).expect("both are enabled");
-        self.database.insert(Transaction::new(
-            Uuid::from_u128(number),
-            spec.provider,
-            spec.account.clone(),
-            &format!("R{number}"),
-            self.database.clock,
-        ));
+        let (id, reference) = (Uuid::from_u128(number), format!("R{number}"));
+        let mut transaction = Transaction::new(id, spec.provider, spec.account.clone(), &reference, self.database.clock);
+        // Without these Dropayment cannot be asked about a row.
+        transaction.params = json!({ "endpointId": "E1", "session": { "token": "T1", "accessToken": "A1" } });
+        self.database.insert(transaction);
     }
 
     fn drive(&mut self, event: Event) {

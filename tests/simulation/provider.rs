@@ -108,5 +108,6 @@ fn refused(whose: Whose, park: bool) -> Outcome {
 }
 
 fn retry_after(random: &mut SmallRng) -> Option<Duration> {
-    random.random_bool(0.7).then(|| Duration::from_secs(random.random_range(0..6)))
+    let long = if random.random_bool(0.15) { 8..16 } else { 0..6 };
+    random.random_bool(0.7).then(|| Duration::from_secs(random.random_range(long)))
 }

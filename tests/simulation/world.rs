@@ -11,11 +11,12 @@ use paypoll::domain::{Health, NoAnswer, Outcome, State, Transaction};
 use paypoll::scheduler::engine::Engine;
 use paypoll::scheduler::held::Held;
 use paypoll::scheduler::lane::CircuitChange;
+use paypoll::scheduler::notice::News;
 use paypoll::scheduler::protocol::{Asked, Command, Event, Setup, StoreFailure, Telling, Watch};
 use paypoll::store::{Candidate, Recorded, ReplicaId, Writer};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 use uuid::Uuid;
 
@@ -43,6 +44,8 @@ struct Host {
     wakeup: Option<(Micros, u64)>,
     /// Its wall clock, less the true time.
     wall: Micros,
+    /// The server that its connections lead to.
+    server: u64,
     /// Statements of this host do not get through until then.
     cut_off_until: Micros,
     /// It fetches an access token until then.
@@ -66,6 +69,8 @@ enum Action {
     Start { host: usize },
     /// A process goes on.
     Resume { host: usize, life: u64, woken: bool },
+    /// A process is told to stop.
+    Stop { host: usize, life: u64 },
     /// It can be told again which batches were committed.
     Reveal,
     /// A row is not locked any more.
@@ -74,6 +79,8 @@ enum Action {
     Accept(Uuid),
     /// A standby receives what there is.
     Replicate,
+    /// A pause that a process asked the others to keep is over.
+    PauseOver { host: usize, life: u64, account: usize, until: Micros },
     /// The next mishap.
     Mishap,
 }
@@ -102,6 +109,14 @@ pub(crate) struct World {
     lossy_until: Micros,
     transactions: u128,
     last_outcome: Option<Outcome>,
+    /// The database fails over again and again.
+    unsteady: bool,
+    /// The last batch of each process that it knows to be committed.
+    acknowledged: HashMap<Uuid, i64>,
+    /// Acknowledged commits of these lives are lost: each must say so.
+    to_report: HashSet<(usize, u64)>,
+    /// Pauses that a process wants the others to keep, and that are not written yet: its life, the account, until when.
+    unwritten_pauses: HashSet<(usize, u64, usize, Micros)>,
 }
 
 const SECOND: Micros = 1_000_000;
@@ -113,6 +128,8 @@ const STORM: Micros = 30 * SECOND;
 const QUIET: Micros = 24 * SECOND;
 /// Transactions at the start.
 const TRANSACTIONS: usize = 18;
+/// So much of a pause must be left, without any trouble, for the others to be told of it.
+const TOLD_WITHIN: Micros = 2_500_000;
 /// More steps than this in one run means that somebody spins.
 const MOST_STEPS: u64 = 400_000;
 
@@ -140,7 +157,12 @@ impl World {
             lossy_until: 0,
             transactions: 0,
             last_outcome: None,
+            unsteady: false,
+            acknowledged: HashMap::new(),
+            to_report: HashSet::new(),
+            unwritten_pauses: HashSet::new(),
         };
+        world.unsteady = world.random.random_bool(0.2) || bug.is_some_and(Bug::is_about_failovers);
         world.set_clock();
         for host in 0..HOSTS {
             let wall = world.random.random_range(-300 * SECOND..300 * SECOND);
@@ -153,6 +175,7 @@ impl World {
                 inbox: Vec::new(),
                 wakeup: None,
                 wall,
+                server: 0,
                 cut_off_until: 0,
                 fetching_until: 0,
                 sending: 0,
@@ -198,6 +221,9 @@ impl World {
             self.now = end;
             if self.calm {
                 self.describe();
+                if let Some((host, _)) = self.to_report.iter().find(|(host, life)| self.lives(*host, *life)) {
+                    return Err(format!("lost commits: host {host} never said that any are"));
+                }
                 return self.checker.finish(self.now, &self.database);
             }
             self.calm_down();
@@ -235,7 +261,11 @@ impl World {
         (self.down_until, self.slow_until, self.lossy_until) = (0, 0, 0);
         self.database.reveal_commits();
         self.database.locked.clear();
+        // A trigger that refuses a row may well do so for ever: all others go on.
         self.database.refusing.clear();
+        if self.random.random_bool(0.1) {
+            self.database.refusing.insert(Uuid::from_u128(self.random.random_range(1..=self.transactions)));
+        }
         // A clock that was set back makes everything wait that was planned before. Nobody could sit that out here.
         if self.offset < self.farthest {
             self.step_clock(self.farthest - self.offset);
@@ -316,13 +346,16 @@ impl World {
             Action::Execute { host, life, command, asked } => self.execute(host, life, *command, asked)?,
             Action::Deliver { host, life, event } => {
                 if let Event::Asked(held, Asked::Sent { .. }) = &*event
-                    && let Some(key) = accounts::key(&held.transaction.reference)
+                    && let Some(key) = accounts::key_name(&held.transaction.account, &held.transaction.reference)
                     && self.lives(host, life)
                     && self.now >= self.down_until
                 {
-                    self.database.give_key_back(key, self.process(host, life));
+                    self.database.give_key_back(&key, self.process(host, life));
                 }
                 if self.lives(host, life) {
+                    if let Event::Recorded(recording, Ok(_)) = &*event {
+                        self.acknowledged.insert(self.process(host, life), recording.number);
+                    }
                     self.drive(host, *event)?;
                 }
             }
@@ -333,9 +366,23 @@ impl World {
                     self.resume(host, woken)?;
                 }
             }
+            Action::Stop { host, life } => {
+                if self.lives(host, life) && !self.hosts[host].stopping {
+                    self.stop(host)?;
+                }
+            }
             Action::Reveal => self.database.reveal_commits(),
             Action::Unlock(id) => _ = self.database.locked.remove(&id),
-            Action::Accept(id) => _ = self.database.refusing.remove(&id),
+            // What is refused when everything else is fine stays refused.
+            Action::Accept(id) if !self.calm => _ = self.database.refusing.remove(&id),
+            Action::Accept(_) => {}
+            Action::PauseOver { host, life, account, until } => {
+                let unwritten = self.unwritten_pauses.remove(&(host, life, account, until));
+                let fine = self.checker.fine_since.max(self.lossy_until).max(self.slow_until) <= until - TOLD_WITHIN;
+                if unwritten && fine && self.lives(host, life) && !self.hosts[host].stopping {
+                    return Err(format!("pause: host {host} never told the others of one of account {account}"));
+                }
+            }
             Action::Replicate => {
                 if !self.calm {
                     self.database.remember(self.now);
@@ -395,6 +442,12 @@ impl World {
         }
     }
 
+    fn stop(&mut self, host: usize) -> Result<(), String> {
+        self.say(|| format!("host {host} is told to stop"));
+        self.hosts[host].stopping = true;
+        self.drive(host, Event::Stop)
+    }
+
     /// The process is stopped for a while, wherever it is.
     fn stand_still(&mut self, host: usize) {
         let long = self.random.random_range(SECOND / 5..12 * SECOND);
@@ -430,6 +483,10 @@ impl World {
         let mut commands = Vec::new();
         engine.handle(now, event, &mut commands);
         let news = std::mem::take(&mut engine.news);
+        if news.iter().any(|news| matches!(news, News::CommitsLost(_))) {
+            self.to_report.remove(&(host, state.life));
+            self.acknowledged.remove(&state.processes[usize::try_from(state.life).expect("few")]);
+        }
         if self.telling {
             for news in news {
                 self.say(|| format!("host {host} says {news:?}"));
@@ -494,6 +551,14 @@ impl World {
                 self.at(self.now + wait, Action::Start { host });
             }
             command => {
+                if let Command::SlowDown { lane, until } = &command {
+                    let left = until.saturating_duration_since(asked).as_micros();
+                    let until = self.now + i64::try_from(left).unwrap_or(i64::MAX / 2);
+                    if until - self.now >= TOLD_WITHIN {
+                        self.unwritten_pauses.insert((host, life, *lane, until));
+                        self.at(until, Action::PauseOver { host, life, account: *lane, until });
+                    }
+                }
                 let leg = self.leg();
                 self.at(self.now + leg, Action::Execute { host, life, command: Box::new(command), asked });
             }
@@ -525,7 +590,10 @@ impl World {
             return Ok(());
         }
         let lossy = self.now < self.lossy_until;
-        if self.now < self.down_until || self.now < self.hosts[host].cut_off_until || (lossy && self.random.random_bool(0.1)) {
+        // Connections do not move to another server: what is sent on one breaks it, and then all are made anew.
+        let moved = std::mem::replace(&mut self.hosts[host].server, self.database.server) != self.database.server;
+        let away = self.now < self.down_until || self.now < self.hosts[host].cut_off_until;
+        if moved || away || (lossy && self.random.random_bool(0.1)) {
             // Refused at once, or waited for until somebody gives up.
             let wait = if self.random.random_bool(0.8) { 5_000 } else { self.random.random_range(SECOND..8 * SECOND) };
             self.trouble_until(self.now + wait);
@@ -552,6 +620,10 @@ impl World {
             let wait = if self.random.random_bool(0.8) { 5_000 } else { self.random.random_range(SECOND..8 * SECOND) };
             self.trouble_until(self.now + wait);
             let lost = event.and_then(unanswered);
+            if matches!(lost, Some(Event::Claimed(..))) && !self.calm && self.random.random_bool(0.3) {
+                // What it may have claimed is not forgotten by being told to stop.
+                self.at(self.now + wait + 1_000, Action::Stop { host, life });
+            }
             if let Some(Event::Recorded(recording, _)) = &lost
                 && self.random.random_bool(0.3)
             {
@@ -669,6 +741,7 @@ impl World {
             Command::SlowDown { lane, until } => {
                 let wait = until.saturating_duration_since(self.instant(host));
                 self.checker.paused(lane, self.now, wait);
+                self.unwritten_pauses.retain(|(by, _, account, _)| (*by, *account) != (host, lane));
                 if self.bug != Some(Bug::RetryAfterNotShared) {
                     self.database.slow_down(specs[lane], wait);
                 }
@@ -753,7 +826,7 @@ impl World {
             return self.drive(host, Event::Asked(held, Asked::NotSent(Some(outcome))));
         }
         let id = held.transaction.id;
-        let key = accounts::key(&held.transaction.reference).map(str::to_owned);
+        let key = accounts::key_name(&held.transaction.account, &held.transaction.reference);
         if let Some(key) = &key {
             let away = self.now < self.down_until || self.now < self.hosts[host].cut_off_until;
             let process = self.process(host, life);
@@ -802,6 +875,15 @@ impl World {
         if let Some(at) = self.database.fail_over(which) {
             self.say(|| format!("the database fails over to what it was at {:.6}, and is back in {long} us", at as f64 / 1e6));
             self.checker.history_was_cut(self.now, self.now + long, &self.database);
+            for host in 0..HOSTS {
+                let life = self.hosts[host].life;
+                let process = self.process(host, life);
+                let lost = self.acknowledged.get(&process).is_some_and(|number| self.database.last_record(process) < *number);
+                if lost && self.lives(host, life) {
+                    self.to_report.insert((host, life));
+                }
+            }
+            self.unwritten_pauses.clear();
         }
     }
 
@@ -811,6 +893,8 @@ impl World {
         let id = Uuid::from_u128(self.random.random_range(1..=self.transactions));
         let long = self.random.random_range(SECOND / 10..5 * SECOND);
         let kind = self.random.random_range(0..100);
+        // A promotion takes a moment, and the history behind it ends a moment ago.
+        let (kind, long) = if self.unsteady && self.random.random_bool(0.3) { (4, long / 20) } else { (kind, long) };
         let (life, alive) = (self.hosts[host].life, self.hosts[host].engine.is_some());
         let busy = self.hosts[host].paused_until > self.now || !alive;
         if kind < 48 {
@@ -854,9 +938,7 @@ impl World {
                 self.at(self.now + long, Action::Resume { host, life, woken: true });
             }
             37..42 if !busy => {
-                self.say(|| format!("host {host} is told to stop"));
-                self.hosts[host].stopping = true;
-                self.drive(host, Event::Stop)?;
+                self.stop(host)?;
             }
             42..45 => {
                 let by = self.random.random_range(-300 * SECOND..300 * SECOND);

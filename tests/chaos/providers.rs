@@ -26,5 +26,7 @@ async fn a_brown_out_of_the_providers_opens_their_circuits_and_leaves_no_trace_i
     trouble.is_over();
     stage.settle("providers answer 503, hang, and reset", &inserted, Journal::Inexact, trouble).await;
     assert_eq!((opened, replica.told("circuit_closed").len()), (2, 2), "each account's circuit opened and closed once");
-    assert_eq!(stage.count("select count(*) from paypoll.polls where outcome = 'server_error'").await.min(40), 40);
+    // Requests that were under way when the trouble began broke off.
+    let failed = stage.count("select count(*) from paypoll.polls where outcome in ('server_error', 'connection_failed')").await;
+    assert!(failed >= 40, "{failed} failures opened two circuits of 20 each");
 }

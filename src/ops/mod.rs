@@ -1,7 +1,7 @@
 //! The ops port: whether the process is alive, whether it makes progress, numbers for machines, a page for people.
 //!
 //! Whoever reaches the port may ask as often as he likes: what costs the database something is looked up for everybody at once and
-//! kept for a moment ([`Cached`]). Nothing here changes anything.
+//! kept for a moment (`Cached`). Nothing here changes anything.
 
 mod html;
 mod listener;

@@ -5,7 +5,7 @@
 //! - Other libraries' lines have no `event`. They pass only where the filter asks for `debug` or `trace`, and then at `debug` or
 //!   below, whatever level the library gave them: a library does not know what is an incident here.
 //!
-//! The daemon never waits for whoever reads the log: see [`queue`].
+//! The daemon never waits for whoever reads the log: see `queue`.
 
 mod queue;
 

@@ -105,7 +105,7 @@ fn documented() -> BTreeMap<String, Shape> {
     let section = |section: &str| {
         let (heading, body) = section.split_once('\n').unwrap();
         let (name, levels) = heading.split_once(" · ").unwrap();
-        let fields = body.lines().find_map(|line| line.strip_prefix("Fields: ")).unwrap();
+        let fields = body.split("\n\n").find_map(|paragraph| paragraph.trim().strip_prefix("Fields: ")).unwrap();
         let levels = levels.split(", ").map(str::to_owned).collect();
         (name.trim_matches('`').to_owned(), (levels, quoted(fields)))
     };

@@ -230,6 +230,52 @@ fn every_link_between_documents_leads_somewhere() {
     assert!(links > 20, "{links}");
 }
 
+#[test]
+fn every_file_that_the_documents_name_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folders = ["src/", "tests/", "docs/", "config/", "deploy/", "migrations/", "benches/", "scripts/", ".ci/"];
+    let mut named = 0;
+    for page in pages() {
+        let text = read(&page);
+        let prose: String = text.split("\n```").step_by(2).collect();
+        let files = prose.split('`').skip(1).step_by(2).filter(|code| folders.iter().any(|folder| code.starts_with(folder)));
+        // A provider that does not exist stands for any.
+        for file in files.filter(|file| !file.contains(char::is_whitespace) && !file.contains("acme")) {
+            assert!(root.join(file).exists(), "{page}: there is no {file}");
+            named += 1;
+        }
+    }
+    assert!(named > 60, "{named}");
+}
+
+/// The longest line that a diff side by side shows whole.
+const COLUMNS: usize = 100;
+/// The longest paragraph that is read and not skipped.
+const LINES: usize = 6;
+
+#[test]
+fn no_document_has_lines_or_paragraphs_that_nobody_reads_to_their_end() {
+    let mut found = Vec::new();
+    for page in pages() {
+        let (mut fenced, mut paragraph) = (false, 0);
+        for (number, line) in read(&page).lines().enumerate() {
+            let text = line.trim_start_matches(['>', ' ']);
+            fenced ^= text.starts_with("```");
+            let is_item = text.starts_with("- ") || text.split_once(". ").is_some_and(|(n, _)| n.parse::<u32>().is_ok());
+            // A table's row and a link cannot be wrapped.
+            let is_prose = !fenced && !text.is_empty() && !text.starts_with(['|', '#']) && !text.starts_with("```");
+            paragraph = if is_prose { if is_item { 1 } else { paragraph + 1 } } else { 0 };
+            if is_prose && line.chars().count() > COLUMNS && text.contains(' ') {
+                found.push(format!("{page}:{}: more than {COLUMNS} columns", number + 1));
+            }
+            if paragraph == LINES + 1 {
+                found.push(format!("{page}:{}: a paragraph of more than {LINES} lines", number + 1));
+            }
+        }
+    }
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
 /// A command line's words, as a shell takes it apart; up to a pipe, a redirection or a comment.
 fn words(line: &str) -> Vec<OsString> {
     let (mut words, mut word, mut quote, mut begun) = (Vec::new(), String::new(), None, false);
@@ -374,10 +420,25 @@ fn names(rows: &[Vec<String>]) -> Vec<String> {
     rows.iter().map(|row| row[0].trim_matches('`').to_owned()).collect()
 }
 
+/// A page with each paragraph in one line.
+fn unwrapped(page: &str) -> String {
+    let mut text = String::new();
+    for line in page.lines() {
+        let goes_on = !line.is_empty() && !line.starts_with(['|', '#', '-', '`']) && !text.is_empty() && !text.ends_with("\n\n");
+        if goes_on {
+            text.pop();
+            text.push(' ');
+        }
+        text.push_str(line);
+        text.push('\n');
+    }
+    text
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_reference_has_every_table_column_and_function_in_the_databases_own_words() {
     let database = database().await;
-    let page = read("docs/reference.md");
+    let page = unwrapped(&read("docs/reference.md"));
     let tables: Vec<(String, String)> = sqlx::query_as(
         "select c.relname::text, coalesce(obj_description(c.oid, 'pg_class'), '') from pg_class c
           where c.relnamespace = 'paypoll'::regnamespace and c.relkind in ('r', 'p') and not c.relispartition and c.relname <> 'migrations'

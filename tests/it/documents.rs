@@ -276,6 +276,15 @@ fn no_document_has_lines_or_paragraphs_that_nobody_reads_to_their_end() {
     assert!(found.is_empty(), "{}", found.join("\n"));
 }
 
+#[test]
+fn the_changelog_and_what_is_deployed_are_of_this_version() {
+    let version = env!("CARGO_PKG_VERSION");
+    assert!(read("CHANGELOG.md").contains(&format!("\n## {version} - ")), "CHANGELOG.md has no section {version}");
+    let images = read("deploy/kubernetes.yaml");
+    let images: Vec<&str> = images.lines().filter_map(|line| line.trim().strip_prefix("image: ")).collect();
+    assert_eq!(images, [format!("paypoll:{version}"), format!("paypoll:{version}")]);
+}
+
 /// A command line's words, as a shell takes it apart; up to a pipe, a redirection or a comment.
 fn words(line: &str) -> Vec<OsString> {
     let (mut words, mut word, mut quote, mut begun) = (Vec::new(), String::new(), None, false);

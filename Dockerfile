@@ -23,7 +23,7 @@ COPY --from=build /build/target/release/paypoll /usr/local/bin/paypoll
 
 # By number, so that an orchestrator can see that it is not root.
 USER 10001
-# /healthz, /readyz and /metrics. They listen on the container's loopback until PAYPOLL__OPS__LISTEN says 0.0.0.0:9464; whoever runs
+# /healthz, /readyz and /metrics. They listen on the container's loopback until PAYPOLL__OPS__LISTEN says 0.0.0.0:9464; whatever runs
 # the container probes them from there, as the image holds no HTTP client to do it from inside.
 EXPOSE 9464
 # `paypoll run` gives back what it has claimed and ends by itself; give it longer than `worker.shutdown_grace`.

@@ -6,12 +6,12 @@
 --   create role paypoll login password '…' in role paypoll_daemon;
 --   create role grafana login password '…' in role paypoll_reader;
 --
---   paypoll_feeder  inserts transactions, corrects them, hands over callbacks' verdicts, reads outcomes. Reads no params
+--   paypoll_feeder  inserts transactions, corrects them, reports callbacks' outcomes, reads outcomes. Reads no params
 --   paypoll_daemon  `paypoll run`, and every other command but `migrate`; pauses and resumes accounts
 --   paypoll_reader  `paypoll status`, `show`, `audit`, and queries. Reads no params, changes nothing
 --
--- `paypoll migrate` is for the owner alone. paypoll.override_state changes final states: it is for the owner, and for the people that
--- he names: grant paypoll_reader to alice; grant execute on function paypoll.override_state(uuid, text, text) to alice;
+-- `paypoll migrate` is for the owner alone. paypoll.override_state changes final states: it is for the owner, and for people whom the
+-- owner names: grant paypoll_reader to alice; grant execute on function paypoll.override_state(uuid, text, text) to alice;
 -- In the same way for those who may pause accounts under their own names: paypoll.pause(text, text, text, timestamptz) and
 -- paypoll.resume(text, text).
 

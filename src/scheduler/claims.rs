@@ -88,6 +88,11 @@ impl Claims {
         self.claiming
     }
 
+    /// The last claim that was asked for.
+    pub(super) fn number(&self) -> i64 {
+        self.number
+    }
+
     /// The last claim of which this process was told that it is committed.
     pub(super) fn acknowledged(&self) -> i64 {
         self.acknowledged
@@ -129,12 +134,13 @@ impl Claims {
 
 /// A cycle begins.
 impl Claims {
-    /// The next claim, if it is time for one.
+    /// The next claim, if it is time for one. Where nothing may be taken, it only surveys and frees.
     #[expect(clippy::too_many_arguments, reason = "what the engine knows of the moment")]
     pub(super) fn next_claim(
         &mut self,
         now: Instant,
         stopping: bool,
+        may_take: bool,
         member: &Member,
         work: &WorkSet,
         process: Uuid,
@@ -147,7 +153,6 @@ impl Claims {
             return None;
         }
         let free = max_held.saturating_sub(work.idle());
-        let may_take = !stopping && member.may_claim();
         let soon = now + LOOK_AHEAD;
         let urgent =
             || free > 0 && self.cursors.iter().zip(work.lanes()).any(|(at, lane)| at.more && lane.is_running_low(now, soon));

@@ -17,7 +17,7 @@ use super::recording::{Carried, Recording};
 use super::results::{self, Answer, redaction};
 use super::workset::{Woken, WorkSet};
 use crate::domain::{NoAnswer, Outcome, Source, State};
-use crate::store::{AccountState, Batch, Claim, Draw, Drawn, Recorded, ReplicaId, Transition};
+use crate::store::{AccountState, Batch, Claim, Draw, Drawn, Poll, Recorded, ReplicaId, Transition};
 use crate::wire::{Kept, Redaction};
 use chrono::{DateTime, Utc};
 use rand::rngs::StdRng;
@@ -60,6 +60,8 @@ pub struct Engine {
     /// Which accounts pause and which circuits are open was heard since the database was found: before that nothing is sent.
     accounts_known: bool,
     next_start: Option<Instant>,
+    /// Polls of transactions that are not ours any more as they were, and under which registration they were sent.
+    strays: Vec<(u64, Poll)>,
     /// What the other replicas could not be told yet, and when it is tried again.
     untold: Vec<(Telling, Instant)>,
     stopping: Option<Instant>,
@@ -84,6 +86,7 @@ impl Engine {
             settling: false,
             accounts_known: false,
             next_start: None,
+            strays: Vec::new(),
             untold: Vec::new(),
             stopping: None,
             finished: false,
@@ -227,7 +230,8 @@ impl Engine {
         let gone = (self.outbox.acknowledged() - recorded, self.claims.acknowledged() - claimed);
         let what = format!("{} batches of records and {} claims that it had acknowledged are gone", gone.0, gone.1);
         self.news.push(News::CommitsLost(what));
-        self.outbox.on_commits_lost(recorded);
+        let replica = self.replica();
+        self.outbox.on_commits_lost(recorded, replica);
         self.claims.on_commits_lost(now, claimed);
         self.member.forget_acknowledged();
         drop(self.work.lose_all());
@@ -270,7 +274,7 @@ impl Engine {
             self.claims.took(number, claimed.backlog);
             // Under an older registration the claim is void: the rows belong to a replica that is gone.
             if look.epoch == epoch && self.member.is_registered() {
-                let mut held = Held::new(claimed, number, epoch);
+                let mut held = Held::new(claimed, number, epoch, self.claims.number());
                 held.generation = self.comparison.generation();
                 self.take_in(now, held);
             }
@@ -363,6 +367,8 @@ impl Engine {
                         continue;
                     }
                     if held.epoch == self.member.epoch() && !self.work.is_current(&held) {
+                        // It was dropped when commits were lost, while its poll was on its way into the journal.
+                        self.recount(now, held.transaction.id, Vec::new());
                         continue;
                     }
                     held.fence += i64::from(written);
@@ -504,7 +510,7 @@ impl Engine {
         // After a failover it may have been claimed anew meanwhile; to that one, this is a poll of somebody else's.
         let lost = held.epoch != self.member.epoch() || !self.work.is_current(&held);
         if lost {
-            self.outbox.bygone(now, Batch { polls: vec![journaled.poll], ..Batch::default() });
+            self.strays.push((held.epoch, journaled.poll));
         } else {
             self.outbox.poll(now, journaled.poll);
         }
@@ -608,6 +614,7 @@ impl Engine {
         if self.finished {
             return;
         }
+        self.record_strays(now);
         if self.member.is_silent(now) {
             self.lose_database(now, Member::silence());
         }
@@ -742,7 +749,32 @@ impl Engine {
         }
         let (stopping, span) = (self.stopping.is_some(), self.hold_span());
         let (process, max_held, jitter) = (self.setup.process, self.setup.max_held, self.random.random());
-        out.extend(self.claims.next_claim(now, stopping, &self.member, &self.work, process, max_held, span, jitter));
+        // What others write about a transaction must be heard from the moment on at which it is claimed.
+        let may_take = !stopping && self.member.may_claim() && self.feed.next().is_some();
+        let claim = self.claims.next_claim(now, stopping, may_take, &self.member, &self.work, process, max_held, span, jitter);
+        out.extend(claim);
+    }
+
+    /// Polls of transactions that are not ours any more as they were. One that was claimed anew is counted beside its new owner, which may
+    /// be this replica; one that was dropped when commits were lost is freed, if its row is ours, for whoever reads all of its polls in the
+    /// journal. Which of the two it is, a claim under way may yet decide; and the next one waits until that is written.
+    fn record_strays(&mut self, now: Instant) {
+        if self.claims.is_claiming() && self.stopping.is_none() {
+            return;
+        }
+        for (epoch, poll) in std::mem::take(&mut self.strays) {
+            if epoch == self.member.epoch() && !self.work.contains(poll.transaction_id) {
+                self.recount(now, poll.transaction_id, vec![poll]);
+            } else {
+                self.outbox.bygone(now, Batch { polls: vec![poll], ..Batch::default() });
+            }
+        }
+    }
+
+    /// Has a transaction that was dropped from memory freed, with polls that the journal does not have yet.
+    fn recount(&mut self, now: Instant, id: Uuid, polls: Vec<Poll>) {
+        self.outbox.adrift(now, self.replica(), Batch { polls, dropped: vec![id], ..Batch::default() });
+        self.settling = true;
     }
 
     fn watch(&mut self, now: Instant, out: &mut Vec<Command>) {

@@ -24,6 +24,8 @@ pub struct Held {
     pub flaw: Option<String>,
     /// Reopened, or inserted long after its initiation.
     pub backlog: bool,
+    /// Which of this process's claims brought it. After a failover its fence may be given out again; this is not.
+    pub claim: i64,
     /// As of which cut of the database's history it was claimed or compared with its row.
     pub generation: u64,
     /// What the row does not know yet.
@@ -50,7 +52,7 @@ pub struct Unsaved {
 impl Held {
     /// A claimed transaction with nothing to write.
     #[must_use]
-    pub fn new(claimed: Claimed, lane: usize, epoch: u64) -> Box<Self> {
+    pub fn new(claimed: Claimed, lane: usize, epoch: u64, claim: i64) -> Box<Self> {
         Box::new(Self {
             transaction: claimed.transaction,
             lane,
@@ -59,6 +61,7 @@ impl Held {
             due: claimed.due,
             flaw: claimed.flaw,
             backlog: claimed.backlog,
+            claim,
             generation: 0,
             unsaved: Unsaved::default(),
         })
@@ -134,6 +137,6 @@ pub(in crate::scheduler) mod tests {
     pub(in crate::scheduler) fn held(number: u128) -> Box<Held> {
         let transaction = Transaction::new(Uuid::from_u128(number), "any", "default".into(), "R", DateTime::UNIX_EPOCH);
         let due = DateTime::UNIX_EPOCH;
-        Held::new(Claimed { lane: 0, transaction, fence: 1, due, flaw: None, backlog: false }, 0, 1)
+        Held::new(Claimed { lane: 0, transaction, fence: 1, due, flaw: None, backlog: false }, 0, 1, 1)
     }
 }

@@ -50,6 +50,9 @@ enum Registration {
     Yes(Registered),
 }
 
+/// A replica whose registration was lost too is not among those that are waited for. Its next statement tells it.
+const UNREGISTERED_FOR: Duration = Duration::from_secs(1);
+
 struct Registered {
     replica: ReplicaId,
     members: Membership,
@@ -249,7 +252,8 @@ impl Member {
         if let Some(cut) = self.cut.as_mut().filter(|cut| cut.known_at.is_none()) {
             // Whoever has not heard of it sends nothing after the end of its lease.
             let latest = after(cut.at, lease);
-            cut.known_at = (!beat.unaware || beat.clock >= latest).then(|| beat.clock.min(latest));
+            let heard = after(beat.clock, UNREGISTERED_FOR);
+            cut.known_at = (!beat.unaware || beat.clock >= latest).then(|| heard.min(latest));
         }
         new
     }

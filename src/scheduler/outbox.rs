@@ -91,7 +91,13 @@ impl Outbox {
     /// Polls from an earlier lease. They must not be recorded as this replica's: under its new registration it may hold the transaction
     /// anew, and would seem to let go of it.
     pub(super) fn bygone(&mut self, now: Instant, batch: Batch) {
-        self.stuck.push(Box::new(Recording { batch, since: Some(now), ..Recording::default() }));
+        self.adrift(now, None, batch);
+    }
+
+    /// Polls of a transaction that was dropped from memory when commits were lost. Its row, if it is this replica's, is freed for whoever
+    /// reads all of its polls in the journal.
+    pub(super) fn adrift(&mut self, now: Instant, replica: Option<ReplicaId>, batch: Batch) {
+        self.stuck.push(Box::new(Recording { batch, replica, since: Some(now), ..Recording::default() }));
     }
 
     /// The lease is lost: what was gathered under it must not be written under the next one.
@@ -109,15 +115,18 @@ impl Outbox {
 
     /// The database has lost commits; `last` is the last batch that it knows.
     ///
-    /// What waits to be written of rows is built on what is gone, and is given up. The batch in doubt is found out by its number.
-    pub(super) fn on_commits_lost(&mut self, last: i64) {
+    /// What waits to be written of rows is built on what is gone, and is given up: `replica`'s rows are freed for whoever reads all of
+    /// their polls in the journal. The batch in doubt is found out by its number.
+    pub(super) fn on_commits_lost(&mut self, last: i64, replica: Option<ReplicaId>) {
         self.acknowledged = last;
         self.cuts += 1;
         let refused = self.refused.iter_mut().map(|refused| &mut *refused.recording);
         let waiting = self.stuck.iter_mut().chain(&mut self.locked).map(|recording| &mut **recording);
         waiting.chain(refused).chain([&mut self.gathering]).for_each(Recording::keep_polls_alone);
-        let gathered = std::mem::take(&mut self.gathering);
-        self.stuck.push(Box::new(gathered));
+        if !self.gathering.is_empty() {
+            let gathered = self.take(replica);
+            self.stuck.push(gathered);
+        }
         self.stuck.append(&mut self.locked);
         self.stuck.extend(self.refused.drain(..).map(|refused| refused.recording));
         self.stuck.retain(|recording| !recording.is_empty());
@@ -130,7 +139,7 @@ impl Outbox {
 
     /// Whether everything that was to be written when commits were lost has come back.
     pub(super) fn is_settled(&self) -> bool {
-        self.under_way.is_none() && self.in_doubt.is_none()
+        self.under_way.is_none() && self.in_doubt.is_none() && self.stuck.is_empty()
     }
 }
 

@@ -371,7 +371,7 @@ mod tests {
     fn held() -> Held {
         let transaction = Transaction::new(Uuid::nil(), "dropayment", "default".into(), "ref", DateTime::UNIX_EPOCH);
         let (due, unsaved) = (DateTime::UNIX_EPOCH, Unsaved::default());
-        Held { transaction, lane: 0, fence: 0, epoch: 0, due, flaw: None, backlog: false, generation: 0, unsaved }
+        Held { transaction, lane: 0, fence: 0, epoch: 0, due, flaw: None, backlog: false, claim: 0, generation: 0, unsaved }
     }
 
     fn transport() -> Transport {

@@ -120,9 +120,8 @@ impl Recording {
 
     /// What it says of rows is built on what the database has lost. The polls are facts all the same.
     pub(super) fn keep_polls_alone(&mut self) {
-        self.replica = None;
         self.batch.entries.clear();
-        self.batch.dropped.clear();
+        self.batch.dropped = self.batch.polls.iter().map(|poll| poll.transaction_id).collect();
         self.carried.clear();
         self.leaving.clear();
         self.news.clear();

@@ -31,9 +31,10 @@ pub(super) struct WorkSet {
     max_in_flight: u32,
 }
 
-/// Where a transaction is, and the fence of its claim.
+/// Where a transaction is, and its claim with the fence.
 #[derive(Clone, Copy, Debug)]
 struct Slot {
+    claim: i64,
     fence: i64,
     place: Place,
 }
@@ -132,7 +133,7 @@ impl WorkSet {
     }
 
     fn put(&mut self, held: &Held, place: Place) {
-        self.index.insert(held.transaction.id, Slot { fence: held.fence, place });
+        self.index.insert(held.transaction.id, Slot { claim: held.claim, fence: held.fence, place });
     }
 
     /// Takes it out of the queues, if it is there.
@@ -146,7 +147,7 @@ impl WorkSet {
 
     /// Whether this is what is held of the transaction. After a failover it may have been claimed anew while this was away.
     pub(super) fn is_current(&self, held: &Held) -> bool {
-        self.index.get(&held.transaction.id).is_some_and(|slot| slot.fence == held.fence)
+        self.index.get(&held.transaction.id).is_some_and(|slot| (slot.claim, slot.fence) == (held.claim, held.fence))
     }
 
     /// The transactions at hand.

@@ -422,10 +422,10 @@ impl Checker {
             if life.journaled.len() < survived && !life.cut {
                 return Err(format!("journal: {} polls of {} are missing", survived - life.journaled.len(), name(*id)));
             }
-            // An owner that dies between recording a poll and hearing of a verdict leaves it uncounted.
-            let lost = life.overruled && survived < life.requests.len();
+            // An owner that dies between recording a poll and hearing of a verdict leaves it uncounted; so does a failover between the two.
+            let lost = life.overruled && (survived < life.requests.len() || life.cut);
             let attempts = row.transaction.attempts as usize;
-            if !row.transaction.state.is_polled() && attempts != life.journaled.len() && !self.went_back && !lost && !life.cut {
+            if !row.transaction.state.is_polled() && attempts != life.journaled.len() && !self.went_back && !lost {
                 return Err(format!("attempts: {} says {attempts}, the journal {}", name(*id), life.journaled.len()));
             }
         }

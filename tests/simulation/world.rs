@@ -60,7 +60,7 @@ enum Action {
     /// The engine wanted to be woken.
     Wake { host: usize, life: u64 },
     /// A statement reaches the database.
-    Execute { host: usize, life: u64, command: Box<Command>, asked: Instant },
+    Execute { host: usize, life: u64, command: Box<Command>, asked: Instant, server: u64 },
     /// Something reaches a process.
     Deliver { host: usize, life: u64, event: Box<Event> },
     /// A request is about to be sent.
@@ -343,7 +343,7 @@ impl World {
                     self.drive(host, Event::Tick)?;
                 }
             }
-            Action::Execute { host, life, command, asked } => self.execute(host, life, *command, asked)?,
+            Action::Execute { host, life, command, asked, server } => self.execute(host, life, *command, asked, server)?,
             Action::Deliver { host, life, event } => {
                 if let Event::Asked(held, Asked::Sent { .. }) = &*event
                     && let Some(key) = accounts::key_name(&held.transaction.account, &held.transaction.reference)
@@ -560,7 +560,8 @@ impl World {
                     }
                 }
                 let leg = self.leg();
-                self.at(self.now + leg, Action::Execute { host, life, command: Box::new(command), asked });
+                let server = self.hosts[host].server;
+                self.at(self.now + leg, Action::Execute { host, life, command: Box::new(command), asked, server });
             }
         }
         Ok(())
@@ -579,11 +580,11 @@ impl World {
 
 /// The database, as the processes meet it.
 impl World {
-    fn execute(&mut self, host: usize, life: u64, mut command: Command, asked: Instant) -> Result<(), String> {
+    fn execute(&mut self, host: usize, life: u64, mut command: Command, asked: Instant, server: u64) -> Result<(), String> {
         if self.hosts[host].paused_until > self.now && self.random.random_bool(0.5) {
             // It had not left the process yet.
             let at = self.hosts[host].paused_until + self.leg();
-            self.at(at, Action::Execute { host, life, command: Box::new(command), asked });
+            self.at(at, Action::Execute { host, life, command: Box::new(command), asked, server });
             return Ok(());
         }
         if !self.lives(host, life) && self.random.random_bool(0.5) {
@@ -591,7 +592,8 @@ impl World {
         }
         let lossy = self.now < self.lossy_until;
         // Connections do not move to another server: what is sent on one breaks it, and then all are made anew.
-        let moved = std::mem::replace(&mut self.hosts[host].server, self.database.server) != self.database.server;
+        let moved = server != self.database.server;
+        self.hosts[host].server = self.database.server;
         let away = self.now < self.down_until || self.now < self.hosts[host].cut_off_until;
         if moved || away || (lossy && self.random.random_bool(0.1)) {
             // Refused at once, or waited for until somebody gives up.

@@ -90,10 +90,20 @@ pub(crate) enum Bug {
     ToldOnce,
 }
 
+/// Of a hundred mishaps, one that is a failover, one that loses messages, and one that sets the database's clock.
+pub(crate) const FAILOVER: u8 = 4;
+pub(crate) const LOSS: u8 = 11;
+pub(crate) const CLOCK: u8 = 42;
+
 impl Bug {
-    /// It shows when the database fails over, and hardly anywhere else.
-    pub(crate) fn is_about_failovers(self) -> bool {
-        matches!(self, Self::LostCommitsUnnoticed | Self::FailoverUnnoticed | Self::OthersUnaware)
+    /// The mishap without which it hardly shows.
+    pub(crate) fn mishap(self) -> Option<u8> {
+        match self {
+            Self::LostCommitsUnnoticed | Self::FailoverUnnoticed | Self::OthersUnaware => Some(FAILOVER),
+            Self::JudgedByALeap => Some(CLOCK),
+            Self::ToldOnce => Some(LOSS),
+            _ => None,
+        }
     }
 
     /// All of them.

@@ -2,7 +2,7 @@
 
 use crate::Micros;
 use crate::accounts::{self, ACCOUNTS, LEASE, TIMEOUT};
-use crate::bugs::Bug;
+use crate::bugs::{Bug, CLOCK, FAILOVER};
 use crate::checker::{Checker, Request, name};
 use crate::database::{Database, Refusal};
 use crate::provider::{self, Answer, Provider};
@@ -109,8 +109,8 @@ pub(crate) struct World {
     lossy_until: Micros,
     transactions: u128,
     last_outcome: Option<Outcome>,
-    /// The database fails over again and again.
-    unsteady: bool,
+    /// The mishap that comes again and again.
+    favourite: Option<u8>,
     /// The last batch of each process that it knows to be committed.
     acknowledged: HashMap<Uuid, i64>,
     /// Acknowledged commits of these lives are lost: each must say so.
@@ -157,12 +157,17 @@ impl World {
             lossy_until: 0,
             transactions: 0,
             last_outcome: None,
-            unsteady: false,
+            favourite: None,
             acknowledged: HashMap::new(),
             to_report: HashSet::new(),
             unwritten_pauses: HashSet::new(),
         };
-        world.unsteady = world.random.random_bool(0.2) || bug.is_some_and(Bug::is_about_failovers);
+        world.favourite = match world.random.random_range(0..10) {
+            0..2 => Some(FAILOVER),
+            2 => Some(CLOCK),
+            _ => None,
+        };
+        world.favourite = bug.and_then(Bug::mishap).or(world.favourite);
         world.set_clock();
         for host in 0..HOSTS {
             let wall = world.random.random_range(-300 * SECOND..300 * SECOND);
@@ -895,8 +900,9 @@ impl World {
         let id = Uuid::from_u128(self.random.random_range(1..=self.transactions));
         let long = self.random.random_range(SECOND / 10..5 * SECOND);
         let kind = self.random.random_range(0..100);
-        // A promotion takes a moment, and the history behind it ends a moment ago.
-        let (kind, long) = if self.unsteady && self.random.random_bool(0.3) { (4, long / 20) } else { (kind, long) };
+        let kind = self.favourite.filter(|_| self.random.random_bool(0.3)).unwrap_or(kind);
+        // A promotion takes a moment.
+        let long = if kind == FAILOVER { long / 20 } else { long };
         let (life, alive) = (self.hosts[host].life, self.hosts[host].engine.is_some());
         let busy = self.hosts[host].paused_until > self.now || !alive;
         if kind < 48 {

@@ -17,7 +17,10 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Output, Stdio};
-use support::{database, empty_database};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use support::{database, empty_database, eventually};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 /// The migrations that have been released, each with its checksum. Whoever needs a change writes a new one.
@@ -446,6 +449,117 @@ async fn what_0_1_0_asks_the_database_does_its_work_on_the_newest_schema() {
     }
     query("replicas.deregister").bind(old.replica).execute(&mut old.connection).await.unwrap();
     assert_eq!(old.one::<i64>("select count(*) from paypoll.replicas").await, 0);
+}
+
+/// How many transactions a large database has; `PAYPOLL_UPGRADE_ROWS=1000000` for a real one.
+fn rows() -> i64 {
+    std::env::var("PAYPOLL_UPGRADE_ROWS").map_or(50_000, |rows| rows.parse().unwrap())
+}
+
+/// Rows in every state, with what stands beside them: a transition of each that has ended, and a poll of each over ten days. One in a
+/// hundred is polled in two days.
+const LARGE: &str = "
+    select paypoll.make_journal((now() at time zone 'UTC')::date - 10, (now() at time zone 'UTC')::date + 2);
+    set session_replication_role = replica;
+    insert into paypoll.transactions (provider, reference, state, provider_state, details, attempts, fence, created_at, updated_at,
+                                      last_polled_at, next_poll_at, finalized_at)
+    select 'khalti', state || g, state, 'Word', jsonb_build_object('answer', g), 1, 3, at, at, at,
+           case when state in ('pending', 'action_required') then now() + interval '2 days' end,
+           case when state in ('succeeded', 'failed', 'cancelled', 'refunded') then at end
+      from (select g, now() - interval '10 days' * random() as at, case when g % 100 > 6 then 'succeeded' else
+                   (array['pending', 'action_required', 'failed', 'cancelled', 'refunded', 'unresolved', 'invalid'])[g % 100 + 1] end as state
+              from generate_series(1, ROWS) g) x;
+    insert into paypoll.transitions (transaction_id, from_state, to_state, source, evidence, at)
+    select id, 'pending', state, 'poll', details, updated_at from paypoll.transactions where next_poll_at is null;
+    insert into paypoll.polls (transaction_id, provider, account, due_at, sent_at, outcome, error)
+    select id, provider, account, last_polled_at, last_polled_at, 'pending', case when random() < 0.03 then 'HTTP 502' end
+      from paypoll.transactions;
+    set session_replication_role = origin;
+    analyze;
+    insert into paypoll.transactions (provider, reference, initiated_at)
+    select 'khalti', 'work' || g, now() - interval '1 hour' from generate_series(1, WORK) g;";
+
+/// How many of them the old replica polls meanwhile: so many that it is not done before the migrations are.
+fn to_work() -> i64 {
+    rows() / 200 + 250
+}
+
+/// Whoever waits for a lock for longer fails.
+const PATIENCE: &str = "set lock_timeout = '1s'";
+
+/// A replica of 0.1.0 that polls everything named `work…`, ten at a time; returns how many there were.
+async fn work(url: String, done: Arc<AtomicI64>) -> i64 {
+    let mut old = Old::start(&url).await;
+    old.tell(PATIENCE).await;
+    for first in (1..=to_work()).step_by(10) {
+        let names: Vec<String> = (first..first + 10).map(|number| format!("work{number}")).collect();
+        for (id, fence) in old.claim(&names.iter().map(String::as_str).collect::<Vec<_>>()).await.into_values() {
+            assert!(old.record(id, fence, ENDS[0].1).await);
+            done.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    done.load(Ordering::Relaxed)
+}
+
+/// An application that inserts, settles and reads until it is told to end; returns how many it inserted and settled.
+async fn feed_and_settle(url: String, stop: CancellationToken) -> i64 {
+    let mut connection = PgConnection::connect(&url).await.unwrap();
+    connection.execute(PATIENCE).await.unwrap();
+    let mut number = 0;
+    while !stop.is_cancelled() {
+        number += 1;
+        let reference = format!("fed{number}");
+        let insert = sqlx::query("insert into paypoll.transactions (provider, reference) values ('khalti', $1)").bind(&reference);
+        insert.execute(&mut connection).await.unwrap();
+        let settle = sqlx::query("select paypoll.settle('khalti', 'default', $1, 'succeeded')").bind(&reference);
+        settle.execute(&mut connection).await.unwrap();
+        let read = sqlx::query_scalar(
+            "select state from paypoll.transactions where provider = 'khalti' and account = 'default' and reference = $1",
+        );
+        let state: String = read.bind(&reference).fetch_one(&mut connection).await.unwrap();
+        assert_eq!(state, "succeeded");
+        tokio::task::yield_now().await;
+    }
+    number
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_database_is_upgraded_while_an_old_replica_and_an_application_work_and_neither_waits_a_second() {
+    let url = database_of_0_1_0().await;
+    let mut connection = PgConnection::connect(&url).await.unwrap();
+    sqlx::raw_sql(AssertSqlSafe(LARGE.replace("ROWS", &rows().to_string()).replace("WORK", &to_work().to_string())))
+        .execute(&mut connection)
+        .await
+        .unwrap();
+    let count = async |connection: &mut PgConnection, sql: &'static str| -> i64 {
+        sqlx::query_scalar(sql).fetch_one(connection).await.unwrap()
+    };
+    let before = count(&mut connection, "select count(*) from paypoll.transitions").await;
+
+    let (done, stop) = (Arc::new(AtomicI64::new(0)), CancellationToken::new());
+    let worker = tokio::spawn(work(url.clone(), done.clone()));
+    let application = tokio::spawn(feed_and_settle(url.clone(), stop.clone()));
+    eventually("the old replica polls", || async { (done.load(Ordering::Relaxed) >= 20).then_some(()) }).await;
+    paypoll::store::migrate(&url).await.unwrap();
+    let during = done.load(Ordering::Relaxed);
+    let (worked, fed) = (worker.await.unwrap(), {
+        stop.cancel();
+        application.await.unwrap()
+    });
+
+    println!("{} rows: {during} of {worked} polls were recorded by the end of the migration, and {fed} transactions fed", rows());
+    assert_eq!(worked, to_work());
+    let polled = "select count(*) from paypoll.transactions t where reference like 'work%' and state = 'succeeded' and attempts = 1
+                     and (select count(*) from paypoll.polls p where p.transaction_id = t.id) = 1
+                     and (select count(*) from paypoll.transitions x where x.transaction_id = t.id and x.source = 'poll') = 1";
+    assert_eq!(count(&mut connection, polled).await, worked, "each polled once, counted once, told once");
+    let settled = "select count(*) from paypoll.transactions t where reference like 'fed%' and state = 'succeeded' and attempts = 0
+                      and (select count(*) from paypoll.transitions x where x.transaction_id = t.id and x.source = 'external') = 1";
+    assert_eq!(count(&mut connection, settled).await, fed, "each settled once");
+    assert_eq!(count(&mut connection, "select count(*) from paypoll.transactions").await, rows() + worked + fed, "none is lost");
+    assert_eq!(count(&mut connection, "select count(*) from paypoll.transitions").await, before + worked + fed);
+    let event = |level: &str, event: &str| (level.to_owned(), event.to_owned());
+    assert_eq!(started(&url).await, [event("info", "daemon_started")]);
 }
 
 fn paypoll(command: &str, url: &str) -> Command {

@@ -104,6 +104,7 @@ async fn reach(store: &Store, patience: Duration) -> anyhow::Result<Schema> {
         let error = match store.check_schema().await {
             Ok(schema) => return Ok(schema),
             Err(SchemaError::Store(StoreError::Database(error))) => error,
+            Err(SchemaError::Store(StoreError::NoHost(_))) if begun.elapsed() < patience => sqlx::Error::PoolTimedOut,
             Err(other) => return Err(other.into()),
         };
         let left = patience.saturating_sub(begun.elapsed());

@@ -32,6 +32,9 @@ pub enum StoreError {
         /// What is wrong with it.
         why: String,
     },
+    /// None of the hosts in the connection string is as wanted.
+    #[error("no host of database.url can be used: {0}")]
+    NoHost(String),
     /// The connection string cannot be read.
     #[error("database.url: {0}")]
     Url(String),
@@ -60,9 +63,13 @@ impl StoreError {
         match self {
             Self::Database(sqlx::Error::Database(error)) => error.code().map_or(Trouble::Refused, |code| of_code(&code)),
             Self::Database(sqlx::Error::Encode(_)) | Self::Corrupt { .. } => Trouble::Refused,
-            Self::Database(_) | Self::Silent(_) | Self::Moved | Self::Unreadable | Self::Url(_) | Self::Unfit(_) => {
-                Trouble::Unavailable
-            }
+            Self::Database(_)
+            | Self::Silent(_)
+            | Self::Moved
+            | Self::Unreadable
+            | Self::NoHost(_)
+            | Self::Url(_)
+            | Self::Unfit(_) => Trouble::Unavailable,
         }
     }
 
@@ -82,6 +89,12 @@ impl StoreError {
         error
             .try_downcast_ref::<PgDatabaseError>()
             .is_some_and(|error| error.code() == "23514" && error.table() == Some("polls") && error.constraint().is_none())
+    }
+
+    /// The session takes no writes: its server is a standby or was demoted.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.code().is_some_and(|code| code == "25006")
     }
 
     /// A lock was not to be had in time.

@@ -1,6 +1,7 @@
 //! The schema: applying it, and checking that it is the one this binary was built for.
 
-use super::session::{check_encoding, connect_options};
+use super::hosts::Hosts;
+use super::session::check_encoding;
 use super::{Store, StoreError};
 use chrono::{DateTime, Utc};
 use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
@@ -119,8 +120,11 @@ const TURN_EVERY: Duration = Duration::from_millis(100);
 
 /// Brings the schema to this binary's version, or leaves a newer one as it is. Several at once are safe: they take turns.
 pub async fn migrate(url: &str) -> Result<Migrated, SchemaError> {
-    let options = connect_options(url)?.options([("statement_timeout", "0")]);
-    let mut connection = PgConnection::connect_with(&options).await.map_err(StoreError::from)?;
+    let hosts = Hosts::of(url, &[("statement_timeout", "0")])?;
+    let mut connection = match hosts.is_plain() {
+        true => PgConnection::connect_with(hosts.options(0)).await.map_err(StoreError::from)?,
+        false => hosts.find(0).await?.1,
+    };
     check_encoding(&mut connection).await?;
     take_turn(&mut connection).await?;
     drop_unfinished(&mut connection).await?;

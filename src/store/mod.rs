@@ -12,6 +12,7 @@ mod claim;
 mod declarations;
 mod errors;
 mod history;
+mod hosts;
 mod journal;
 mod levers;
 mod list;
@@ -40,8 +41,8 @@ pub use replicas::{Beat, Membership, Override, ReplicaId};
 
 use crate::config::Database;
 use chrono::{DateTime, Utc};
+use hosts::Hosts;
 use secrecy::ExposeSecret;
-use session::connect_options;
 use sqlx::Connection as _;
 use sqlx::pool::PoolConnectionMetadata;
 use sqlx::postgres::{PgConnection, PgPool, PgPoolOptions};
@@ -58,6 +59,9 @@ use tokio::sync::watch;
 pub struct Store {
     pool: PgPool,
     doubts: Doubts,
+    hosts: Arc<Hosts>,
+    /// Where several hosts are named: whether the one that the pool leads to is as wanted, and why none is. `None`: not known yet.
+    used: Option<watch::Receiver<Option<Result<(), String>>>>,
 }
 
 /// How long a statement waits for a free connection before the database counts as lost.
@@ -69,8 +73,8 @@ const PING_TIMEOUT: Duration = Duration::from_secs(1);
 /// When the connections were last doubted, and why.
 ///
 /// A network can lose a connection without a word, and the system waits for a quarter of an hour before it calls it broken; so where one
-/// statement has waited too long, every connection of that time is doubted. So it is where a new connection leads to another server:
-/// what was committed on the old one may be gone.
+/// statement has waited too long, every connection of that time is doubted. Where the server was demoted or a new connection leads to
+/// another one, those of before are closed: what was committed on the old one may be gone, and it may still answer.
 #[derive(Clone)]
 struct Doubts {
     last: watch::Sender<Doubt>,
@@ -82,15 +86,20 @@ struct Doubts {
 struct Doubt {
     at: Instant,
     moved: bool,
+    /// Connections of before then are not used again.
+    moved_at: Option<Instant>,
 }
 
 impl Doubts {
     fn new() -> Self {
-        Self { last: watch::Sender::new(Doubt { at: Instant::now(), moved: false }), server: Arc::default() }
+        Self { last: watch::Sender::new(Doubt { at: Instant::now(), moved: false, moved_at: None }), server: Arc::default() }
     }
 
     fn raise(&self, moved: bool) {
-        self.last.send_replace(Doubt { at: Instant::now(), moved });
+        let at = Instant::now();
+        self.last.send_modify(|doubt| {
+            *doubt = Doubt { at, moved, moved_at: if moved { Some(at) } else { doubt.moved_at } };
+        });
     }
 
     /// Notices when a new connection leads to another server. Whatever waits for the database then fails, this connection's first
@@ -104,9 +113,14 @@ impl Doubts {
         Ok(())
     }
 
-    /// Errors when the connection has lived through the last doubt and does not answer now. An error closes it at once.
+    /// False when the connection leads to where the database was before. Errors when it has lived through the last doubt and does not
+    /// answer now; an error closes it at once.
     async fn check(self, connection: &mut PgConnection, metadata: PoolConnectionMetadata) -> Result<bool, sqlx::Error> {
-        let spared = metadata.age < self.last.borrow().at.elapsed();
+        let doubt = *self.last.borrow();
+        if doubt.moved_at.is_some_and(|moved| metadata.age >= moved.elapsed()) {
+            return Ok(false);
+        }
+        let spared = metadata.age < doubt.at.elapsed();
         if !spared {
             let answer = tokio::time::timeout(PING_TIMEOUT, connection.ping());
             answer.await.unwrap_or(Err(sqlx::Error::PoolTimedOut))?;
@@ -135,7 +149,7 @@ impl Store {
 
     fn with_options(database: &Database, options: &[(&str, &str)]) -> Result<Self, StoreError> {
         let url = database.url.as_ref().ok_or_else(|| StoreError::Url("it is not set".into()))?;
-        let options = connect_options(url.expose_secret())?.options(options.iter().copied());
+        let hosts = Arc::new(Hosts::of(url.expose_secret(), options)?);
         let doubts = Doubts::new();
         let (new, idle, released) = (doubts.clone(), doubts.clone(), doubts.clone());
         let pool = PgPoolOptions::new()
@@ -146,8 +160,32 @@ impl Store {
             .after_connect(move |connection, _| Box::pin(new.clone().greet(connection)))
             .before_acquire(move |connection, metadata| Box::pin(idle.clone().check(connection, metadata)))
             .after_release(move |connection, metadata| Box::pin(released.clone().check(connection, metadata)))
-            .connect_lazy_with(options);
-        Ok(Self { pool, doubts })
+            .connect_lazy_with(hosts.options(0).clone());
+        let mut store = Self { pool, doubts, hosts, used: None };
+        if !store.hosts.is_plain() {
+            let (told, used) = watch::channel(None);
+            let (pool, doubts, hosts) = (store.pool.clone(), store.doubts.clone(), store.hosts.clone());
+            tokio::spawn(async move {
+                let ended = told.clone();
+                tokio::select! {
+                    () = lead(&hosts, &pool, &doubts, &told) => {}
+                    () = pool.close_event() => {}
+                    () = ended.closed() => {}
+                }
+            });
+            store.used = Some(used);
+        }
+        Ok(store)
+    }
+
+    /// Errors, and says why, unless the pool leads to a host that is as the connection string wants it.
+    async fn host(&self) -> Result<(), StoreError> {
+        let Some(mut used) = self.used.clone() else { return Ok(()) };
+        let known = used.wait_for(Option::is_some).await.map(|used| used.clone());
+        match known {
+            Ok(Some(Err(why))) => Err(StoreError::NoHost(why)),
+            _ => Ok(()),
+        }
     }
 
     /// Does some work on the database, and gives it up when that takes longer than `limit`, or when other work was given up meanwhile:
@@ -169,6 +207,10 @@ impl Store {
                 Err(StoreError::Silent(limit))
             }
         };
+        if matches!(&result, Err(error) if error.is_read_only()) {
+            // The server was demoted: nothing can be done in any of its sessions.
+            self.doubts.raise(true);
+        }
         match result {
             // A pool that waited in vain does not say what for (a role's connection limit, say); one more attempt does.
             Err(StoreError::Database(sqlx::Error::PoolTimedOut)) => {
@@ -178,19 +220,15 @@ impl Store {
         }
     }
 
-    /// Where the database is, for people: host and port, or the socket's folder; and its name.
+    /// Where the database is, for people: hosts and ports, or the socket's folder; and its name.
     #[must_use]
     pub fn address(&self) -> String {
-        let options = self.pool.connect_options();
-        let place = match options.get_socket() {
-            Some(folder) => folder.display().to_string(),
-            None => format!("{}:{}", options.get_host(), options.get_port()),
-        };
-        options.get_database().map_or_else(|| place.clone(), |name| format!("{place}, database {name},"))
+        self.hosts.address()
     }
 
     /// Errors, and says why, unless a new connection can be made at once.
     pub async fn reach(&self) -> Result<(), StoreError> {
+        self.host().await?;
         let options = self.pool.connect_options();
         let attempt = tokio::time::timeout(ACQUIRE_TIMEOUT, PgConnection::connect_with(&options));
         let connection = attempt.await.unwrap_or(Err(sqlx::Error::PoolTimedOut))?;
@@ -199,6 +237,7 @@ impl Store {
 
     /// Errors unless the schema has all that this binary needs, as it needs it.
     pub async fn check_schema(&self) -> Result<Schema, SchemaError> {
+        self.host().await?;
         migrate::check(&mut *self.pool.acquire().await.map_err(StoreError::from)?).await
     }
 
@@ -211,5 +250,28 @@ impl Store {
     #[must_use]
     pub fn pool(&self) -> &PgPool {
         &self.pool
+    }
+}
+
+/// Leads the pool to a host that is as wanted, for as long as there is somebody who uses it.
+async fn lead(hosts: &Hosts, pool: &PgPool, doubts: &Doubts, told: &watch::Sender<Option<Result<(), String>>>) {
+    let mut used = 0;
+    loop {
+        match hosts.find(used).await {
+            Ok((host, mut connection)) => {
+                if host != used {
+                    pool.set_connect_options(hosts.options(host).clone());
+                    // Whatever waits for the old one waits in vain.
+                    doubts.raise(true);
+                }
+                used = host;
+                told.send_replace(Some(Ok(())));
+                hosts.watch(&mut connection).await;
+            }
+            Err(error) => {
+                told.send_replace(Some(Err(error.to_string())));
+                tokio::time::sleep(hosts::LOOK_EVERY).await;
+            }
+        }
     }
 }

@@ -26,7 +26,7 @@ const SETTINGS: [(&str, &str); 8] = [
 ];
 
 /// The parameters of a connection string that are obeyed.
-const PARAMETERS: [&str; 17] = [
+const PARAMETERS: [&str; 18] = [
     "application_name",
     "dbname",
     "host",
@@ -43,6 +43,7 @@ const PARAMETERS: [&str; 17] = [
     "sslkey",
     "sslmode",
     "sslrootcert",
+    "target_session_attrs",
     "user",
 ];
 
@@ -280,9 +281,7 @@ mod tests {
         {
             assert_eq!(refused(known), "");
         }
-        for unknown in
-            ["channel_binding=require", "sslmode=require&target_session_attrs=read-write", "keepalives", "Sslmode=require"]
-        {
+        for unknown in ["channel_binding=require", "sslmode=require&gssencmode=disable", "keepalives", "Sslmode=require"] {
             let name = unknown.split('&').next_back().and_then(|pair| pair.split('=').next()).unwrap_or_default();
             let said = refused(unknown);
             assert!(

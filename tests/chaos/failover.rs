@@ -1,5 +1,6 @@
 //! A database that comes back with another history: a standby that is promoted, a crash that lost commits, a backup that is restored.
 //!
+//! The replica reaches the database through a proxy that leads to whoever takes writes, or names both hosts in its connection string.
 //! A commit that was acknowledged may be gone then, and one whose answer got lost may be there or not. Whatever the surviving history
 //! is: every transaction that is open in it is polled until it is settled, none is recorded twice, none is asked about too early.
 
@@ -19,6 +20,8 @@ const TRANSACTIONS: usize = 40;
 const POLLS: u32 = 13;
 /// Whatever is open must be asked about again within this time.
 const BOUND: Duration = Duration::from_secs(30);
+/// Where both hosts are named, polls are recorded again within this time of the promotion.
+const FOUND_WITHIN: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// What takes over.
@@ -90,6 +93,22 @@ impl Cluster {
         }
         let mut stage = Stage::over(database);
         let network = stage.database_proxy();
+        Self::work(servers, stage, network, polls).await
+    }
+
+    /// A primary and its standby, which comes first in the connection string; no proxy stands between.
+    async fn named() -> Self {
+        let (primary, database) = server(&[]).await;
+        let mut servers = vec![primary];
+        let standby = copy(&mut servers, true).await;
+        servers.push(started(standby).await);
+        let mut stage = Stage::over(database);
+        let network = stage.database_proxy();
+        stage.database_hosts(&[&servers[1], &servers[0]]);
+        Self::work(servers, stage, network, POLLS).await
+    }
+
+    async fn work(servers: Vec<PrivatePostgres>, stage: Stage, network: Proxy, polls: u32) -> Self {
         let replica = stage.replica();
         let inserted = stage.insert(TRANSACTIONS, polls).await;
         stage.asked(TRANSACTIONS as u64 * 2).await;
@@ -124,6 +143,20 @@ impl Cluster {
         while self.stage.count(number).await < last + 50 {}
         self.servers = vec![successor, primary];
         self.is_over();
+    }
+
+    /// The standby is promoted; prints after how long polls are recorded there.
+    async fn promote(&mut self, case: &str) {
+        self.stage.move_to(&self.servers[1], &self.network).await;
+        self.stage.tell("select pg_promote(true, 60)".into()).await;
+        self.trouble.is_over();
+        let (promoted, polls) = (Instant::now(), "select count(*) from paypoll.polls");
+        let before = self.stage.count(polls).await;
+        eventually("polls are recorded on the other host", || async { (self.stage.count(polls).await > before).then_some(()) })
+            .await;
+        let found = promoted.elapsed();
+        println!("{case}: recorded again {:.2} s after the promotion", found.as_secs_f64());
+        assert!(found < FOUND_WITHIN, "{case}: {found:?}");
     }
 
     fn is_over(&mut self) {
@@ -262,4 +295,29 @@ async fn a_commit_that_got_lost_with_its_answer_is_made_again_after_a_promotion(
     lose_an_answer(&cluster).await;
     cluster.fail_over(Other::Standby).await;
     cluster.settle("commit and answer lost, standby promoted", History::PerhapsCut).await;
+}
+
+#[tokio::test]
+async fn of_two_hosts_in_the_address_the_one_that_is_promoted_is_found_without_a_proxy() {
+    let case = "two hosts, the primary is gone";
+    let mut cluster = Cluster::named().await;
+    cluster.caught_up().await;
+    cluster.trouble = Trouble::begins();
+    let primary = crashed(cluster.servers.remove(0)).await;
+    cluster.servers.insert(0, primary);
+    cluster.promote(case).await;
+    cluster.settle(case, History::PerhapsCut).await;
+}
+
+#[tokio::test]
+async fn a_primary_that_is_demoted_but_still_answers_is_left_for_the_other_host() {
+    let case = "two hosts, the primary is demoted and answers";
+    let mut cluster = Cluster::named().await;
+    cluster.trouble = Trouble::begins();
+    cluster.stage.tell("alter system set default_transaction_read_only = on".into()).await;
+    cluster.stage.tell("select pg_reload_conf()".into()).await;
+    cluster.replica.tells("database_lost").await;
+    cluster.caught_up().await;
+    cluster.promote(case).await;
+    cluster.settle(case, History::Whole).await;
 }

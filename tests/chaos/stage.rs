@@ -127,6 +127,14 @@ impl Stage {
         proxy.lead_to(self.server());
     }
 
+    /// Replicas that start from now on know all of these servers, in this order, and want the one that takes writes.
+    pub(crate) fn database_hosts(&mut self, servers: &[&PrivatePostgres]) {
+        let folders: Vec<String> = servers.iter().map(|server| server.folder().display().to_string()).collect();
+        let folders = folders.join(",");
+        let url = format!("postgres://postgres@localhost/paypoll?host={folders}&target_session_attrs=read-write");
+        self.set("DATABASE__URL", &url);
+    }
+
     /// Replicas that start from now on reach the database without a detour.
     pub(crate) fn database_direct(&mut self) {
         let url = self.url.clone();

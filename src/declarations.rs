@@ -67,16 +67,16 @@ impl Declarations {
             }
             permits.push(permit);
         }
-        let mut declarations = Self { store: store.clone(), holder: Uuid::from_u128(rand::random()), served };
-        declarations.renew().await;
+        let declarations = Self { store: store.clone(), holder: Uuid::from_u128(rand::random()), served };
         Ok((declarations, permits))
     }
 
-    /// Renews until nothing is sent any more, then gives everything back.
+    /// Takes what is free and renews it until nothing is sent any more, then gives everything back.
     pub async fn keep(mut self, drained: CancellationToken) {
         if self.served.is_empty() {
             return;
         }
+        self.renew().await;
         while !drained.is_cancelled() {
             tokio::select! {
                 () = drained.cancelled() => {}

@@ -39,10 +39,12 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     let mut out = stdout();
     match &cli.command {
         Command::Run(asked) => {
-            let config = load(asked.speed.factor)?.serving(&asked.accounts)?;
-            let _written = telemetry::init(&config.log).map_err(anyhow::Error::msg)?;
+            let (files, speed, accounts) = (cli.config.clone(), asked.speed.factor, asked.accounts.clone());
+            let source = commands::reload::Source { files, speed, accounts };
+            let config = source.load()?;
+            let log = telemetry::init(&config.log).map_err(anyhow::Error::msg)?;
             let runtime = one_thread()?;
-            let result = runtime.block_on(commands::run::run(&config, &config::warnings(&cli.config)));
+            let result = runtime.block_on(commands::run::run(config, source, &log));
             // A name that is still being looked up keeps nobody from ending.
             runtime.shutdown_background();
             result

@@ -99,6 +99,8 @@ pub struct Metrics {
     pub accounts: Vec<AccountMetrics>,
     /// Whether the database is there and this replica holds its lease.
     pub ready: AtomicBool,
+    /// Whether the log has told that the database is lost, and not yet that it is back.
+    pub outage: AtomicBool,
     /// How often the configuration was read anew and applied, and how often refused.
     pub reloads: [AtomicU64; 2],
     began: Instant,
@@ -118,12 +120,35 @@ impl Metrics {
         Self {
             accounts: accounts.map(|(provider, account)| AccountMetrics::new(provider, account)).collect(),
             ready: AtomicBool::new(false),
+            outage: AtomicBool::new(false),
             reloads: Default::default(),
             began: Instant::now(),
             turned_ms: AtomicU64::new(0),
             unroutable: Mutex::default(),
             journal_days_ahead: AtomicI64::new(UNKNOWN),
         }
+    }
+
+    /// Goes on from the counters of the time before a reload, which nobody writes any more.
+    pub fn go_on_from(&self, before: &Self) {
+        let add = |to: &[AtomicU64], from: &[AtomicU64]| {
+            to.iter().zip(from).for_each(|(to, from)| _ = to.fetch_add(from.load(Relaxed), Relaxed));
+        };
+        for account in &self.accounts {
+            let same = |old: &&AccountMetrics| old.provider == account.provider && old.account == account.account;
+            let Some(old) = before.accounts.iter().find(same) else { continue };
+            add(&account.polls, &old.polls);
+            add(&account.transitions, &old.transitions);
+            for (to, from) in [(&account.lateness, &old.lateness), (&account.latency, &old.latency)] {
+                add(&to.counts, &from.counts);
+                to.sum_us.fetch_add(from.sum_us.load(Relaxed), Relaxed);
+            }
+        }
+        add(&self.reloads, &before.reloads);
+        self.outage.store(before.outage.load(Relaxed), Relaxed);
+        self.set_unroutable(before.unroutable());
+        self.set_journal_days_ahead(before.journal_days_ahead());
+        self.turn(Instant::now());
     }
 
     /// The configuration was read anew: whether it was applied.
@@ -163,5 +188,26 @@ impl Metrics {
     /// Remembers what was found to wait for an account that nobody serves.
     pub fn set_unroutable(&self, found: Vec<Unroutable>) {
         *self.unroutable.lock().unwrap_or_else(PoisonError::into_inner) = found;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_of_an_account_go_on_after_a_reload_and_those_of_a_new_one_begin() {
+        let before = Metrics::new([("khalti", "a"), ("khalti", "gone")].into_iter());
+        before.accounts[0].poll("pending", Duration::from_millis(3), None);
+        before.reload(false);
+        before.outage.store(true, Relaxed);
+        let after = Metrics::new([("khalti", "new"), ("khalti", "a")].into_iter());
+        after.go_on_from(&before);
+        after.reload(true);
+        let polls = |at: usize| -> u64 { after.accounts[at].polls.iter().map(|count| count.load(Relaxed)).sum() };
+        assert_eq!((polls(0), polls(1)), (0, 1));
+        assert_eq!(after.accounts[1].lateness.read(), before.accounts[0].lateness.read());
+        assert_eq!([after.reloads[0].load(Relaxed), after.reloads[1].load(Relaxed)], [1, 1]);
+        assert!(after.outage.load(Relaxed));
     }
 }

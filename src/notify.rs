@@ -66,12 +66,13 @@ fn watchdog(usec: Option<&str>, pid: Option<&str>, own: u32) -> Option<Duration>
     (is_ours && usec > 0).then(|| Duration::from_micros(usec))
 }
 
-/// Tells when the daemon is ready, that it lives, and that it stops.
-pub async fn keep(manager: ServiceManager, metrics: Arc<Metrics>, stop: CancellationToken) {
+/// Tells when the daemon is ready and that it lives until `end`, and that it stops on `stop`.
+pub async fn keep(manager: Arc<ServiceManager>, metrics: Arc<Metrics>, stop: CancellationToken, end: CancellationToken) {
     let mut signs = Signs::new(manager.watchdog, Instant::now());
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
+            () = end.cancelled() => return,
             () = tokio::time::sleep(signs.pause()) => {}
         }
         let now = Instant::now();

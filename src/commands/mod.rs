@@ -21,6 +21,7 @@ pub mod pause;
 pub mod plan;
 mod play;
 pub mod provider;
+pub mod reload;
 pub mod retry;
 pub mod run;
 pub mod show;

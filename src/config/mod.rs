@@ -20,7 +20,7 @@ use crate::providers::{self, Descriptor, Provider};
 use crate::telemetry;
 use reader::{Problems, Section};
 use secrecy::{ExposeSecret, SecretString};
-pub use settings::{Setting, settings};
+pub use settings::{Fingerprints, Setting, fingerprints, settings};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -34,7 +34,7 @@ pub const DEFAULTS: &str = include_str!("../../config/default.toml");
 pub const HIGHEST_SPEED: f64 = 10_000.0;
 
 /// All settings.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Config {
     /// Where the transactions are.
     pub database: Database,
@@ -55,7 +55,7 @@ pub struct Config {
 }
 
 /// Where the transactions are.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Database {
     /// The address with user and password; commands that need none work without: see [`Database::url`].
     pub url: Option<SecretString>,
@@ -113,6 +113,7 @@ pub struct Journal {
 }
 
 /// An enabled provider.
+#[derive(Clone)]
 pub struct ProviderConfig {
     /// What is known of it without configuration.
     pub descriptor: &'static Descriptor,

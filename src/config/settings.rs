@@ -3,6 +3,8 @@
 use super::layers::{self, Kind, Table, Value};
 use super::{ConfigError, DEFAULTS};
 use crate::wire::REDACTED;
+use aws_lc_rs::digest;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// One setting that is in force.
@@ -24,19 +26,49 @@ pub fn settings(files: &[PathBuf], environment: impl Iterator<Item = (String, St
     Ok(settings)
 }
 
+/// What each setting is, by its full name, without saying it: a digest of its value, and of the file that it names.
+pub type Fingerprints = BTreeMap<String, Vec<u8>>;
+
+/// The fingerprints of all settings out of all layers: two readings differ where something was changed.
+pub fn fingerprints(files: &[PathBuf], environment: impl Iterator<Item = (String, String)>) -> Result<Fingerprints, ConfigError> {
+    let (tree, _) = layers::merged(DEFAULTS, files, environment)?;
+    let mut found = Vec::new();
+    leaves(&tree, &mut Vec::new(), &mut |path, value| {
+        let mut text = toml(value).into_bytes();
+        let last = path.last().map_or("", String::as_str);
+        if let (true, Kind::String(file)) = (last.ends_with("_file") || last == "declaration", &value.kind) {
+            // A file that cannot be read is named where it is needed.
+            text.extend(std::fs::read(file).unwrap_or_default());
+        }
+        found.push((name(path), digest::digest(&digest::SHA256, &text).as_ref().to_vec()));
+    });
+    Ok(found.into_iter().collect())
+}
+
 fn collect(table: &Table, path: &mut Vec<String>, settings: &mut Vec<Setting>) {
+    leaves(table, path, &mut |path, value| {
+        settings.push(Setting {
+            key: name(path),
+            value: if is_secret(path, value) { format!("{REDACTED:?}") } else { toml(value) },
+            origin: value.origin().unwrap_or("the defaults").to_owned(),
+        });
+    });
+}
+
+fn name(path: &[String]) -> String {
+    path.iter().map(|part| quoted(part)).collect::<Vec<_>>().join(".")
+}
+
+/// Shows every value that is no table with others in it, in the order of their names.
+fn leaves(table: &Table, path: &mut Vec<String>, show: &mut impl FnMut(&[String], &Value)) {
     let mut keys: Vec<&String> = table.keys().collect();
     keys.sort();
     for key in keys {
         let Some(value) = table.get(key) else { continue };
         path.push(key.clone());
         match &value.kind {
-            Kind::Table(below) if !below.is_empty() => collect(below, path, settings),
-            _ => settings.push(Setting {
-                key: path.iter().map(|part| quoted(part)).collect::<Vec<_>>().join("."),
-                value: if is_secret(path, value) { format!("{REDACTED:?}") } else { toml(value) },
-                origin: value.origin().unwrap_or("the defaults").to_owned(),
-            }),
+            Kind::Table(below) if !below.is_empty() => leaves(below, path, show),
+            _ => show(path, value),
         }
         path.pop();
     }

@@ -77,17 +77,11 @@ struct Ops {
     turn: tokio::sync::Mutex<()>,
 }
 
-/// Serves until `stop`, and is not ready from `stopping` on. Nothing is served where the configuration names no address.
-pub async fn serve(
-    config: &Config,
-    metrics: Arc<Metrics>,
-    stopping: CancellationToken,
-    stop: CancellationToken,
-) -> anyhow::Result<JoinHandle<()>> {
-    let Some(listen) = config.ops.listen else { return Ok(tokio::spawn(async {})) };
-    let failed = || format!("ops.listen = {listen:?} cannot be listened on");
-    let listener = TcpListener::bind(listen).await.with_context(failed)?;
-    serve_on(listener, config, metrics, stopping, stop).with_context(failed)
+/// The port, open from now on; `None` where the configuration names no address.
+pub fn bind(config: &Config) -> anyhow::Result<Option<std::net::TcpListener>> {
+    let Some(listen) = config.ops.listen else { return Ok(None) };
+    let opened = std::net::TcpListener::bind(listen).and_then(|listener| listener.set_nonblocking(true).map(|()| listener));
+    opened.map(Some).with_context(|| format!("ops.listen = {listen:?} cannot be listened on"))
 }
 
 /// Serves on a listener until `stop`, and is not ready from `stopping` on. Errors when the listener has no address.

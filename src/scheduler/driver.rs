@@ -13,6 +13,7 @@ use crate::store::{Beat, Recorded, ReplicaId, Store, StoreError, Trouble, Writer
 use crate::telemetry::event;
 use crate::transport::{Connections, Tls, Transport};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -32,6 +33,7 @@ pub struct Daemon {
     inbox: mpsc::UnboundedReceiver<Event>,
     engine: Engine,
     stops: Stops,
+    replaced: Arc<AtomicBool>,
 }
 
 /// The loop turns no more often than this while nothing happens.
@@ -83,7 +85,14 @@ impl Daemon {
             events,
             inbox,
             stops: Stops { sending: CancellationToken::new(), waiting: CancellationToken::new() },
+            replaced: Arc::default(),
         })
+    }
+
+    /// Set before `stop`: the process goes on, with another daemon after this one. Nothing is given up until it is unset.
+    #[must_use]
+    pub fn is_replaced(&self) -> Arc<AtomicBool> {
+        self.replaced.clone()
     }
 
     /// Works until `stop`, then gives back what it holds. Errors when something that was sent could not be written down.
@@ -125,11 +134,15 @@ impl Daemon {
                 () = stop.cancelled(), if deadline.is_none() => {
                     deadline = Some(now + self.grace);
                     self.stops.sending.cancel();
-                    info!(event = event::DAEMON_STOPPING, in_flight = self.engine.in_flight(), "stopping: waiting for answers under way");
+                    if !self.replaced.load(Relaxed) {
+                        let in_flight = self.engine.in_flight();
+                        info!(event = event::DAEMON_STOPPING, in_flight, "stopping: waiting for answers under way");
+                    }
                     Event::Stop
                 }
                 () = until(deadline) => {
-                    if self.stops.waiting.is_cancelled() {
+                    // Where the process goes on, there is time to wait for the database.
+                    if self.stops.waiting.is_cancelled() && !self.replaced.load(Relaxed) {
                         let why = "the database is not there, or another session keeps rows locked";
                         return Err(format!("the last polls could not be written down: {why}"));
                     }

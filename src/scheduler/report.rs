@@ -46,6 +46,9 @@ impl Reporter {
     /// A reporter whose first summary comes after [`BUSY`].
     #[must_use]
     pub(super) fn new(lanes: Vec<Arc<LaneSpec>>, metrics: Arc<Metrics>, now: Instant) -> Self {
+        // What another reporter told before a reload.
+        let told = metrics.outage.load(Relaxed);
+        let outage = Outage { told, back_since: told.then_some(now), ..Outage::default() };
         Self {
             lanes,
             metrics,
@@ -58,7 +61,7 @@ impl Reporter {
             lateness: Vec::new(),
             failures: BTreeMap::new(),
             dropped: 0,
-            outage: Outage::default(),
+            outage,
         }
     }
 
@@ -229,6 +232,7 @@ impl Reporter {
     pub(super) fn look(&mut self, engine: &Engine, pollers: &[Arc<Poller>], now: Instant) {
         self.metrics.turn(now);
         self.metrics.ready.store(engine.has_database(), Relaxed);
+        self.metrics.outage.store(self.outage.told, Relaxed);
         for (lane, metrics) in engine.lanes().iter().zip(&self.metrics.accounts) {
             metrics.in_flight.store(u64::from(lane.in_flight()), Relaxed);
             metrics.circuit_open.store(lane.circuit().is_open(), Relaxed);

@@ -18,6 +18,8 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Map, Value};
 use std::fmt;
 use std::io::{self, IsTerminal};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
@@ -26,7 +28,8 @@ use tracing_subscriber::filter::{EnvFilter, filter_fn};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
 use tracing_subscriber::layer::{Layer, SubscriberExt as _};
-use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::registry::{LookupSpan, Registry};
+use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// The names of the events: the values of the field `event`.
@@ -65,6 +68,10 @@ pub mod event {
     pub const MAINTENANCE_FAILED: &str = "maintenance_failed";
     /// Everybody may read a configuration file that holds secrets (warn).
     pub const CONFIG_EXPOSED: &str = "config_exposed";
+    /// The configuration was read anew, and what has changed is applied (info).
+    pub const CONFIG_RELOADED: &str = "config_reloaded";
+    /// The configuration was read anew and refused: nothing has changed (error).
+    pub const CONFIG_REJECTED: &str = "config_rejected";
     /// Lines of the log had no room, because nobody read it fast enough (warn).
     pub const LOG_LINES_DROPPED: &str = "log_lines_dropped";
 
@@ -83,7 +90,7 @@ pub mod event {
     pub const RECORD_REFUSED: &str = "record_refused";
 
     /// Every event.
-    pub const ALL: [&str; 24] = [
+    pub const ALL: [&str; 26] = [
         ACCOUNT_PAUSED,
         ACCOUNT_RESUMED,
         COMMITS_LOST,
@@ -105,6 +112,8 @@ pub mod event {
         SCHEMA_NEWER,
         MAINTENANCE_FAILED,
         CONFIG_EXPOSED,
+        CONFIG_RELOADED,
+        CONFIG_REJECTED,
         LOG_LINES_DROPPED,
         DECLARATION_DIFFERS,
         DECLARATION_SERVED,
@@ -126,14 +135,34 @@ pub fn filter(text: &str) -> Result<EnvFilter, String> {
 
 /// The log on standard output. What it has still to write is written when this is dropped, unless nobody reads.
 #[must_use]
-pub struct Output(queue::Queue);
+pub struct Output {
+    queue: queue::Queue,
+    filter: Filter,
+}
+
+/// Which lines pass; it may be changed while lines are written.
+#[derive(Clone)]
+struct Filter {
+    handle: reload::Handle<EnvFilter, Registry>,
+    /// Whether lines of libraries pass.
+    libraries: Arc<AtomicBool>,
+}
+
+impl Output {
+    /// Other lines pass from now on. The error says what is wrong with the filter.
+    pub fn set_filter(&self, text: &str) -> Result<(), String> {
+        let filter = filter(text)?;
+        self.filter.libraries.store(wants_libraries(&filter), Relaxed);
+        self.filter.handle.reload(filter).map_err(|error| error.to_string())
+    }
+}
 
 /// A stop waits so long for whoever reads the log.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
 impl Drop for Output {
     fn drop(&mut self) {
-        self.0.flush(LAST_LINES);
+        self.queue.flush(LAST_LINES);
     }
 }
 
@@ -142,8 +171,9 @@ pub fn init(log: &Log) -> Result<Output, String> {
     let color = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let queue = queue::Queue::new(io::stdout()).map_err(|error| format!("no thread for the log: {error}"))?;
     let writer = queue.clone();
-    subscriber(log, move || writer.clone(), color)?.try_init().map_err(|error| error.to_string())?;
-    Ok(Output(queue))
+    let (subscriber, filter) = reloadable(log, move || writer.clone(), color)?;
+    subscriber.try_init().map_err(|error| error.to_string())?;
+    Ok(Output { queue, filter })
 }
 
 /// A log that goes to `writer`. A line that cannot be written is lost in silence: nobody reads any more.
@@ -151,12 +181,25 @@ pub fn subscriber<W>(log: &Log, writer: W, color: bool) -> Result<impl Subscribe
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
+    Ok(reloadable(log, writer, color)?.0)
+}
+
+fn reloadable<W>(log: &Log, writer: W, color: bool) -> Result<(impl Subscriber + Send + Sync + use<W>, Filter), String>
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
     let filter = filter(&log.filter)?;
-    let libraries = filter.max_level_hint().is_none_or(|level| level >= LevelFilter::DEBUG);
+    let libraries = Arc::new(AtomicBool::new(wants_libraries(&filter)));
+    let (filter, handle) = reload::Layer::new(filter);
+    let change = Filter { handle, libraries: libraries.clone() };
     let lines = Lines { format: log.format, color };
     let layer = tracing_subscriber::fmt::layer().event_format(lines).with_writer(writer).log_internal_errors(false);
-    let passes = filter_fn(move |line| line.is_span() || passes(line, libraries));
-    Ok(tracing_subscriber::registry().with(filter).with(layer.with_filter(passes)).with(Noting))
+    let passes = filter_fn(move |line| line.is_span() || passes(line, libraries.load(Relaxed)));
+    Ok((tracing_subscriber::registry().with(filter).with(layer.with_filter(passes)).with(Noting), change))
+}
+
+fn wants_libraries(filter: &EnvFilter) -> bool {
+    filter.max_level_hint().is_none_or(|level| level >= LevelFilter::DEBUG)
 }
 
 fn passes(line: &Metadata<'_>, libraries: bool) -> bool {

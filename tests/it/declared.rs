@@ -1,9 +1,11 @@
 //! Declared providers on a real database: registered by name, and served under one file at a time.
 
-use crate::support::database;
+use crate::process::Settings;
+use crate::support::{database, eventually};
 use paypoll::config::Database;
 use paypoll::domain::Floors;
 use paypoll::store::{Registration, Store};
+use rustix::process::Signal;
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -90,7 +92,6 @@ mod acme {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_daemon_polls_a_declared_provider_like_any_other_and_keeps_its_secrets() {
-    use crate::support::eventually;
     use std::io::Read as _;
     use std::process::{Command, Stdio};
 
@@ -178,6 +179,49 @@ async fn the_daemon_polls_a_declared_provider_like_any_other_and_keeps_its_secre
             .unwrap();
     assert_eq!(params.len(), 5);
     assert!(params.iter().all(|params| *params == serde_json::json!({"wallet": "w-1"})), "what is secret is erased: {params:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_file_is_served_after_sighup_and_one_that_is_refused_changes_nothing() {
+    let (database, provider) = (database().await, acme::simulator());
+    let text = std::fs::read_to_string(acme::file()).unwrap();
+    let file = written("reloaded.toml", &text);
+    let original = acme::file().display().to_string();
+    let config = acme::configuration(&database.url, provider.address).replace(&original, &file);
+    let config = written("reload-config.toml", &config);
+    let mut daemon = Settings::new(&database.url).run(&["--speed", &acme::SPEED.to_string(), "--config", &config]);
+    daemon.tells("daemon_started").await;
+    let ends = async |reference: &'static str, wanted: &str| {
+        let insert = "insert into paypoll.transactions (provider, reference, params, amount, currency)
+                      values ('acme', $1, '{\"wallet\":\"w-1\",\"pin\":\"1\"}', 12.50, 'EUR')";
+        sqlx::query(insert).bind(reference).execute(&database.pool).await.unwrap();
+        eventually(reference, || async {
+            let state = "select state from paypoll.transactions where reference = $1";
+            let state: String = sqlx::query_scalar(state).bind(reference).fetch_one(&database.pool).await.unwrap();
+            (state == wanted).then_some(())
+        })
+        .await;
+    };
+    ends("A-1", "succeeded").await;
+
+    std::fs::write(&file, text.replace("title", "tittle")).unwrap();
+    daemon.signal(Signal::HUP);
+    let told = daemon.tells("config_rejected").await;
+    assert!(told["error"].as_str().unwrap().contains("tittle"), "{told}");
+    ends("A-2--declined", "failed").await;
+
+    std::fs::write(&file, format!("{text}\n# Read anew.\n")).unwrap();
+    daemon.signal(Signal::HUP);
+    assert_eq!(daemon.tells("config_reloaded").await["changed"], "providers.acme.declaration");
+    ends("A-5--returned", "refunded").await;
+    assert!(daemon.terminate().await.0.success());
+    assert_eq!(daemon.told("declaration_differs").len(), 0);
+    let files = "select count(distinct declaration) from paypoll.polls";
+    assert_eq!(sqlx::query_scalar::<_, i64>(files).fetch_one(&database.pool).await.unwrap(), 2);
+    provider.assert_no_violations();
+    for file in [file, config] {
+        std::fs::remove_file(file).unwrap();
+    }
 }
 
 fn paypoll(arguments: &[&str]) -> (i32, String, String) {

@@ -15,6 +15,7 @@ mod ops;
 mod oversized;
 mod postgres;
 mod process;
+mod reload;
 mod rights;
 mod rules;
 mod run;

@@ -78,6 +78,11 @@ impl Process {
         self.log.lock().unwrap().iter().filter(|line| line["event"] == event).cloned().collect()
     }
 
+    /// All lines so far.
+    pub(crate) fn lines(&self) -> Vec<Value> {
+        self.log.lock().unwrap().clone()
+    }
+
     /// Waits for the first line of an event.
     pub(crate) async fn tells(&self, event: &str) -> Value {
         eventually(event, || async { self.told(event).into_iter().next() }).await

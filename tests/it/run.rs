@@ -187,7 +187,7 @@ async fn connecting(settings: &mut Settings) -> (crate::process::Process, tokio:
 async fn a_stop_is_heard_while_the_database_is_still_waited_for() {
     let mut settings = settings("postgres://nobody@127.0.0.1:1/none", free_address(), free_address());
     settings.set("OPS__LISTEN", "");
-    for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT] {
+    for signal in [Signal::TERM, Signal::INT, Signal::QUIT] {
         let (mut daemon, _silent) = connecting(&mut settings).await;
         let begun = Instant::now();
         daemon.signal(signal);
@@ -201,7 +201,7 @@ async fn a_stop_is_heard_while_the_database_is_still_waited_for() {
 async fn signals_that_mean_nothing_do_nothing_and_all_that_end_a_process_end_it_cleanly() {
     let (database, host, ops) = (database().await, queued().await, free_address());
     insert(&database, 5).await;
-    for signal in [Signal::HUP, Signal::QUIT, Signal::INT] {
+    for signal in [Signal::QUIT, Signal::INT] {
         let mut daemon = settings(&database.url, host.address, ops).run(&[]);
         daemon.tells("daemon_started").await;
         daemon.signal(Signal::USR1);

@@ -17,6 +17,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a helper that panics fails its test; the table is printed")]
 
+mod cells;
 mod database;
 mod failover;
 mod network;

@@ -155,6 +155,13 @@ impl Stage {
         Replica::start(command.stdin(Stdio::null()).stdout(Stdio::piped()))
     }
 
+    /// A replica that serves these accounts of the configuration and leaves the others alone.
+    pub(crate) fn replica_of(&self, accounts: &str) -> Replica {
+        let speed = SPEED.to_string();
+        let mut command = self.paypoll(&["run", "--speed", &speed, "--accounts", accounts]);
+        Replica::start(command.stdin(Stdio::null()).stdout(Stdio::piped()))
+    }
+
     /// `paypoll audit`, which must find no breach.
     pub(crate) async fn audit(&self) -> Output {
         let speed = SPEED.to_string();
@@ -179,7 +186,17 @@ impl Stage {
     /// As many transactions, which take turns at the scripts and at the providers.
     pub(crate) async fn insert_scripts(&self, count: usize, scripts: &[&str]) -> Vec<Inserted> {
         let now = DateTime::<Utc>::from(SystemTime::now());
-        let rows: Vec<Inserted> = (0..count).map(|turn| Inserted::new(turn, scripts, now)).collect();
+        self.store((0..count).map(|turn| Inserted::new(turn, scripts, now)).collect(), now).await
+    }
+
+    /// As many transactions of one provider alone.
+    pub(crate) async fn insert_of(&self, provider: &str, count: usize, scripts: &[&str]) -> Vec<Inserted> {
+        let now = DateTime::<Utc>::from(SystemTime::now());
+        let rows = (0..count * POLLED.len()).filter(|turn| POLLED[turn % POLLED.len()] == provider);
+        self.store(rows.map(|turn| Inserted::new(turn, scripts, now)).collect(), now).await
+    }
+
+    async fn store(&self, rows: Vec<Inserted>, now: DateTime<Utc>) -> Vec<Inserted> {
         let column = |of: fn(&Inserted) -> String| rows.iter().map(of).collect::<Vec<_>>();
         sqlx::query(
             "insert into paypoll.transactions (id, provider, reference, params, initiated_at)

@@ -4,7 +4,7 @@ use crate::support::{TestDatabase, database};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection as _, Row};
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
 use std::process::{Command, Output, Stdio};
 use uuid::Uuid;
@@ -372,6 +372,50 @@ async fn retry_by_description_reopens_those_and_no_others() {
         .unwrap();
     assert_eq!(pending, ["R1"]);
     assert_eq!(run(paypoll(&database, &arguments)).await.0, 0, "nothing is like that any more");
+}
+
+/// Runs it on a terminal at which somebody types this.
+async fn run_at_terminal(database: &TestDatabase, arguments: &str, typed: &'static [u8]) -> (i32, String) {
+    let line = format!("{} {arguments}", env!("CARGO_BIN_EXE_paypoll"));
+    let mut command = Command::new("script");
+    command.args(["--quiet", "--return", "--command", &line, "/dev/null"]);
+    command.env("DATABASE_URL", &database.url).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let output = tokio::task::spawn_blocking(move || {
+        let mut child = command.spawn()?;
+        child.stdin.take().map(|mut stdin| stdin.write_all(typed)).transpose()?;
+        child.wait_with_output()
+    });
+    let output = output.await.unwrap().unwrap();
+    (output.status.code().unwrap(), String::from_utf8(output.stdout).unwrap())
+}
+
+#[tokio::test]
+async fn retry_of_more_than_a_hundred_asks_whoever_types_it_and_takes_only_a_yes() {
+    let database = database().await;
+    execute(
+        &database,
+        "insert into paypoll.transactions (provider, reference) select 'khalti', 'R' || n from generate_series(1, 101) n;
+update paypoll.transactions set state = 'unresolved', reason = 'gave_up'",
+    )
+    .await;
+    let pending = "select count(*) from paypoll.transactions where state = 'pending'";
+    let pending = async || sqlx::query_scalar::<_, i64>(pending).fetch_one(&database.pool).await.unwrap();
+    let question = "Reopen 101 transactions? [y/N]";
+    for no in [&b"n\n"[..], b"\n", b"Y?\n"] {
+        let (code, out) = run_at_terminal(&database, "retry --provider khalti", no).await;
+        assert!(code == 1 && out.contains(question) && out.contains("nothing was changed"), "{code} {out}");
+        assert_eq!(pending().await, 0);
+    }
+    let (code, out) = run_at_terminal(&database, "retry --provider khalti --limit 100", b"").await;
+    assert!(code == 0 && !out.contains("[y/N]") && out.contains("100 reopened"), "{code} {out}");
+    execute(&database, "update paypoll.transactions set state = 'unresolved', reason = 'gave_up' where state = 'pending'").await;
+    let (code, out) = run_at_terminal(&database, "retry --provider khalti", b"y\n").await;
+    assert!(code == 0 && out.contains(question) && out.contains("101 reopened"), "{code} {out}");
+    assert_eq!(pending().await, 101);
+    execute(&database, "update paypoll.transactions set state = 'unresolved', reason = 'gave_up'").await;
+    let (code, out) = run_at_terminal(&database, "retry --provider khalti --yes", b"").await;
+    assert!(code == 0 && !out.contains("[y/N]"), "{code} {out}");
+    assert_eq!(pending().await, 101);
 }
 
 #[tokio::test]

@@ -216,10 +216,11 @@ impl Pair {
     async fn beat(&mut self, process: usize) {
         let Some(replica) = self.processes[process].replica else { return self.register(process).await };
         let (id, complied) = (self.processes[process].id, self.random.random_range(0..4));
+        let held = complied * 10;
         let judge = self.random.random_bool(0.7).then(|| self.clock() - TimeDelta::seconds(self.random.random_range(0..3)));
         self.tell(|| format!("{replica:?} beats, leaves room up to {complied}, judges by {judge:?}"));
-        let postgres = self.store.beat(replica, id, complied, judge).await.unwrap();
-        let memory = self.memory.beat(replica, id, complied, judge);
+        let postgres = self.store.beat(replica, id, complied, held, judge).await.unwrap();
+        let memory = self.memory.beat(replica, id, complied, held, judge);
         let of = |beat: &paypoll::store::Beat| {
             let members = (beat.members.living.clone(), beat.members.newest, beat.members.complied, beat.members.settled);
             (beat.alive, members, beat.clock, beat.recorded, beat.claimed)
@@ -484,9 +485,9 @@ impl Pair {
     }
 
     async fn overrides(&mut self) {
-        let after = self.random.random_range(0..5);
-        let (_, postgres) = self.store.overrides(Some(after)).await.unwrap();
-        let (_, memory) = self.memory.overrides(Some(after));
+        let replica = ReplicaId(self.random.random_range(1..5));
+        let postgres = self.store.overrides(replica).await.unwrap();
+        let memory = self.memory.overrides(replica);
         self.same("overrides", &postgres, &memory);
     }
 
@@ -534,7 +535,7 @@ impl Pair {
         let sql = "select transaction_id, from_state, to_state, source from paypoll.transitions order by transaction_id, id";
         let postgres: Vec<(Uuid, String, String, String)> = sqlx::query_as(sql).fetch_all(&self.pool).await.unwrap();
         let mut changes: Vec<_> = self.memory.transitions.iter().collect();
-        changes.sort_by_key(|change| (change.transaction, change.id));
+        changes.sort_by_key(|change| change.transaction);
         let memory: Vec<_> =
             changes.iter().map(|t| (t.transaction, t.from.to_string(), t.to.to_string(), t.source.to_owned())).collect();
         self.same("transitions", &postgres, &memory);

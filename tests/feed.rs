@@ -14,11 +14,8 @@
 #[path = "it/support.rs"]
 mod support;
 
-use paypoll::config::Database;
-use paypoll::store::Store;
 use sqlx::postgres::{PgPool, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -379,44 +376,6 @@ async fn the_feed_refuses_a_snapshot_that_is_older_than_its_look() {
     }
 }
 
-fn store(database: &TestDatabase) -> Store {
-    let (url, connect_timeout) = (Some(database.url.clone().into()), Duration::from_secs(5));
-    Store::open_for_polling(&Database { url, max_connections: 4, connect_timeout }).unwrap()
-}
-
-#[tokio::test]
-async fn the_daemon_hears_of_a_verdict_that_was_given_earlier_and_committed_later() {
-    let database = database().await;
-    let store = store(&database);
-    let (start, _) = store.overrides(None).await.unwrap();
-    let slow = under_way(&database.pool).await;
-    apply(&database.pool, &settle()).await;
-    let (heard, overrides) = store.overrides(Some(start)).await.unwrap();
-    assert_eq!(overrides.iter().map(|change| change.transition).collect::<Vec<_>>(), [2], "it is heard at once");
-    // A replica that registers now must not begin behind it either.
-    let (registered, _) = store.overrides(None).await.unwrap();
-    slow.commit().await.unwrap();
-    for after in [heard, registered] {
-        let (heard, overrides) = store.overrides(Some(after)).await.unwrap();
-        assert_eq!(overrides.iter().map(|change| change.transition).collect::<Vec<_>>(), [1, 2]);
-        assert_eq!(heard, 2);
-    }
-    assert_eq!(store.overrides(Some(2)).await.unwrap(), (2, Vec::new()));
-}
-
-#[tokio::test]
-async fn the_daemon_hears_of_more_verdicts_than_one_statement_reads() {
-    let database = database().await;
-    let store = store(&database);
-    let many = "insert into paypoll.transactions (provider, reference) select 'dapi', n::text from generate_series(1, 2500) n;
-                update paypoll.transactions set state = 'failed'";
-    apply(&database.pool, many).await;
-    let slow = under_way(&database.pool).await;
-    let (heard, overrides) = store.overrides(Some(0)).await.unwrap();
-    assert_eq!((overrides.len(), heard), (2500, 2500), "and not past the writer that is under way");
-    drop(slow);
-}
-
 /// How long the contention lasts where nobody says how much is to be written.
 const CONTENTION: Duration = Duration::from_secs(20);
 /// The longest of them all.
@@ -498,28 +457,12 @@ async fn read_all(url: String, load: Arc<Load>) -> i64 {
     }
 }
 
-/// As a daemon hears of others' verdicts; which transitions it heard of.
-async fn hear_all(store: Store, load: Arc<Load>) -> HashSet<i64> {
-    let (mut after, mut all) = (0, HashSet::new());
-    loop {
-        let over = load.over.load(Ordering::SeqCst);
-        let (heard, overrides) = store.overrides(Some(after)).await.unwrap();
-        all.extend(overrides.iter().map(|change| change.transition));
-        if over && overrides.is_empty() {
-            return all;
-        }
-        after = heard;
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn under_contention_every_reader_sees_every_transition_once() {
     let database = database().await;
     let target = std::env::var(TRANSITIONS).ok().map(|target| target.parse().unwrap());
     let load = Arc::new(Load { begun: Instant::now(), target, written: AtomicI64::new(0), over: AtomicBool::new(false) });
     let readers: Vec<_> = (0..READERS).map(|_| tokio::spawn(read_all(database.url.clone(), load.clone()))).collect();
-    let daemon = tokio::spawn(hear_all(store(&database), load.clone()));
     let small = (0..WRITERS).map(|number| tokio::spawn(write_small(database.url.clone(), load.clone(), number)));
     let many = (0..WRITERS).map(|number| tokio::spawn(write_batches(database.url.clone(), load.clone(), number)));
     let writers: Vec<_> = small.chain(many).collect();
@@ -527,14 +470,10 @@ async fn under_contention_every_reader_sees_every_transition_once() {
         writer.await.unwrap();
     }
     load.over.store(true, Ordering::SeqCst);
-    let count = "select count(*), count(*) filter (where source = 'external') from paypoll.transitions";
-    let (all, external): (i64, i64) = sqlx::query_as(count).fetch_one(&database.pool).await.unwrap();
-    let heard = daemon.await.unwrap();
+    let all: i64 = sqlx::query_scalar("select count(*) from paypoll.transitions").fetch_one(&database.pool).await.unwrap();
     for reader in readers {
         let read = reader.await.unwrap();
         println!("feed: {read} of {all} transitions read, {} lost, in {:.0} s", all - read, load.begun.elapsed().as_secs_f64());
         assert_eq!(read, all, "transitions that the reader never saw");
     }
-    println!("daemon: {} of {external} verdicts heard of", heard.len());
-    assert_eq!(heard.len() as i64, external, "verdicts that the daemon never heard of");
 }

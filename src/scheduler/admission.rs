@@ -1,5 +1,6 @@
 //! What to do with a transaction that was just found due in the table: hold it, plan it for later, or leave it.
 
+use super::claims::LOOK_AHEAD;
 use super::lane::LaneSpec;
 use crate::domain::{Sent, after};
 use crate::store::{Candidate, Placement};
@@ -43,10 +44,12 @@ impl Placer {
         if due > self.hold_until {
             return Placement::Later(due);
         }
-        if *room == 0 || self.free == 0 {
-            return Placement::Leave;
+        // What only waits takes no place among what is polled soon.
+        let waits = due > after(self.now, LOOK_AHEAD);
+        if self.free == 0 || *room == 0 && !waits {
+            return if waits { Placement::Later(due) } else { Placement::Leave };
         }
-        *room -= 1;
+        *room -= usize::from(!waits);
         self.free -= 1;
         Placement::Hold(due)
     }

@@ -186,8 +186,8 @@ impl Daemon {
                 let work = async move { register(&store, process, lease, &accounts).await };
                 self.ask(STATEMENT_LIMIT, work, move |result| Event::Registered(result, asked));
             }
-            Command::Beat { replica, complied, judge } => {
-                let work = async move { store.beat(replica, process, complied, judge).await };
+            Command::Beat { replica, complied, judge, held } => {
+                let work = async move { store.beat(replica, process, complied, held, judge).await };
                 self.ask(HEARTBEAT_LIMIT, work, move |result| Event::Beaten(replica, result, asked));
             }
             Command::Claim { order, mut placer, mut look } => {
@@ -222,8 +222,8 @@ impl Daemon {
                     drop(events.send(Event::Recorded(recording, result)));
                 });
             }
-            Command::Watch { after } => {
-                let work = async move { watch(&store, after).await };
+            Command::Watch { replica } => {
+                let work = async move { watch(&store, replica).await };
                 self.ask(STATEMENT_LIMIT, work, Event::Watched);
             }
             Command::Compare { replica, ids } => {
@@ -261,7 +261,7 @@ async fn register(
 ) -> Result<(ReplicaId, Beat), StoreError> {
     store.make_accounts(accounts).await?;
     let replica = store.register(process, lease, accounts, &host()).await?;
-    let beat = store.beat(replica, process, 0, None).await?;
+    let beat = store.beat(replica, process, 0, 0, None).await?;
     Ok((replica, beat))
 }
 
@@ -279,9 +279,9 @@ async fn record(store: &Store, process: Uuid, recording: &mut Recording) -> Resu
     }
 }
 
-async fn watch(store: &Store, after: Option<i64>) -> Result<Watch, StoreError> {
-    let (next, overrides) = store.overrides(after).await?;
-    Ok(Watch { next, overrides, accounts: store.account_states().await? })
+async fn watch(store: &Store, replica: ReplicaId) -> Result<Watch, StoreError> {
+    let overrides = store.overrides(replica).await?;
+    Ok(Watch { replica, overrides, accounts: store.account_states().await? })
 }
 
 /// An exclusive key as the database knows it: it may be a secret, so only its digest leaves the process.

@@ -7,7 +7,7 @@
 use super::claims::{Claims, LOOK_AHEAD};
 use super::clock::DatabaseClock;
 use super::held::Held;
-use super::history::{Comparison, Feed};
+use super::history::Comparison;
 use super::lane::{CircuitChange, Lane};
 use super::membership::{LeaseChange, Member};
 use super::notice::News;
@@ -15,9 +15,9 @@ use super::outbox::Outbox;
 use super::protocol::{Asked, Command, Event, Look, Setup, StoreFailure, Telling, Watch};
 use super::recording::{Carried, Recording};
 use super::results::{self, Answer, redaction};
-use super::workset::{Woken, WorkSet};
+use super::workset::{Superseded, Woken, WorkSet};
 use crate::domain::{NoAnswer, Outcome, Source, State};
-use crate::store::{AccountState, Batch, Claim, Draw, Drawn, Poll, Recorded, ReplicaId, Transition};
+use crate::store::{AccountState, Batch, Claim, Draw, Drawn, Poll, ROW_LAG, Recorded, ReplicaId, Transition};
 use crate::wire::{Kept, Redaction};
 use chrono::{DateTime, Utc};
 use rand::rngs::StdRng;
@@ -26,6 +26,9 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
 
+/// A transaction whose next poll comes within this time stays in memory until then. One that waits longer, mostly for minutes, is given
+/// back to the table.
+const HELD_FOR: Duration = Duration::from_secs(61);
 /// How often others' writes are looked for.
 const WATCH_EVERY: Duration = Duration::from_millis(250);
 /// Between a request's last moment to be sent and the end of the lease there is its time-out and this.
@@ -52,7 +55,6 @@ pub struct Engine {
     watching: bool,
     next_watch: Instant,
     /// How far others' writes were read.
-    feed: Feed,
     /// What is to be compared with its row after a failover.
     comparison: Comparison,
     /// Batches from before lost commits are still under way.
@@ -81,7 +83,6 @@ impl Engine {
             outbox: Outbox::default(),
             watching: false,
             next_watch: now,
-            feed: Feed::default(),
             comparison: Comparison::default(),
             settling: false,
             accounts_known: false,
@@ -207,7 +208,6 @@ impl Engine {
             self.on_commits_lost(now, recorded, claimed);
         } else if change.cut {
             self.comparison.begin(self.work.at_hand());
-            self.feed.go_back();
         }
         if change.registered {
             self.claims.restart(now);
@@ -236,7 +236,6 @@ impl Engine {
         self.member.forget_acknowledged();
         drop(self.work.lose_all());
         self.comparison.clear();
-        self.feed.go_back();
         // What is under way was asked for before: until it is back, nothing may be claimed that it could write.
         self.settling = true;
     }
@@ -271,7 +270,9 @@ impl Engine {
         }
         for claimed in claim.held {
             let Some((number, _)) = look.lanes.get(claimed.lane).copied() else { continue };
-            self.claims.took(number, claimed.backlog);
+            if claimed.due <= crate::domain::after(look.now, LOOK_AHEAD) {
+                self.claims.took(number, claimed.backlog);
+            }
             // Under an older registration the claim is void: the rows belong to a replica that is gone.
             if look.epoch == epoch && self.member.is_registered() {
                 let mut held = Held::new(claimed, number, epoch, self.claims.number());
@@ -401,10 +402,14 @@ impl Engine {
             Ok(watch) => watch,
             Err(failure) => return self.lose_database(now, failure),
         };
-        self.feed.read(now, watch.next);
-        for change in watch.overrides {
-            if let Some(held) = self.work.supersede(change.id, change.fence, self.claims.is_claiming()) {
-                self.drop_superseded(now, &held);
+        if self.replica() == Some(watch.replica) {
+            for change in watch.overrides {
+                match self.work.supersede(change.id, change.fence, self.claims.is_claiming()) {
+                    Superseded::AtHand(held) => self.drop_superseded(now, &held),
+                    // Owned, changed, and not in memory: nobody else would let go of it.
+                    Superseded::Unknown => self.outbox.let_go(now, change.id, change.fence),
+                    Superseded::Away => {}
+                }
             }
         }
         self.take_over_accounts(now, &watch.accounts);
@@ -533,10 +538,8 @@ impl Engine {
             return self.close(now, held, followed.transition);
         };
         let hold = self.stopping.is_none() && due.saturating_duration_since(now) <= self.hold_span();
-        // The row may lag behind the journal by a lease, and the next answer may take as long as its time-out. Sooner than that, because
-        // the write is also what notices that the row was corrected.
-        let lease = self.setup.lease;
-        let stale = held.unsaved.since.is_some_and(|since| now >= since + lease / 3 || due + spec.timeout >= since + lease);
+        // The row may lag behind the journal by a minute, and the next answer may take as long as its time-out.
+        let stale = held.unsaved.since.is_some_and(|since| due + spec.timeout >= since + ROW_LAG);
         let written = followed.transition.is_some() || !hold || stale;
         if written {
             let next = held.due;
@@ -636,6 +639,11 @@ impl Engine {
         if self.member.is_beat_due(now) {
             self.beat(now, out);
         }
+        if self.member.take_leap()
+            && let Some(clock) = self.member.clock()
+        {
+            self.work.replan(clock);
+        }
         self.wake(now);
         self.tell(now, out);
         if self.stopping.is_some() {
@@ -671,7 +679,8 @@ impl Engine {
 
     fn beat(&mut self, now: Instant, out: &mut Vec<Command>) {
         let has_room = !self.work.lanes().iter().any(Lane::exceeds_share);
-        self.member.beat(now, has_room, (self.outbox.acknowledged(), self.claims.acknowledged()), out);
+        let held = i64::try_from(self.work.idle()).unwrap_or(i64::MAX);
+        self.member.beat(now, has_room, held, (self.outbox.acknowledged(), self.claims.acknowledged()), out);
     }
 
     /// Moves what has fallen due from waiting to ready, or parks it when its window is over.
@@ -749,8 +758,7 @@ impl Engine {
         }
         let (stopping, span) = (self.stopping.is_some(), self.hold_span());
         let (process, max_held, jitter) = (self.setup.process, self.setup.max_held, self.random.random());
-        // What others write about a transaction must be heard from the moment on at which it is claimed.
-        let may_take = !stopping && self.member.may_claim() && self.feed.next().is_some();
+        let may_take = !stopping && self.member.may_claim();
         let claim = self.claims.next_claim(now, stopping, may_take, &self.member, &self.work, process, max_held, span, jitter);
         out.extend(claim);
     }
@@ -778,9 +786,9 @@ impl Engine {
     }
 
     fn watch(&mut self, now: Instant, out: &mut Vec<Command>) {
-        if self.next_watch <= now && !self.watching {
+        if let Some(replica) = self.replica().filter(|_| self.next_watch <= now && !self.watching) {
             self.watching = true;
-            out.push(Command::Watch { after: self.feed.next() });
+            out.push(Command::Watch { replica });
         }
     }
 
@@ -799,10 +807,17 @@ impl Engine {
 
 /// Keeping and letting go.
 impl Engine {
-    /// A transaction is held while its next poll comes within half the lease, less when memory is short: a successor waits out the
-    /// lease, so by then no interval can be broken.
+    /// A transaction is held while its next poll comes within this time: less when memory is short, and when this replica holds more than
+    /// its share, so that what it has polled goes to the others.
     fn hold_span(&self) -> Duration {
-        if self.work.idle() * 5 > self.setup.max_held * 4 { LOOK_AHEAD } else { self.setup.lease / 2 }
+        let idle = self.work.idle();
+        if idle * 5 > self.setup.max_held * 4 {
+            LOOK_AHEAD
+        } else if self.member.exceeds_share(idle) {
+            self.setup.lease / 2
+        } else {
+            HELD_FOR
+        }
     }
 
     fn rebalance(&mut self) {

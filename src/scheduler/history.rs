@@ -1,17 +1,11 @@
-//! After a failover or a restore: what this replica believes to own is compared with what the database knows, and others' writes are read
-//! again from before the cut.
+//! After a failover or a restore: what this replica believes to own is compared with what the database knows.
 
 use super::protocol::{Command, StoreFailure};
 use crate::store::ReplicaId;
-use std::collections::VecDeque;
-use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 /// So many transactions are compared at once.
 const AT_ONCE: usize = 10_000;
-/// How often a place in the feed is remembered, and how many.
-const MARK_EVERY: Duration = Duration::from_secs(10);
-const MARKS: usize = 60;
 
 /// Transactions that are to be compared with their rows. Nothing is sent before that is done.
 #[derive(Default)]
@@ -66,55 +60,9 @@ impl Comparison {
     }
 }
 
-/// How far others' writes were read.
-#[derive(Default)]
-pub(super) struct Feed {
-    next: Option<i64>,
-    /// Where it was, now and then.
-    marks: VecDeque<(Instant, i64)>,
-}
-
-impl Feed {
-    /// Read on from here; `None`: from what there is now.
-    pub(super) fn next(&self) -> Option<i64> {
-        self.next
-    }
-
-    /// It was read up to here.
-    pub(super) fn read(&mut self, now: Instant, next: i64) {
-        self.next = Some(next);
-        if self.marks.back().is_none_or(|(at, _)| *at + MARK_EVERY <= now) {
-            self.marks.push_back((now, next));
-            if self.marks.len() > MARKS {
-                self.marks.pop_front();
-            }
-        }
-    }
-
-    /// The history was cut back: numbers are given out again. What is read twice does no harm.
-    pub(super) fn go_back(&mut self) {
-        if let Some((_, next)) = self.marks.front() {
-            self.next = Some(*next);
-        }
-        self.marks.clear();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn after_a_cut_the_feed_is_read_again_from_minutes_before() {
-        let now = Instant::now();
-        let mut feed = Feed::default();
-        assert_eq!(feed.next(), None);
-        for second in 0..300 {
-            feed.read(now + Duration::from_secs(second), 1000 + second.cast_signed());
-        }
-        feed.go_back();
-        assert_eq!(feed.next(), Some(1000));
-    }
 
     #[test]
     fn everything_is_compared_once_and_what_failed_again() {

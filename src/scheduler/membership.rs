@@ -33,6 +33,8 @@ pub(super) struct Member {
     /// Since when the database has been there without a break; `None`: there was no registration yet.
     steady_since: Option<Instant>,
     cut: Option<Cut>,
+    /// The database's clock was set forward: what waits by it is due sooner.
+    leapt: bool,
 }
 
 /// The server is another one or was restarted: its history may have been cut back, and polls of just before that may be known to nobody.
@@ -105,6 +107,7 @@ impl Member {
             doubted: None,
             steady_since: None,
             cut: None,
+            leapt: false,
         }
     }
 
@@ -116,6 +119,11 @@ impl Member {
     /// Whether what the database says is free is free: no replica may still poll it because of what it knew before a failover.
     pub(super) fn may_claim(&self) -> bool {
         self.cut.is_none_or(|cut| cut.known_at.is_some())
+    }
+
+    /// Whether the database's clock was set forward since this was last asked.
+    pub(super) fn take_leap(&mut self) -> bool {
+        std::mem::take(&mut self.leapt)
     }
 
     /// This replica, while it is registered.
@@ -270,6 +278,7 @@ impl Member {
                 if crate::domain::since(clock.at(now), said) > CLOCK_STEP {
                     // Every heartbeat looks old now: nobody is expired before all had the time for another one.
                     self.steady_since = Some(now);
+                    self.leapt = true;
                 }
                 clock.read(asked, now, said);
             }
@@ -354,7 +363,7 @@ impl Member {
 
     /// Sends a heartbeat, unless one is under way. `has_room`: no account has more in flight than its share. `acknowledged`: the last
     /// batches of which this process was told that they are committed.
-    pub(super) fn beat(&mut self, now: Instant, has_room: bool, acknowledged: (i64, i64), out: &mut Vec<Command>) {
+    pub(super) fn beat(&mut self, now: Instant, has_room: bool, held: i64, acknowledged: (i64, i64), out: &mut Vec<Command>) {
         let (lease, clock, steady_since) = (self.lease, self.clock, self.steady_since);
         let Registration::Yes(registered) = &mut self.registration else { return };
         if self.beating {
@@ -369,7 +378,7 @@ impl Member {
         let fresh = now.saturating_duration_since(registered.heard) < lease;
         let steady = fresh && steady_since.is_none_or(|since| now.saturating_duration_since(since) >= lease);
         let judge = clock.filter(|_| steady).map(|clock| clock.at(now));
-        out.push(Command::Beat { replica: registered.replica, complied: registered.complied, judge });
+        out.push(Command::Beat { replica: registered.replica, complied: registered.complied, judge, held });
     }
 
     /// This replica's share of an account's requests in flight.
@@ -394,11 +403,22 @@ impl Member {
         }
     }
 
+    /// Whether a replica that holds so many holds clearly more than the others that serve its accounts do on average.
+    pub(super) fn exceeds_share(&self, held: usize) -> bool {
+        let peers = self.registered().map_or(&[][..], |registered| &registered.members.peers);
+        let others: i64 = peers.iter().sum();
+        let mean = (others.unsigned_abs() as usize + held) / (peers.len() + 1);
+        !peers.is_empty() && held > mean + mean / 10 + EVEN
+    }
+
     /// What a failure of the database is called in the log.
     pub(super) fn silence() -> StoreFailure {
         StoreFailure::Unavailable("no heartbeat was answered for as long as the lease".into())
     }
 }
+
+/// Differences of so many transactions in memory are not evened out.
+const EVEN: usize = 50;
 
 /// Of so many requests in flight one is kept for a newcomer; of fewer none can be spared.
 const RESERVED_FROM: u32 = 4;
@@ -436,11 +456,11 @@ mod tests {
         let now = Instant::now();
         let mut member = registered(now, 1, &[(1, 0)]);
         let mut out = Vec::new();
-        member.beat(now, true, (7, 0), &mut out);
+        member.beat(now, true, 0, (7, 0), &mut out);
         member.beat_returned();
         let change = member.on_beaten(now, ReplicaId(1), beat(&[(1, 1)], 1, 7), now);
         assert_eq!(change.commits_lost, None);
-        member.beat(now, true, (9, 0), &mut out);
+        member.beat(now, true, 0, (9, 0), &mut out);
         member.beat_returned();
         let change = member.on_beaten(now, ReplicaId(1), beat(&[(1, 1)], 1, 8), now);
         assert_eq!(change.commits_lost, Some((8, 0)));
@@ -464,7 +484,7 @@ mod tests {
         member.suspect_lease(now);
         assert_eq!(member.lease_end(), Some(now));
         let mut out = Vec::new();
-        member.beat(now, true, (0, 0), &mut out);
+        member.beat(now, true, 0, (0, 0), &mut out);
         member.beat_returned();
         member.on_beaten(now, ReplicaId(1), beat(&[(1, 1)], 1, 0), now);
         assert_eq!(member.lease_end(), Some(now), "asked before");

@@ -73,6 +73,12 @@ impl Outbox {
         self.gathering.since.get_or_insert(now);
     }
 
+    /// The same of one that is not in memory, under this fence.
+    pub(super) fn let_go(&mut self, now: Instant, id: Uuid, fence: i64) {
+        self.dropped(now, id);
+        self.gathering.leaving.push((id, fence));
+    }
+
     /// A transaction that goes on when what came in before is written.
     pub(super) fn carry(&mut self, carried: Carried) {
         self.gathering.carried.push(carried);

@@ -42,6 +42,8 @@ pub enum Command {
         complied: i64,
         /// What time it is by the database's clock, if this replica may declare others dead: see [`crate::store::Store::beat`].
         judge: Option<DateTime<Utc>>,
+        /// How many transactions this replica holds.
+        held: i64,
     },
     /// Take due transactions: [`Event::Claimed`].
     Claim {
@@ -70,8 +72,8 @@ pub enum Command {
     Record(Box<Recording>),
     /// Look for others' writes and for the accounts' state: [`Event::Watched`].
     Watch {
-        /// The last override seen; `None`: none yet, and what is there already is not asked for.
-        after: Option<i64>,
+        /// This replica.
+        replica: ReplicaId,
     },
     /// After a failover: which of these does this replica own, and under which fence: [`Event::Compared`].
     Compare {
@@ -189,12 +191,12 @@ impl Telling {
     }
 }
 
-/// What others wrote since the last look.
-#[derive(Debug, Default)]
+/// What others have written.
+#[derive(Debug)]
 pub struct Watch {
-    /// Who reads on from here misses nothing.
-    pub next: i64,
-    /// Transactions that others wrote: settled, reopened, corrected, hurried.
+    /// For which replica.
+    pub replica: ReplicaId,
+    /// Its transactions that others wrote since it claimed them: settled, reopened, corrected, hurried.
     pub overrides: Vec<Override>,
     /// Every account that is paused or whose circuit is open.
     pub accounts: Vec<AccountState>,

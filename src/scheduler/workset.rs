@@ -54,6 +54,16 @@ enum Place {
     Away,
 }
 
+/// Where a transaction is that somebody else has written.
+pub(super) enum Superseded {
+    /// It was waiting or ready, and is taken out.
+    AtHand(Box<Held>),
+    /// In flight, being claimed or being recorded: it is found out when it is back.
+    Away,
+    /// It is this replica's in the database alone.
+    Unknown,
+}
+
 /// What became of a transaction whose time has come.
 pub(super) enum Woken {
     /// It can be asked about.
@@ -130,6 +140,16 @@ impl WorkSet {
         drop(self.evict(held.transaction.id));
         self.put(&held, Place::Waiting { lane, due, sequence });
         self.lanes[lane].waiting_mut().insert(due, sequence, held);
+    }
+
+    /// The database's clock was set forward: everything waits by what it shows now. Documented floors hold by this process's own memory.
+    pub(super) fn replan(&mut self, clock: &DatabaseClock) {
+        for lane in 0..self.lanes.len() {
+            for held in self.lanes[lane].waiting_mut().take().collect::<Vec<_>>() {
+                let due = clock.instant(held.due);
+                self.wait(held, due);
+            }
+        }
     }
 
     fn put(&mut self, held: &Held, place: Place) {
@@ -236,23 +256,23 @@ impl WorkSet {
 impl WorkSet {
     /// Somebody else has written the transaction: it is not polled any more. Takes it out where it was at hand; where it is away, or was
     /// just being claimed, that is remembered.
-    pub(super) fn supersede(&mut self, id: Uuid, fence: i64, claiming: bool) -> Option<Box<Held>> {
+    pub(super) fn supersede(&mut self, id: Uuid, fence: i64, claiming: bool) -> Superseded {
         match self.index.get(&id) {
-            Some(slot) if slot.fence >= fence => return None,
-            Some(Slot { place: Place::Away, .. }) => {
-                self.superseded.insert(id, fence);
-                return None;
+            Some(slot) if slot.fence >= fence => return Superseded::Away,
+            None if !claiming => {
+                // Until that is written.
+                self.index.insert(id, Slot { claim: 0, fence, place: Place::Away });
+                return Superseded::Unknown;
             }
-            None if claiming => {
+            Some(Slot { place: Place::Away, .. }) | None => {
                 self.superseded.insert(id, fence);
-                return None;
+                return Superseded::Away;
             }
-            None => return None,
             Some(_) => {}
         }
-        let held = self.evict(id)?;
+        let Some(held) = self.evict(id) else { return Superseded::Away };
         self.leave(&held);
-        Some(held)
+        Superseded::AtHand(held)
     }
 
     /// Somebody else has written the transaction while it was away or being claimed.

@@ -31,6 +31,8 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (16, "declared", include_str!("../../migrations/0016_declared.sql")),
     (20, "backlog", include_str!("../../migrations/0020_backlog.sql")),
     (30, "answered", include_str!("../../migrations/0030_answered.sql")),
+    (31, "changed", include_str!("../../migrations/0031_changed.sql")),
+    (32, "held", include_str!("../../migrations/0032_held.sql")),
 ];
 
 /// Why the schema cannot be used.

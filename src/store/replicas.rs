@@ -1,9 +1,8 @@
-//! Which replicas are alive: registration, heartbeat, and the verdicts that others wrote.
+//! Which replicas are alive: registration, heartbeat, and what others changed of what they own.
 
 use super::{Store, StoreError};
 use chrono::{DateTime, Utc};
 use serde_json::json;
-use sqlx::postgres::PgRow;
 use sqlx::types::Json;
 use sqlx::{Connection, Row};
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,6 +27,8 @@ pub struct Membership {
     pub settled: bool,
     /// The accounts of those that do not serve the same ones as we do.
     pub others: Arc<BTreeMap<i64, BTreeSet<(String, String)>>>,
+    /// How many transactions each other living replica that serves the same accounts holds.
+    pub peers: Vec<i64>,
 }
 
 impl Membership {
@@ -43,6 +44,7 @@ impl Membership {
             complied: earlier(own).min().unwrap_or(i64::MAX),
             settled: living.iter().all(|(id, _)| *id == own || has_room(*id)),
             others: Arc::default(),
+            peers: Vec::new(),
         }
     }
 
@@ -76,8 +78,6 @@ pub struct Beat {
 /// A transaction that somebody else has written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Override {
-    /// The change, as the feed numbers it.
-    pub transition: i64,
     /// The transaction.
     pub id: Uuid,
     /// Its fence now: whoever claimed it under a lower one may not write it any more.
@@ -97,7 +97,7 @@ const FORGET: &str = "delete from paypoll.commits where at < clock_timestamp() -
 /// our own are told: mostly none do.
 const BEAT: &str = "
     with beat as (
-        update paypoll.replicas set heartbeat_at = clock_timestamp(), complied = $2 where id = $1 and process = $4 returning id
+        update paypoll.replicas set heartbeat_at = clock_timestamp(), complied = $2, held = $5 where id = $1 and process = $4 returning id
     ), noticed as (
         update paypoll.server set started_at = pg_postmaster_start_time(), cut_at = clock_timestamp()
          where started_at <> pg_postmaster_start_time() returning cut_at
@@ -109,7 +109,7 @@ const BEAT: &str = "
         returning id
     )
     select r.id, r.complied, clock_timestamp() as clock, exists (select from beat) as alive,
-           case when r.accounts <> own.accounts then r.accounts end as others,
+           case when r.accounts <> own.accounts then r.accounts end as others, r.held,
            coalesce((select number from paypoll.commits where process = $4 and stream = 0), 0) as recorded,
            coalesce((select number from paypoll.commits where process = $4 and stream = 1), 0) as claimed,
            cut.at as cut_at, coalesce(r.id <> $1 and r.heartbeat_at < cut.at, false) as unaware
@@ -118,17 +118,10 @@ const BEAT: &str = "
       left join paypoll.replicas own on own.id = $1
      order by r.id";
 
-/// So many verdicts are read by one statement, and so many times at once.
-const PAGE: usize = 1000;
-const PAGES: usize = 10;
-
-const VERDICTS: &str = "
-    select x.id as transition, t.id, t.fence
-      from paypoll.transitions x
-      join paypoll.transactions t on t.id = x.transaction_id
-     where x.source in ('external', 'operator') and x.id > $1
-     order by x.id
-     limit $2";
+/// What others have changed of what a replica owns. A row leaves this list when its owner lets go of it; of more than this the rest is told
+/// next time.
+const OVERRIDES: &str = "
+    select id, fence from paypoll.transactions where owner = $1 and superseded_fence = fence order by id limit 1000";
 
 impl Store {
     /// Registers this process as a replica that serves `accounts` under a lease of that length.
@@ -155,21 +148,23 @@ impl Store {
         Ok(ReplicaId(id))
     }
 
-    /// Renews the lease. `complied` is the newest replica that this one leaves room for; `judge` says whether it may declare others
-    /// dead: whoever could not beat himself for a while cannot tell who else is dead. It is what the judge takes the database's clock
+    /// Renews the lease. `complied` is the newest replica that this one leaves room for, `held` how many transactions it holds; `judge` says whether it may declare others
+    /// dead: one whose own heartbeat is stale cannot tell who else is dead. It is what the judge takes the database's clock
     /// to show, so that nobody dies because that clock was set forward.
     pub async fn beat(
         &self,
         replica: ReplicaId,
         process: Uuid,
         complied: i64,
+        held: i64,
         judge: Option<DateTime<Utc>>,
     ) -> Result<Beat, StoreError> {
-        let rows = sqlx::query(BEAT).bind(replica.0).bind(complied).bind(judge).bind(process).fetch_all(&self.pool).await?;
+        let rows =
+            sqlx::query(BEAT).bind(replica.0).bind(complied).bind(judge).bind(process).bind(held).fetch_all(&self.pool).await?;
         let epoch = DateTime::<Utc>::UNIX_EPOCH;
         let members = Membership::default();
         let mut beat = Beat { alive: false, members, clock: epoch, recorded: 0, claimed: 0, cut_at: None, unaware: false };
-        let (mut living, mut others) = (Vec::with_capacity(rows.len()), BTreeMap::new());
+        let (mut living, mut others, mut peers) = (Vec::with_capacity(rows.len()), BTreeMap::new(), Vec::new());
         for row in &rows {
             // Null where nobody is registered at all.
             // The statement lists its own row as it was before it.
@@ -183,9 +178,11 @@ impl Store {
             beat.unaware |= row.try_get::<bool, _>("unaware")?;
             if let Some(Json(accounts)) = row.try_get("others")? {
                 others.insert(row.try_get("id")?, accounts);
+            } else if row.try_get::<Option<i64>, _>("id")?.is_some_and(|id| id != replica.0) {
+                peers.extend(row.try_get::<Option<i64>, _>("held")?);
             }
         }
-        beat.members = Membership { others: Arc::new(others), ..Membership::new(replica.0, &living) };
+        beat.members = Membership { others: Arc::new(others), peers, ..Membership::new(replica.0, &living) };
         Ok(beat)
     }
 
@@ -199,40 +196,10 @@ impl Store {
         Ok(())
     }
 
-    /// What callback handlers and operators wrote after the transition `after`, and from where to read on. What lies between that one and
-    /// the last is told again the next time, with what commits late there. `None` is from now on: up to there whatever is going to be there
-    /// is there, because nobody is under way any more who could add one below it.
-    pub async fn overrides(&self, after: Option<i64>) -> Result<(i64, Vec<Override>), StoreError> {
-        let Some(after) = after else { return Ok((self.safe_id().await?, Vec::new())) };
-        // Mostly there is nothing, and then nobody's locks need to be looked at.
-        if self.page(after).await?.is_empty() {
-            return Ok((after, Vec::new()));
-        }
-        // How far is safe has to be known before the rows are read.
-        let safe = self.safe_id().await?;
-        let (mut overrides, mut last) = (Vec::new(), after);
-        for _ in 0..PAGES {
-            let page = self.page(last).await?;
-            let is_last = page.len() < PAGE;
-            last = page.last().map_or(last, |change| change.transition);
-            overrides.extend(page);
-            if is_last {
-                return Ok((safe.max(after), overrides));
-            }
-        }
-        Ok((safe.clamp(after, last), overrides))
-    }
-
-    async fn safe_id(&self) -> Result<i64, StoreError> {
-        Ok(sqlx::query_scalar("select paypoll.safe_id()").fetch_one(&self.pool).await?)
-    }
-
-    async fn page(&self, after: i64) -> Result<Vec<Override>, StoreError> {
-        let rows = sqlx::query(VERDICTS).bind(after).bind(PAGE as i64).fetch_all(&self.pool).await?;
-        let change = |row: &PgRow| {
-            Ok(Override { transition: row.try_get("transition")?, id: row.try_get("id")?, fence: row.try_get("fence")? })
-        };
-        rows.iter().map(change).collect()
+    /// Transactions of this replica that a callback handler, an operator or a feeder has changed since it claimed them.
+    pub async fn overrides(&self, replica: ReplicaId) -> Result<Vec<Override>, StoreError> {
+        let rows = sqlx::query(OVERRIDES).bind(replica.0).fetch_all(&self.pool).await?;
+        rows.iter().map(|row| Ok(Override { id: row.try_get("id")?, fence: row.try_get("fence")? })).collect()
     }
 }
 

@@ -164,7 +164,7 @@ const WORK: &[(&str, &str)] = &[
         "write paypoll.replicas",
         "insert into paypoll.replicas (lease, complied) select lease, complied from paypoll.replicas where false",
     ),
-    ("write paypoll.replicas", "update paypoll.replicas set heartbeat_at = heartbeat_at, complied = complied where false"),
+    ("write paypoll.replicas", "update paypoll.replicas set heartbeat_at = heartbeat_at, complied = complied, held = held where false"),
     ("delete from paypoll.replicas", "delete from paypoll.replicas where false"),
     (
         "write paypoll.commits",

@@ -6,8 +6,8 @@ use paypoll::config::{Config, Database};
 use paypoll::domain::{Progress, Source, State};
 use paypoll::scheduler::{self, admission::Placer};
 use paypoll::store::{
-    Attempt, Batch, Candidate, Claim, ClaimOrder, Draw, Entry, LaneRoom, Membership, Placement, Poll, Recorded, ReplicaId, Store,
-    StoreError, Transition, Writer,
+    Attempt, Batch, Candidate, Claim, ClaimOrder, Draw, Entry, LaneRoom, Membership, Override, Placement, Poll, Recorded,
+    ReplicaId, Store, StoreError, Transition, Writer,
 };
 use sqlx::Row;
 use sqlx::postgres::PgListener;
@@ -46,7 +46,7 @@ async fn register(store: &Store) -> (ReplicaId, Membership) {
     let accounts = [("khalti", "default".into())];
     store.make_accounts(&accounts).await.unwrap();
     let replica = store.register(PROCESS, LEASE, &accounts, "test").await.unwrap();
-    (replica, store.beat(replica, PROCESS, 0, None).await.unwrap().members)
+    (replica, store.beat(replica, PROCESS, 0, 0, None).await.unwrap().members)
 }
 
 /// The process that all replicas of a test seem to be.
@@ -305,8 +305,33 @@ async fn nobody_dies_because_the_databases_clock_was_set_forward() {
         .await
         .unwrap();
     let step = Duration::from_secs(300);
-    assert_eq!(store.beat(judge, PROCESS, 0, Some(before_the_step - step)).await.unwrap().members.living, [judge.0, other.0]);
-    assert_eq!(store.beat(judge, PROCESS, 0, JUDGE).await.unwrap().members.living, [judge.0]);
+    assert_eq!(store.beat(judge, PROCESS, 0, 0, Some(before_the_step - step)).await.unwrap().members.living, [judge.0, other.0]);
+    assert_eq!(store.beat(judge, PROCESS, 0, 0, JUDGE).await.unwrap().members.living, [judge.0]);
+}
+
+#[tokio::test]
+async fn whatever_others_change_of_a_held_row_is_told_to_its_owner_until_it_lets_go() {
+    let changes = [
+        "update paypoll.transactions set state = 'failed'",
+        "update paypoll.transactions set amount = 7",
+        "update paypoll.transactions set next_poll_at = now()",
+        "update paypoll.transactions set account = 'default', reference = 'other'",
+    ];
+    for change in changes {
+        let database = database().await;
+        let store = open(&database);
+        let id = insert(&database, "R1").await;
+        let (replica, members) = register(&store).await;
+        let claimed = claim_as(&store, replica, &members, 10).await.held.remove(0);
+        assert_eq!(store.overrides(replica).await.unwrap(), []);
+        sqlx::query(change).execute(&database.pool).await.unwrap();
+        for _ in 0..2 {
+            assert_eq!(store.overrides(replica).await.unwrap(), [Override { id, fence: claimed.fence + 1 }], "{change}");
+        }
+        let dropped = Batch { dropped: vec![id], ..Batch::default() };
+        store.record(writer(replica), &dropped, &mut Attempt::default()).await.unwrap();
+        assert_eq!(store.overrides(replica).await.unwrap(), [], "{change}");
+    }
 }
 
 #[tokio::test]
@@ -317,7 +342,7 @@ async fn an_external_final_state_wins_over_a_poll_in_flight_and_the_poll_is_coun
     let (replica, members) = register(&store).await;
     let claimed = claim_as(&store, replica, &members, 10).await.held.remove(0);
     sqlx::query("update paypoll.transactions set state = 'failed' where id = $1").bind(id).execute(&database.pool).await.unwrap();
-    let (_, overrides) = store.overrides(Some(0)).await.unwrap();
+    let overrides = store.overrides(replica).await.unwrap();
     assert_eq!(overrides.len(), 1);
     assert!(overrides[0].id == id && overrides[0].fence > claimed.fence);
     let recorded = store.record(writer(replica), &success(&store, id, claimed.fence).await, &mut Attempt::default()).await.unwrap();
@@ -429,18 +454,18 @@ async fn a_dead_replica_is_found_by_its_lease_and_its_transactions_are_taken_ove
     let polls = vec![poll(id, sent), poll(id, sent + Duration::from_secs(1))];
     store.record(writer(dead), &Batch { polls, ..Batch::default() }, &mut Attempt::default()).await.unwrap();
     let (successor, _) = register(&store).await;
-    let alive = store.beat(successor, PROCESS, 0, JUDGE).await.unwrap().members;
+    let alive = store.beat(successor, PROCESS, 0, 0, JUDGE).await.unwrap().members;
     assert!(claim_as(&store, successor, &alive, 10).await.held.is_empty(), "its owner lives");
     sqlx::query("update paypoll.replicas set heartbeat_at = heartbeat_at - interval '16 seconds' where id = $1")
         .bind(dead.0)
         .execute(&database.pool)
         .await
         .unwrap();
-    let after = store.beat(successor, PROCESS, 0, JUDGE).await.unwrap().members;
+    let after = store.beat(successor, PROCESS, 0, 0, JUDGE).await.unwrap().members;
     assert_eq!(after.living, [successor.0]);
     let taken = claim_as(&store, successor, &after, 10).await.held.remove(0);
     assert_eq!(taken.transaction.attempts, 2);
-    assert!(!store.beat(dead, PROCESS, 0, None).await.unwrap().alive);
+    assert!(!store.beat(dead, PROCESS, 0, 0, None).await.unwrap().alive);
 }
 
 #[tokio::test]
@@ -494,13 +519,13 @@ async fn a_replica_in_the_middle_of_a_record_delays_no_heartbeat_of_others() {
         .execute(&database.pool)
         .await
         .unwrap();
-    let beat = tokio::time::timeout(Duration::from_secs(5), store.beat(other, PROCESS, 0, JUDGE))
+    let beat = tokio::time::timeout(Duration::from_secs(5), store.beat(other, PROCESS, 0, 0, JUDGE))
         .await
         .expect("it is not kept waiting")
         .unwrap();
     assert_eq!(beat.members.living, [stopped.0, other.0], "a record under way is under its lease");
     record.rollback().await.unwrap();
-    assert_eq!(store.beat(other, PROCESS, 0, JUDGE).await.unwrap().members.living, [other.0]);
+    assert_eq!(store.beat(other, PROCESS, 0, 0, JUDGE).await.unwrap().members.living, [other.0]);
 }
 
 #[tokio::test]

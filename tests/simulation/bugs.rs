@@ -90,19 +90,23 @@ pub(crate) enum Bug {
     ToldOnce,
 }
 
-/// Of a hundred mishaps, one that is a failover, one that loses messages, and one that sets the database's clock.
+/// Of a hundred mishaps: a failover, a database that is slow, lost messages, the database's clock set, a callback handler's verdict.
 pub(crate) const FAILOVER: u8 = 4;
+pub(crate) const SLOWNESS: u8 = 6;
 pub(crate) const LOSS: u8 = 11;
 pub(crate) const CLOCK: u8 = 42;
+pub(crate) const VERDICT: u8 = 56;
 
 impl Bug {
-    /// The mishap without which it hardly shows.
-    pub(crate) fn mishap(self) -> Option<u8> {
+    /// The mishaps without which it hardly shows.
+    pub(crate) fn mishaps(self) -> &'static [u8] {
         match self {
-            Self::LostCommitsUnnoticed | Self::FailoverUnnoticed | Self::OthersUnaware => Some(FAILOVER),
-            Self::JudgedByALeap => Some(CLOCK),
-            Self::ToldOnce => Some(LOSS),
-            _ => None,
+            Self::LostCommitsUnnoticed | Self::FailoverUnnoticed => &[FAILOVER],
+            Self::OthersUnaware => &[FAILOVER, SLOWNESS],
+            Self::JudgedByALeap => &[CLOCK],
+            Self::ToldOnce => &[LOSS],
+            Self::RefusedPolledOn => &[VERDICT],
+            _ => &[],
         }
     }
 

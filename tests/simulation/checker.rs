@@ -366,8 +366,8 @@ impl Checker {
         for transition in &database.transitions[self.seen_transitions..] {
             let state = self.state.get_mut(&transition.transaction).expect("born");
             if *state != transition.from || transition.from == transition.to {
-                let (from, to) = (transition.from, transition.to);
-                return Err(format!("journal: {} was {state}, its transition says {from} to {to}", name(transition.transaction)));
+                let (id, from, to, source) = (name(transition.transaction), transition.from, transition.to, transition.source);
+                return Err(format!("journal: {id} was {state}, its transition says {from} to {to} ({source})"));
             }
             *state = transition.to;
         }
@@ -422,8 +422,9 @@ impl Checker {
             if life.journaled.len() < survived && !life.cut {
                 return Err(format!("journal: {} polls of {} are missing", survived - life.journaled.len(), name(*id)));
             }
-            // An owner that dies between recording a poll and hearing of a verdict leaves it uncounted; so does a failover between the two.
-            let lost = life.overruled && (survived < life.requests.len() || life.cut);
+            // An owner that dies between recording a poll and hearing of a verdict leaves it uncounted; so does a failover between the two,
+            // and one that takes what was made up for after the one before.
+            let lost = life.overruled && (survived < life.requests.len() || life.cut) || self.cuts.len() > 1;
             let attempts = row.transaction.attempts as usize;
             if !row.transaction.state.is_polled() && attempts != life.journaled.len() && !self.went_back && !lost {
                 return Err(format!("attempts: {} says {attempts}, the journal {}", name(*id), life.journaled.len()));

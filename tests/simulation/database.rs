@@ -20,11 +20,19 @@ pub(crate) struct Row {
     pub(crate) fence: i64,
     pub(crate) owner: Option<i64>,
     pub(crate) next: Option<DateTime<Utc>>,
+    /// The fence that the last change by somebody else raised it to.
+    superseded: Option<i64>,
     not_before: Option<DateTime<Utc>>,
     created_at: DateTime<Utc>,
 }
 
 impl Row {
+    /// Somebody else than its owner changes it.
+    fn change(&mut self, fenced: bool) {
+        self.fence += i64::from(fenced);
+        self.superseded = Some(self.fence);
+    }
+
     /// Reopened, or inserted long after its initiation.
     fn is_backlog(&self) -> bool {
         self.transaction.reopened_at.is_some() || self.created_at - self.transaction.initiated_at >= TimeDelta::minutes(10)
@@ -34,7 +42,6 @@ impl Row {
 /// A row of `paypoll.transitions`.
 #[derive(Clone, Debug)]
 pub(crate) struct Transition {
-    pub(crate) id: i64,
     pub(crate) transaction: Uuid,
     pub(crate) from: State,
     pub(crate) to: State,
@@ -48,6 +55,7 @@ pub(crate) struct Replica {
     pub(crate) lease: Duration,
     pub(crate) heartbeat: DateTime<Utc>,
     complied: i64,
+    held: Option<i64>,
 }
 
 /// A row of `paypoll.accounts`.
@@ -177,8 +185,6 @@ fn seconds(span: TimeDelta) -> f64 {
 
 const RECOVERY_S: f64 = 20.0;
 const SLOWEST: f64 = 32.0;
-/// So many transitions may still be followed by one with a lower number, as far as a daemon can know.
-const SEEM_UNDER_WAY: i64 = 3;
 
 impl Database {
     pub(crate) fn new(bug: Option<Bug>, clock: DateTime<Utc>) -> Self {
@@ -232,8 +238,7 @@ impl Database {
     }
 
     fn journal(&mut self, transaction: Uuid, from: State, to: State, source: &'static str) {
-        let id = self.transitions.len() as i64 + 1;
-        self.transitions.push(Transition { id, transaction, from, to, source });
+        self.transitions.push(Transition { transaction, from, to, source });
     }
 }
 
@@ -250,11 +255,18 @@ impl Database {
         self.last_replica += 1;
         let id = if self.has(Bug::LeaseByName) { name } else { self.last_replica };
         let heartbeat = self.clock;
-        self.replicas.insert(id, Replica { process, lease, heartbeat, complied: 0 });
+        self.replicas.insert(id, Replica { process, lease, heartbeat, complied: 0, held: None });
         ReplicaId(id)
     }
 
-    pub(crate) fn beat(&mut self, replica: ReplicaId, process: Uuid, complied: i64, judge: Option<DateTime<Utc>>) -> Beat {
+    pub(crate) fn beat(
+        &mut self,
+        replica: ReplicaId,
+        process: Uuid,
+        complied: i64,
+        held: i64,
+        judge: Option<DateTime<Utc>>,
+    ) -> Beat {
         let clock = self.clock;
         if let Some(judge) = judge {
             let now = if self.has(Bug::JudgedByALeap) { clock } else { clock.min(judge) };
@@ -263,9 +275,10 @@ impl Database {
         }
         let by_name = self.has(Bug::LeaseByName);
         let own = self.replicas.get_mut(&replica.0).filter(|row| row.process == process || by_name);
-        let alive = own.map(|row| (row.heartbeat, row.complied) = (clock, complied)).is_some();
+        let alive = own.map(|row| (row.heartbeat, row.complied, row.held) = (clock, complied, Some(held))).is_some();
         let living: Vec<(i64, i64)> = self.replicas.iter().map(|(id, row)| (*id, row.complied)).collect();
-        let members = Membership::new(replica.0, &living);
+        let peers = self.replicas.iter().filter(|(id, _)| **id != replica.0).filter_map(|(_, row)| row.held).collect();
+        let members = Membership { peers, ..Membership::new(replica.0, &living) };
         let (mut recorded, mut claimed) = self.commits.get(&process).copied().unwrap_or_default();
         if self.has(Bug::LostCommitsUnnoticed) {
             (recorded, claimed) = (i64::MAX, i64::MAX);
@@ -643,18 +656,12 @@ impl Database {
         self.accounts.iter().filter(|(_, account)| telling(account)).map(told).collect()
     }
 
-    pub(crate) fn overrides(&self, after: Option<i64>) -> (i64, Vec<Override>) {
-        let newest = self.transitions.len() as i64;
-        let Some(after) = after.filter(|_| !self.has(Bug::VerdictsUnwatched)) else { return (newest, Vec::new()) };
-        let by_others = |transition: &&Transition| transition.id > after && matches!(transition.source, "external" | "operator");
-        let known = self.transitions.iter().skip(after.max(0) as usize).filter(by_others);
-        // A failover may have lost the row itself.
-        let change = |transition: &Transition| {
-            let row = self.rows.get(&transition.transaction)?;
-            Some(Override { transition: transition.id, id: row.transaction.id, fence: row.fence })
-        };
-        // Somebody always seems to be under way: some are told again.
-        ((newest - SEEM_UNDER_WAY).max(after), known.filter_map(change).collect())
+    pub(crate) fn overrides(&self, replica: ReplicaId) -> Vec<Override> {
+        if self.has(Bug::VerdictsUnwatched) {
+            return Vec::new();
+        }
+        let changed = self.rows.values().filter(|row| row.owner == Some(replica.0) && row.superseded == Some(row.fence));
+        changed.map(|row| Override { id: row.transaction.id, fence: row.fence }).collect()
     }
 
     /// Takes a key of which one request may be in flight.
@@ -695,7 +702,8 @@ fn kept(progress: Progress) -> Progress {
 impl Database {
     pub(crate) fn insert(&mut self, transaction: Transaction) {
         let created_at = self.clock;
-        let row = Row { fence: 0, owner: None, next: Some(created_at), not_before: None, created_at, transaction };
+        let row =
+            Row { fence: 0, owner: None, next: Some(created_at), superseded: None, not_before: None, created_at, transaction };
         self.rows.insert(row.transaction.id, row);
     }
 
@@ -710,7 +718,7 @@ impl Database {
         }
         row.transaction.state = state;
         row.next = None;
-        row.fence += i64::from(!unfenced);
+        row.change(!unfenced);
         self.free(id);
         self.journal(id, from, state, "external");
         self.facts.push(Fact::Overruled { id, to: state, at: self.clock });
@@ -731,7 +739,7 @@ impl Database {
         (transaction.failures, transaction.not_found) = (0, 0);
         transaction.progress = Progress::default();
         row.next = Some(clock);
-        row.fence += 1;
+        row.change(true);
         self.count_unsaved(id);
         self.free(id);
         self.journal(id, from, State::Pending, "operator");
@@ -742,7 +750,7 @@ impl Database {
     /// Somebody corrects what is asked: the amount, say.
     pub(crate) fn correct(&mut self, id: Uuid) {
         let Some(row) = self.rows.get_mut(&id) else { return };
-        row.fence += 1;
+        row.change(true);
         self.free(id);
     }
 
@@ -767,7 +775,11 @@ impl Database {
     pub(crate) fn hurry(&mut self, id: Uuid) {
         let clock = self.clock;
         let Some(row) = self.rows.get_mut(&id) else { return };
-        row.next = row.next.map(|next| clock.min(next.max(clock)));
+        let next = row.next.map(|_| clock);
+        if next != row.next && row.owner.is_some_and(|owner| owner != 0) {
+            row.change(true);
+        }
+        row.next = next;
     }
 }
 

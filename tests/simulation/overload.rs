@@ -240,10 +240,10 @@ impl World {
                 let names = self.lanes.iter().map(|spec| (spec.provider.to_owned(), spec.account.to_string()));
                 database.make_accounts(names);
                 let replica = database.register(process, Duration::from_secs(15), 1);
-                Event::Registered(Ok((replica, database.beat(replica, process, 0, None))), asked)
+                Event::Registered(Ok((replica, database.beat(replica, process, 0, 0, None))), asked)
             }
-            Command::Beat { replica, complied, judge } => {
-                Event::Beaten(replica, Ok(database.beat(replica, process, complied, judge)), asked)
+            Command::Beat { replica, complied, judge, held } => {
+                Event::Beaten(replica, Ok(database.beat(replica, process, complied, held, judge)), asked)
             }
             Command::Claim { order, mut placer, mut look } => {
                 let mut place = |candidate: &mut Candidate| placer.place(candidate);
@@ -258,9 +258,9 @@ impl World {
                 let recorded = database.record(writer, &recording.batch, &mut recording.attempt).expect("nothing goes wrong");
                 Event::Recorded(recording, Ok(recorded))
             }
-            Command::Watch { after } => {
-                let (next, overrides) = database.overrides(after);
-                Event::Watched(Ok(Watch { next, overrides, accounts: database.account_states() }))
+            Command::Watch { replica } => {
+                let overrides = database.overrides(replica);
+                Event::Watched(Ok(Watch { replica, overrides, accounts: database.account_states() }))
             }
             Command::Compare { .. }
             | Command::SlowDown { .. }

@@ -2,7 +2,7 @@
 
 use crate::Micros;
 use crate::accounts::{self, ACCOUNTS, LEASE, TIMEOUT};
-use crate::bugs::{Bug, CLOCK, FAILOVER};
+use crate::bugs::{Bug, CLOCK, FAILOVER, SLOWNESS};
 use crate::checker::{Checker, Request, name};
 use crate::database::{Database, Refusal};
 use crate::provider::{self, Answer, Provider};
@@ -109,8 +109,8 @@ pub(crate) struct World {
     lossy_until: Micros,
     transactions: u128,
     last_outcome: Option<Outcome>,
-    /// The mishap that comes again and again.
-    favourite: Option<u8>,
+    /// Mishaps that come again and again.
+    favourites: &'static [u8],
     /// The last batch of each process that it knows to be committed.
     acknowledged: HashMap<Uuid, i64>,
     /// Acknowledged commits of these lives are lost: each must say so.
@@ -157,17 +157,20 @@ impl World {
             lossy_until: 0,
             transactions: 0,
             last_outcome: None,
-            favourite: None,
+            favourites: &[],
             acknowledged: HashMap::new(),
             to_report: HashSet::new(),
             unwritten_pauses: HashSet::new(),
         };
-        world.favourite = match world.random.random_range(0..10) {
-            0..2 => Some(FAILOVER),
-            2 => Some(CLOCK),
-            _ => None,
+        world.favourites = match world.random.random_range(0..20) {
+            0..3 => &[FAILOVER],
+            3 => &[FAILOVER, SLOWNESS],
+            4..6 => &[CLOCK],
+            _ => &[],
         };
-        world.favourite = bug.and_then(Bug::mishap).or(world.favourite);
+        if let Some(bug) = bug {
+            world.favourites = bug.mishaps();
+        }
         world.set_clock();
         for host in 0..HOSTS {
             let wall = world.random.random_range(-300 * SECOND..300 * SECOND);
@@ -668,14 +671,14 @@ impl World {
             Command::Register => {
                 database.make_accounts(specs.iter().map(|(provider, account)| ((*provider).into(), (*account).into())));
                 let replica = database.register(process, LEASE, host as i64 + 1);
-                let mut beat = database.beat(replica, process, 0, None);
+                let mut beat = database.beat(replica, process, 0, 0, None);
                 beat.clock = self.local_clock(host).unwrap_or(beat.clock);
                 self.say(|| format!("host {host} is replica {}", replica.0));
                 Some(Event::Registered(Ok((replica, beat)), asked))
             }
-            Command::Beat { replica, complied, judge } => {
+            Command::Beat { replica, complied, judge, held } => {
                 let before = database.replicas.len();
-                let mut beat = database.beat(replica, process, complied, judge);
+                let mut beat = database.beat(replica, process, complied, held, judge);
                 if database.replicas.len() < before {
                     self.say(|| format!("host {host} finds the dead as of {judge:?}: {:?}", beat.members));
                 }
@@ -733,9 +736,9 @@ impl World {
                 }
                 Some(Event::Recorded(recording, result))
             }
-            Command::Watch { after } => {
-                let (next, overrides) = database.overrides(after);
-                let watch = Watch { next, overrides, accounts: database.account_states() };
+            Command::Watch { replica } => {
+                let overrides = database.overrides(replica);
+                let watch = Watch { replica, overrides, accounts: database.account_states() };
                 for change in &watch.overrides {
                     self.say(|| format!("host {host} hears that {} has fence {}", name(change.id), change.fence));
                 }
@@ -900,7 +903,8 @@ impl World {
         let id = Uuid::from_u128(self.random.random_range(1..=self.transactions));
         let long = self.random.random_range(SECOND / 10..5 * SECOND);
         let kind = self.random.random_range(0..100);
-        let kind = self.favourite.filter(|_| self.random.random_bool(0.3)).unwrap_or(kind);
+        let often = !self.favourites.is_empty() && self.random.random_bool(0.3);
+        let kind = if often { self.favourites[self.random.random_range(0..self.favourites.len())] } else { kind };
         // A promotion takes a moment.
         let long = if kind == FAILOVER { long / 20 } else { long };
         let (life, alive) = (self.hosts[host].life, self.hosts[host].engine.is_some());

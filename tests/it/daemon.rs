@@ -732,6 +732,26 @@ async fn a_row_that_is_corrected_while_it_is_polled_is_asked_about_anew_and_not_
 }
 
 #[tokio::test]
+async fn whoever_asks_for_a_poll_now_gets_it_although_a_daemon_holds_the_row_until_much_later() {
+    let mut world = World::new().await;
+    // By itself the second poll would come after this test has given up.
+    world.set("PROVIDERS__KHALTI__SCHEDULE", "{ first = \"0s\", phases = [{ every = \"55m\" }], give_up_after = \"72h\" }");
+    let daemon = world.process();
+    let row = world.insert("khalti", "ok2").await;
+    world.polled_times(1).await;
+    assert!(world.row(row.id).await.owner.is_some(), "the daemon keeps it until then");
+    sqlx::query("update paypoll.transactions set next_poll_at = now() where id = $1")
+        .bind(row.id)
+        .execute(&world.pool)
+        .await
+        .unwrap();
+    world.settled().await;
+    assert!(daemon.terminate().await.success());
+    world.assert_as_expected(&[row]).await;
+    world.assert_rules_kept().await;
+}
+
+#[tokio::test]
 async fn a_row_that_somebody_at_a_console_keeps_locked_holds_up_no_other_transaction() {
     let world = World::new().await;
     let daemon = world.process();

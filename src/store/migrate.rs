@@ -32,7 +32,8 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (20, "backlog", include_str!("../../migrations/0020_backlog.sql")),
     (30, "answered", include_str!("../../migrations/0030_answered.sql")),
     (31, "changed", include_str!("../../migrations/0031_changed.sql")),
-    (32, "held", include_str!("../../migrations/0032_held.sql")),
+    (32, "hurry", include_str!("../../migrations/0032_hurry.sql")),
+    (33, "held", include_str!("../../migrations/0033_held.sql")),
 ];
 
 /// Why the schema cannot be used.

@@ -1,4 +1,4 @@
--- A replica keeps what it has claimed from poll to poll. Whoever asks for a poll now (`update … set next_poll_at = now()`) therefore
+-- A replica keeps what it has claimed from poll to poll. Whoever asks for a poll now (`update ... set next_poll_at = now()`) therefore
 -- takes the right to write the row from the replica that holds it, like whoever corrects it: that one lets go of it, and it is claimed
 -- anew at once. The floor since the last poll holds all the same.
 create function paypoll.guard_hurry() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -13,7 +13,3 @@ comment on function paypoll.guard_hurry() is 'Trigger: whoever asks for a poll n
 create trigger guard_hurry before update of next_poll_at on paypoll.transactions for each row
     when (old.owner <> 0 and new.fence = old.fence and new.state = old.state and new.next_poll_at is distinct from old.next_poll_at)
     execute function paypoll.guard_hurry();
-
--- How many transactions each replica holds: one that holds more than its share leaves what it has polled to the others.
-alter table paypoll.replicas add column held bigint;   -- null: a daemon of the version before
-comment on column paypoll.replicas.held is 'Transactions that it holds in memory, as of its last heartbeat; null: a daemon of the version before.';

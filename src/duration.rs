@@ -6,7 +6,7 @@ use std::time::Duration;
 /// What an error says about the form.
 pub(crate) const FORM: &str = r#"text with a unit, such as "500ms", "3s", "5m", "2m10s", "72h" or "30d""#;
 /// The longest duration that is accepted: a hundred years.
-const LONGEST: Duration = Duration::from_secs(36_525 * 86_400);
+const MAX_DURATION: Duration = Duration::from_secs(36_525 * 86_400);
 
 /// Reads one duration: whole numbers, each with its unit, the longest unit first. The error says what is wrong and shows the form.
 pub fn parse(text: &str) -> Result<Duration, String> {
@@ -37,7 +37,7 @@ pub fn parse(text: &str) -> Result<Duration, String> {
     }
     total
         .map(Duration::from_millis)
-        .filter(|duration| *duration <= LONGEST)
+        .filter(|duration| *duration <= MAX_DURATION)
         .ok_or_else(|| "a duration is at most 100 years".to_owned())
 }
 
@@ -101,7 +101,7 @@ mod tests {
         ] {
             assert_eq!(parse(text), Ok(Duration::from_millis(millis)), "{text}");
         }
-        assert_eq!(parse("36525d"), Ok(LONGEST));
+        assert_eq!(parse("36525d"), Ok(MAX_DURATION));
     }
 
     #[test]

@@ -26,11 +26,11 @@ fn end(result: anyhow::Result<()>) -> u8 {
     let (send, concluded) = mpsc::channel();
     thread::spawn(move || send.send(conclude(result, &mut stderr())));
     // Only an error is said, and so only an error stalls.
-    concluded.recv_timeout(LAST_WORDS).unwrap_or(1)
+    concluded.recv_timeout(FLUSH_TIMEOUT).unwrap_or(1)
 }
 
 /// An error waits so long for its reader.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 fn run(cli: &Cli) -> anyhow::Result<()> {
     let load = |speed| Config::load(&cli.config, config::environment(), speed);

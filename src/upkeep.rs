@@ -17,7 +17,7 @@ const JOURNAL_EVERY: Duration = Duration::from_secs(3600);
 /// How soon after the start, and how often then, rows that nobody serves are looked for.
 const UNROUTABLE_EVERY: Duration = Duration::from_secs(10);
 /// What takes longer is left to the next time.
-const PATIENCE: Duration = Duration::from_secs(60);
+const STEP_TIMEOUT: Duration = Duration::from_secs(60);
 /// The same finding is told again after this long.
 const TELL_AGAIN: Duration = Duration::from_secs(600);
 /// Of so many accounts that nobody serves each is told of by name; of more, in sum: whoever feeds can invent any number.
@@ -117,8 +117,8 @@ impl Upkeep {
             self.store.make_journal(None).await?;
             self.store.prune_journal(self.retention).await
         };
-        let kept = self.store.within(PATIENCE, kept).await;
-        let ahead = self.store.within(PATIENCE, self.store.journal_days_ahead()).await.ok();
+        let kept = self.store.within(STEP_TIMEOUT, kept).await;
+        let ahead = self.store.within(STEP_TIMEOUT, self.store.journal_days_ahead()).await.ok();
         self.metrics.set_journal_days_ahead(ahead);
         let Err(error) = kept else {
             self.failures = Failures::default();
@@ -141,7 +141,7 @@ impl Upkeep {
     }
 
     async fn look_for_unroutable(&mut self) {
-        let Ok(found) = self.store.within(PATIENCE, self.store.unroutable(&self.own)).await else { return };
+        let Ok(found) = self.store.within(STEP_TIMEOUT, self.store.unroutable(&self.own)).await else { return };
         let news = self.news(&found, Instant::now());
         let (named, rest) = news.split_at(news.len().min(NAMED));
         for row in named {

@@ -485,12 +485,12 @@ fn to_work() -> i64 {
 }
 
 /// Whoever waits for a lock for longer fails.
-const PATIENCE: &str = "set lock_timeout = '1s'";
+const LOCK_TIMEOUT: &str = "set lock_timeout = '1s'";
 
 /// A replica of 0.1.0 that polls everything named `work…`, ten at a time; returns how many there were.
 async fn work(url: String, done: Arc<AtomicI64>) -> i64 {
     let mut old = Old::start(&url).await;
-    old.tell(PATIENCE).await;
+    old.tell(LOCK_TIMEOUT).await;
     for first in (1..=to_work()).step_by(10) {
         let names: Vec<String> = (first..first + 10).map(|number| format!("work{number}")).collect();
         for (id, fence) in old.claim(&names.iter().map(String::as_str).collect::<Vec<_>>()).await.into_values() {
@@ -504,7 +504,7 @@ async fn work(url: String, done: Arc<AtomicI64>) -> i64 {
 /// An application that inserts, settles and reads until it is told to end; returns how many it inserted and settled.
 async fn feed_and_settle(url: String, stop: CancellationToken) -> i64 {
     let mut connection = PgConnection::connect(&url).await.unwrap();
-    connection.execute(PATIENCE).await.unwrap();
+    connection.execute(LOCK_TIMEOUT).await.unwrap();
     let mut number = 0;
     while !stop.is_cancelled() {
         number += 1;

@@ -42,7 +42,7 @@ const FASTEST: f64 = 60.0;
 /// How often the tables are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// The longest that a transaction takes by the rules, without speed; and what slow machines and time-outs need beyond that.
-const LONGEST: (Duration, Duration) = (Duration::from_secs(1800), Duration::from_secs(60));
+const MAX_RUN: (Duration, Duration) = (Duration::from_secs(1800), Duration::from_secs(60));
 /// The database's name in the private cluster.
 const DATABASE: &str = "paypoll";
 const LOG_FILE: &str = "paypoll.log";
@@ -216,7 +216,7 @@ fn shown() -> Vec<&'static str> {
 
 /// Shows how the transactions stand until all are settled, or should have been for long.
 async fn watch(pool: &PgPool, simulator: &Simulator, parts: &[Part], asked: &cli::Demo) -> anyhow::Result<()> {
-    let (by_rules, beyond) = LONGEST;
+    let (by_rules, beyond) = MAX_RUN;
     let deadline = Instant::now() + cast::spread(asked.transactions) + by_rules.div_f64(asked.speed) + beyond;
     let mut view = View::open(&shown());
     let mut look = tokio::time::interval(LOOK_EVERY);

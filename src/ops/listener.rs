@@ -22,7 +22,7 @@ const MOST: usize = 64;
 /// From its first byte to its last one.
 const LIFETIME: Duration = Duration::from_secs(10);
 /// The longest request: a page's address and a browser's headers.
-const LONGEST_REQUEST: usize = 16 << 10;
+const MAX_REQUEST: usize = 16 << 10;
 /// When no descriptor is left, or all connections are about to end, another one is looked for after this.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -103,7 +103,7 @@ impl Connection {
         let end = CancellationToken::new();
         lock(open).insert(number, Visitor { end: end.clone(), asked: false });
         let (lifetime, end) = (Box::pin(sleep(LIFETIME)), Box::pin(end.cancelled_owned()));
-        Self { stream, number, open: open.clone(), lifetime, end, left: LONGEST_REQUEST }
+        Self { stream, number, open: open.clone(), lifetime, end, left: MAX_REQUEST }
     }
 
     fn poll_end(&mut self, context: &mut Context<'_>) -> io::Result<()> {

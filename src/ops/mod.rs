@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 /// A database that has not answered a probe by then is as good as none.
-const PATIENCE: Duration = Duration::from_secs(2);
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 /// `/readyz` asks the database at most this often.
 const READY_FOR: Duration = Duration::from_secs(1);
 /// `/metrics` and the page ask how late the accounts are at most this often.
@@ -44,7 +44,7 @@ const COUNT_EVERY: Duration = Duration::from_secs(15);
 /// Counting takes at most this share of a connection's time, however large the tables are.
 const COUNT_SHARE: u32 = 50;
 /// A scrape waits so long for the counts of now; after that it gets the ones before.
-const COUNT_PATIENCE: Duration = Duration::from_millis(500);
+const COUNT_TIMEOUT: Duration = Duration::from_millis(500);
 /// The page looks at everything at most this often, and for at most this share of a connection's time.
 const SITUATION_EVERY: Duration = Duration::from_secs(2);
 const SITUATION_SHARE: u32 = 10;
@@ -217,21 +217,21 @@ impl Ops {
     async fn situation(self: &Arc<Self>) -> Option<Situation> {
         let ops = self.clone();
         let look = || async move { found(ops.store.situation(ops.rules.budgets()).await) };
-        self.situation.get(SITUATION_EVERY, SITUATION_SHARE, PATIENCE, look).await
+        self.situation.get(SITUATION_EVERY, SITUATION_SHARE, LOOKUP_TIMEOUT, look).await
     }
 
     /// The counts, as fresh as they are to be had soon. Counting goes on when the client does not wait for it.
     async fn counts(self: &Arc<Self>) -> Option<Vec<Counts>> {
         let ops = self.clone();
         let look = || async move { ops.unless_stopping(async { found(ops.store.counts(&ops.providers()).await) }).await };
-        self.counts.get(COUNT_EVERY, COUNT_SHARE, COUNT_PATIENCE, look).await
+        self.counts.get(COUNT_EVERY, COUNT_SHARE, COUNT_TIMEOUT, look).await
     }
 
     /// The parked transactions by reason, likewise.
     async fn parked(self: &Arc<Self>) -> Option<Vec<Parked>> {
         let ops = self.clone();
         let look = || async move { ops.unless_stopping(async { found(ops.store.parked_by_reason().await) }).await };
-        self.parked.get(COUNT_EVERY, COUNT_SHARE, COUNT_PATIENCE, look).await
+        self.parked.get(COUNT_EVERY, COUNT_SHARE, COUNT_TIMEOUT, look).await
     }
 
     /// What takes long is not waited for once the daemon stops.
@@ -256,7 +256,7 @@ fn turns(last: Duration, bound: Duration) -> Result<(), String> {
 
 /// The answer, unless it fails or takes too long.
 async fn patiently<T>(asked: impl Future<Output = Result<T, StoreError>>) -> Option<T> {
-    found(tokio::time::timeout(PATIENCE, asked).await.ok()?)
+    found(tokio::time::timeout(LOOKUP_TIMEOUT, asked).await.ok()?)
 }
 
 fn found<T>(answer: Result<T, StoreError>) -> Option<T> {
@@ -305,7 +305,8 @@ mod tests {
     async fn however_many_ask_only_the_first_one_looks() {
         let (cached, looks) = (Cached::default(), AtomicU32::new(0));
         let look = || async { looks.fetch_add(1, Relaxed) };
-        let found = tokio::join!(cached.get(PATIENCE, look), cached.get(PATIENCE, look), cached.get(PATIENCE, look));
+        let found =
+            tokio::join!(cached.get(LOOKUP_TIMEOUT, look), cached.get(LOOKUP_TIMEOUT, look), cached.get(LOOKUP_TIMEOUT, look));
         assert_eq!(found, (0, 0, 0));
         assert_eq!(cached.get(Duration::ZERO, look).await, 1, "what is too old is looked up anew");
     }

@@ -35,9 +35,9 @@ impl Placer {
 
     /// What to do with a candidate of that lane.
     pub fn place(&mut self, candidate: &mut Candidate) -> Placement {
-        let draw = self.random.random();
+        let jitter = self.random.random();
         let Some((spec, room)) = self.lanes.get_mut(candidate.lane) else { return Placement::Leave };
-        let mut due = due(spec, candidate, self.now, draw);
+        let mut due = due(spec, candidate, self.now, jitter);
         if let Some(cut_at) = self.cut_at.filter(|at| *at > candidate.transaction.initiated_at) {
             due = due.max(after(cut_at, spec.rules.floors.every));
         }
@@ -56,7 +56,7 @@ impl Placer {
 }
 
 /// When the candidate's next poll may be sent: what its row says, but never before the floor since its last poll, whoever wrote the row.
-fn due(spec: &LaneSpec, candidate: &mut Candidate, now: DateTime<Utc>, draw: f64) -> DateTime<Utc> {
+fn due(spec: &LaneSpec, candidate: &mut Candidate, now: DateTime<Utc>, jitter: f64) -> DateTime<Utc> {
     let rules = &spec.rules;
     let transaction = &mut candidate.transaction;
     let anchors = transaction.anchors();
@@ -71,7 +71,7 @@ fn due(spec: &LaneSpec, candidate: &mut Candidate, now: DateTime<Utc>, draw: f64
         _ => rules.first_look(transaction, 0.0),
     };
     // A row that was inserted late is due when it came.
-    let due = candidate.due.max(if candidate.fresh { rules.first_look(transaction, draw) } else { earliest });
+    let due = candidate.due.max(if candidate.fresh { rules.first_look(transaction, jitter) } else { earliest });
     if candidate.orphan && due <= now {
         // A dead owner may have sent the poll that was due and died before he wrote it down: it counts as sent now. Whoever finds the
         // row next must know it too, whatever has been done to its time meanwhile.

@@ -3,7 +3,7 @@
 use super::admission::Placer;
 use super::lane::{Lane, Room};
 use super::membership::Member;
-use super::protocol::{Command, Look};
+use super::protocol::{ClaimCycle, Command};
 use super::workset::WorkSet;
 use crate::store::{Claim, ClaimOrder, LaneRoom};
 use chrono::{DateTime, TimeDelta, Utc};
@@ -168,8 +168,8 @@ impl Claims {
             let number = (number + self.cycles) % self.cursors.len();
             let lane = work.lane(number);
             let room = if may_take { lane.room(now, soon).at_most(free) } else { Room::default() };
-            let Some((asked, order)) = self.order(number, lane, room, scan && !stopping) else { continue };
-            lanes.push((number, asked));
+            let Some((wanted, order)) = self.order(number, lane, room, scan && !stopping) else { continue };
+            lanes.push((number, wanted));
             specs.push((lane.spec().clone(), room.ordinary + room.backlog));
             rooms.push(order);
         }
@@ -195,7 +195,7 @@ impl Claims {
         let unsure = std::mem::take(&mut self.maybe_claimed);
         Some(Command::Claim {
             placer: Placer { cut_at: member.cut_at(), ..Placer::new(specs, free, database_now, hold_until, jitter) },
-            look: Look { lanes, unsure, epoch: member.epoch(), now: database_now, asked: now, sweep: scan },
+            cycle: ClaimCycle { lanes, unsure, epoch: member.epoch(), now: database_now, issued_at: now, sweep: scan },
             order: Box::new(order),
         })
     }
@@ -209,39 +209,39 @@ impl Claims {
         // What is only planned for later needs no room in memory.
         let batch = |room: usize, planned: usize| if room > 0 && planned > 0 { room.max(PLAN_BATCH) } else { room };
         let planned = cursor.planned_away;
-        let asked = Room { ordinary: batch(room.ordinary, planned.ordinary), backlog: batch(room.backlog, planned.backlog) };
+        let wanted = Room { ordinary: batch(room.ordinary, planned.ordinary), backlog: batch(room.backlog, planned.backlog) };
         let epoch = DateTime::UNIX_EPOCH;
         let order = LaneRoom {
             provider: lane.spec().provider,
             account: lane.spec().account.clone(),
             since: if scan { epoch } else { cursor.since },
-            room: asked.ordinary,
+            room: wanted.ordinary,
             backlog_since: if scan { epoch } else { cursor.backlog_since },
-            backlog_room: asked.backlog,
+            backlog_room: wanted.backlog,
             survey: scan.then_some(cursor.survey),
         };
-        Some((asked, order))
+        Some((wanted, order))
     }
 }
 
 /// What a cycle brings.
 impl Claims {
     /// The claim has come back without an answer.
-    pub(super) fn on_failed(&mut self, now: Instant, look: &mut Look, epoch: u64) {
-        self.returned(now, look, epoch);
+    pub(super) fn on_failed(&mut self, now: Instant, cycle: &mut ClaimCycle, epoch: u64) {
+        self.returned(now, cycle, epoch);
     }
 
     /// The claim has come back: how far the lanes were looked at, and what this replica owns without having it in memory.
-    pub(super) fn on_claimed(&mut self, now: Instant, look: &mut Look, claim: &Claim, epoch: u64, work: &WorkSet) -> usize {
-        self.returned(now, look, epoch);
+    pub(super) fn on_claimed(&mut self, now: Instant, cycle: &mut ClaimCycle, claim: &Claim, epoch: u64, work: &WorkSet) -> usize {
+        self.returned(now, cycle, epoch);
         self.acknowledged = self.acknowledged.max(if claim.held.is_empty() { 0 } else { self.number });
-        if look.sweep {
-            let took = now.saturating_duration_since(look.asked);
+        if cycle.sweep {
+            let took = now.saturating_duration_since(cycle.issued_at);
             self.next_scan = now + (took * SCAN_SHARE).clamp(Duration::from_secs(1), RAREST_SCAN);
         }
-        for ((number, room), found) in look.lanes.iter().zip(&claim.found) {
+        for ((number, room), found) in cycle.lanes.iter().zip(&claim.found) {
             let cursor = &mut self.cursors[*number];
-            let behind = look.now - OVERLAP;
+            let behind = cycle.now - OVERLAP;
             if room.ordinary > 0 {
                 cursor.more = found.ordinary >= room.ordinary;
                 cursor.since = found.last.filter(|_| cursor.more).map_or(behind, |last| (last - OVERLAP).min(behind));
@@ -252,7 +252,7 @@ impl Claims {
                 cursor.planned_away.backlog = found.backlog;
                 cursor.backlog_since = found.backlog_last.filter(|_| more).map_or(behind, |last| (last - OVERLAP).min(behind));
             }
-            if look.sweep {
+            if cycle.sweep {
                 cursor.survey = found.survey.unwrap_or(DateTime::UNIX_EPOCH);
                 if found.survey.is_some() && !claim.own.is_empty() {
                     // What it owns is more than one survey sees.
@@ -260,7 +260,7 @@ impl Claims {
                 }
             }
         }
-        if look.epoch != epoch {
+        if cycle.epoch != epoch {
             return 0;
         }
         self.abandoned.extend(claim.own.iter().map(|(id, _)| *id).filter(|id| !work.contains(*id)));
@@ -270,11 +270,11 @@ impl Claims {
         self.abandoned.len()
     }
 
-    fn returned(&mut self, now: Instant, look: &mut Look, epoch: u64) {
+    fn returned(&mut self, now: Instant, cycle: &mut ClaimCycle, epoch: u64) {
         self.claiming = false;
         self.next = now + CLAIM_EVERY;
-        if look.epoch == epoch {
-            self.maybe_claimed = std::mem::take(&mut look.unsure);
+        if cycle.epoch == epoch {
+            self.maybe_claimed = std::mem::take(&mut cycle.unsure);
         }
     }
 

@@ -24,13 +24,13 @@ const FARTHEST: Duration = Duration::from_secs(7 * 24 * 3600);
 impl DatabaseClock {
     /// A clock from one reading: the database said `said` at some moment between `asked` and `received`.
     #[must_use]
-    pub fn new(asked: Instant, received: Instant, said: DateTime<Utc>) -> Self {
-        Self { read_at: received, earliest: said, latest: said + delta(received.saturating_duration_since(asked)) }
+    pub fn new(issued_at: Instant, received: Instant, said: DateTime<Utc>) -> Self {
+        Self { read_at: received, earliest: said, latest: said + delta(received.saturating_duration_since(issued_at)) }
     }
 
     /// Another reading. Narrows the bounds, or replaces them when it shows that the clock was set.
-    pub fn read(&mut self, asked: Instant, received: Instant, said: DateTime<Utc>) {
-        let new = Self::new(asked, received, said);
+    pub fn read(&mut self, issued_at: Instant, received: Instant, said: DateTime<Utc>) {
+        let new = Self::new(issued_at, received, said);
         let drift = delta(received.saturating_duration_since(self.read_at).mul_f64(DRIFT));
         let (earliest, latest) = (self.at(received) - drift, self.latest(received) + drift);
         *self = if new.earliest > latest || new.latest < earliest {

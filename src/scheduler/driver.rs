@@ -3,7 +3,7 @@
 use super::engine::Engine;
 use super::lane::{CircuitChange, LaneSpec};
 use super::poller::{Poller, Stops};
-use super::protocol::{Asked, Command, Event, Setup, StoreFailure, Telling, Watch};
+use super::protocol::{AccountNotice, Command, Event, PollResult, Setup, StoreFailure, Watch};
 use super::recording::Recording;
 use super::report::Reporter;
 use super::timer::Timer;
@@ -115,10 +115,10 @@ impl Daemon {
                 self.engine.on(Instant::now(), event, &mut commands);
             }
             self.engine.advance(Instant::now(), &mut commands);
-            for news in self.engine.news.drain(..) {
-                reporter.tell(news);
+            for notice in self.engine.notices.drain(..) {
+                reporter.report(notice);
             }
-            reporter.look(&self.engine, &self.pollers, now);
+            reporter.advance(&self.engine, &self.pollers, now);
             for command in commands.drain(..) {
                 if let Command::Finish { replica, unwritten, given_back } = command {
                     return self.finish(replica, unwritten).await.map(|()| given_back);
@@ -178,40 +178,40 @@ impl Daemon {
     }
 
     fn carry_out(&self, command: Command) {
-        let (store, process, asked) = (self.store.clone(), self.process, Instant::now());
+        let (store, process, issued_at) = (self.store.clone(), self.process, Instant::now());
         match command {
             Command::Register => {
                 let accounts: Vec<_> = self.lanes.iter().map(|spec| (spec.provider, spec.account.clone())).collect();
                 let lease = self.lease;
                 let work = async move { register(&store, process, lease, &accounts).await };
-                self.ask(STATEMENT_LIMIT, work, move |result| Event::Registered(result, asked));
+                self.ask(STATEMENT_LIMIT, work, move |result| Event::Registered(result, issued_at));
             }
             Command::Beat { replica, complied, judge, held } => {
                 let work = async move { store.beat(replica, process, complied, held, judge).await };
-                self.ask(HEARTBEAT_LIMIT, work, move |result| Event::Beaten(replica, result, asked));
+                self.ask(HEARTBEAT_LIMIT, work, move |result| Event::Beaten(replica, result, issued_at));
             }
-            Command::Claim { order, mut placer, mut look } => {
+            Command::Claim { order, mut placer, mut cycle } => {
                 let events = self.events.clone();
                 tokio::spawn(async move {
                     let mut place = |candidate: &mut crate::store::Candidate| placer.place(candidate);
-                    let claim = store.claim(&order, &mut place, &mut look.unsure);
+                    let claim = store.claim(&order, &mut place, &mut cycle.unsure);
                     let result = store.within(STATEMENT_LIMIT, claim).await.map_err(failure);
-                    drop(events.send(Event::Claimed(result, look)));
+                    drop(events.send(Event::Claimed(result, cycle)));
                 });
             }
             Command::Draw { draws, lanes } => {
                 let work = async move { store.draw(&draws).await };
-                self.ask(STATEMENT_LIMIT, work, move |result| Event::Drawn(result, lanes, asked));
+                self.ask(STATEMENT_LIMIT, work, move |result| Event::Drawn(result, lanes, issued_at));
             }
-            Command::Ask { held, before } => {
+            Command::Poll { held, before } => {
                 let (poller, stops, events) = (self.pollers[held.lane].clone(), self.stops.clone(), self.events.clone());
                 let spec = self.lanes[held.lane].clone();
                 tokio::spawn(async move {
-                    let asked = match spec.asks.exclusive_key(held.ask()).map(|key| key_name(&spec, key)) {
+                    let result = match spec.asks.exclusive_key(held.ask()).map(|key| key_name(&spec, key)) {
                         None => poller.poll(&held, before, &stops).await,
                         Some(key) => exclusively(&store, process, &spec, &key, poller.poll(&held, before, &stops)).await,
                     };
-                    drop(events.send(Event::Asked(held, asked)));
+                    drop(events.send(Event::Polled(held, result)));
                 });
             }
             Command::Record(mut recording) => {
@@ -233,14 +233,16 @@ impl Daemon {
             }
             Command::SlowDown { lane, until } => {
                 let spec = self.lanes[lane].clone();
-                let wait = until.saturating_duration_since(asked);
+                let wait = until.saturating_duration_since(issued_at);
                 let work = async move { store.slow_down(spec.provider, &spec.account, wait).await };
-                self.ask(STATEMENT_LIMIT, work, move |result| Event::Told(Telling::SlowDown { lane, until }, result));
+                self.ask(STATEMENT_LIMIT, work, move |result| {
+                    Event::AccountNoticeSent(AccountNotice::SlowDown { lane, until }, result)
+                });
             }
             Command::Circuit { lane, change } => {
-                let (spec, telling) = (self.lanes[lane].clone(), Telling::Circuit { lane, change: change.clone() });
+                let (spec, notice) = (self.lanes[lane].clone(), AccountNotice::Circuit { lane, change: change.clone() });
                 let work = async move { tell_circuit(&store, &spec, &change).await };
-                self.ask(STATEMENT_LIMIT, work, move |result| Event::Told(telling, result));
+                self.ask(STATEMENT_LIMIT, work, move |result| Event::AccountNoticeSent(notice, result));
             }
             Command::Probe { lane } => {
                 let spec = self.lanes[lane].clone();
@@ -291,15 +293,21 @@ fn key_name(spec: &LaneSpec, key: &str) -> Vec<u8> {
 }
 
 /// Polls while no other replica polls with the same key.
-async fn exclusively(store: &Store, process: Uuid, spec: &LaneSpec, key: &[u8], poll: impl Future<Output = Asked>) -> Asked {
+async fn exclusively(
+    store: &Store,
+    process: Uuid,
+    spec: &LaneSpec,
+    key: &[u8],
+    poll: impl Future<Output = PollResult>,
+) -> PollResult {
     let taken = store.within(HEARTBEAT_LIMIT, store.take_key(key, process, spec.timeout + KEY_MARGIN)).await;
     if !matches!(taken, Ok(true)) {
-        return Asked::Later(EXCLUDED_FOR);
+        return PollResult::Later(EXCLUDED_FOR);
     }
-    let asked = poll.await;
+    let result = poll.await;
     // Where it cannot be given back, it ends by itself.
     drop(store.within(HEARTBEAT_LIMIT, store.give_key_back(key, process)).await);
-    asked
+    result
 }
 
 async fn tell_circuit(store: &Store, spec: &LaneSpec, change: &CircuitChange) -> Result<(), StoreError> {

@@ -10,9 +10,9 @@ use super::held::Held;
 use super::history::Comparison;
 use super::lane::{CircuitChange, Lane};
 use super::membership::{LeaseChange, Member};
-use super::notice::News;
+use super::notice::Notice;
 use super::outbox::Outbox;
-use super::protocol::{Asked, Command, Event, Look, Setup, StoreFailure, Telling, Watch};
+use super::protocol::{AccountNotice, ClaimCycle, Command, Event, PollResult, Setup, StoreFailure, Watch};
 use super::recording::{Carried, Recording};
 use super::results::{self, Answer, redaction};
 use super::workset::{Superseded, Woken, WorkSet};
@@ -38,15 +38,15 @@ const EMPTY_DRAW_BACKOFF: Duration = Duration::from_millis(20);
 /// However far ahead the budget is booked, a draw is tried this often: the database's clock may have been set.
 const FARTHEST_DRAW_S: f64 = 1.0;
 /// What could not be told to the other replicas is repeated after this.
-const TELL_AGAIN: Duration = Duration::from_secs(1);
+const NOTICE_RETRY: Duration = Duration::from_secs(1);
 /// A stop with nothing to write waits so long for a database that is away, to give back what it holds.
-const STOP_PATIENCE: Duration = Duration::from_secs(1);
+const STOP_DATABASE_WAIT: Duration = Duration::from_secs(1);
 
 /// The state machine.
 pub struct Engine {
     setup: Setup,
     /// What the log and the metrics are told.
-    pub news: Vec<News>,
+    pub notices: Vec<Notice>,
     random: StdRng,
     member: Member,
     claims: Claims,
@@ -65,7 +65,7 @@ pub struct Engine {
     /// Polls of transactions that are not ours any more as they were, and under which registration they were sent.
     strays: Vec<(u64, Poll)>,
     /// What the other replicas could not be told yet, and when it is tried again.
-    untold: Vec<(Telling, Instant)>,
+    unsent_notices: Vec<(AccountNotice, Instant)>,
     stopping: Option<Instant>,
     finished: bool,
 }
@@ -76,7 +76,7 @@ impl Engine {
     pub fn new(setup: Setup, now: Instant) -> Self {
         Self {
             random: StdRng::seed_from_u64(setup.seed),
-            news: Vec::new(),
+            notices: Vec::new(),
             member: Member::new(setup.lease, now),
             claims: Claims::new(setup.lanes.len(), now),
             work: WorkSet::new(&setup.lanes, setup.max_in_flight, now),
@@ -88,7 +88,7 @@ impl Engine {
             accounts_known: false,
             next_start: None,
             strays: Vec::new(),
-            untold: Vec::new(),
+            unsent_notices: Vec::new(),
             stopping: None,
             finished: false,
             setup,
@@ -105,9 +105,9 @@ impl Engine {
     pub fn on(&mut self, now: Instant, event: Event, out: &mut Vec<Command>) {
         match event {
             Event::Tick => {}
-            Event::Registered(result, asked) => match result {
+            Event::Registered(result, issued_at) => match result {
                 Ok(result) => {
-                    let change = self.member.on_registered(now, result, asked);
+                    let change = self.member.on_registered(now, result, issued_at);
                     self.on_lease(now, change);
                 }
                 Err(failure) => {
@@ -115,23 +115,23 @@ impl Engine {
                     self.lose_database(now, failure);
                 }
             },
-            Event::Beaten(replica, result, asked) => {
+            Event::Beaten(replica, result, issued_at) => {
                 self.member.beat_returned();
                 match result {
                     Ok(beat) => {
-                        let change = self.member.on_beaten(now, replica, beat, asked);
+                        let change = self.member.on_beaten(now, replica, beat, issued_at);
                         self.on_lease(now, change);
                     }
                     Err(failure) => self.lose_database(now, failure),
                 }
             }
-            Event::Claimed(result, look) => self.on_claimed(now, result, look),
-            Event::Drawn(result, lanes, asked) => self.on_drawn(now, result, &lanes, asked),
-            Event::Asked(held, asked) => self.on_asked(now, held, asked, out),
+            Event::Claimed(result, cycle) => self.on_claimed(now, result, cycle),
+            Event::Drawn(result, lanes, issued_at) => self.on_drawn(now, result, &lanes, issued_at),
+            Event::Polled(held, result) => self.on_polled(now, held, result, out),
             Event::Recorded(recording, result) => self.on_recorded(now, recording, result),
             Event::Watched(result) => self.on_watched(now, result),
             Event::Compared(ids, result) => self.on_compared(now, &ids, result),
-            Event::Told(telling, result) => self.on_told(now, telling, result.is_ok()),
+            Event::AccountNoticeSent(notice, result) => self.on_notice_sent(now, notice, result.is_ok()),
             Event::Probe { lane, granted } => self.on_probe(now, lane, granted),
             Event::Woken => {
                 self.member.suspect_lease(now);
@@ -150,7 +150,7 @@ impl Engine {
         if self.finished {
             return None;
         }
-        let stop = self.stopping.map(|since| since + STOP_PATIENCE);
+        let stop = self.stopping.map(|since| since + STOP_DATABASE_WAIT);
         if !self.member.has_database() || !self.member.is_registered() {
             return self.member.next_wakeup().into_iter().chain(stop).min();
         }
@@ -161,7 +161,7 @@ impl Engine {
             self.claims.next_wakeup().filter(|_| going),
             self.outbox.due(),
             self.next_start.filter(|_| going),
-            self.untold.iter().map(|(_, at)| *at).min(),
+            self.unsent_notices.iter().map(|(_, at)| *at).min(),
         ];
         // Nothing is started any more while stopping.
         let starting = self.work.lanes().iter().filter(|_| going);
@@ -199,7 +199,7 @@ impl Engine {
     fn on_lease(&mut self, now: Instant, change: LeaseChange) {
         if change.back {
             (self.accounts_known, self.next_watch) = (false, now);
-            self.news.push(News::DatabaseBack);
+            self.notices.push(Notice::DatabaseBack);
         }
         if change.beaten {
             self.outbox.retry();
@@ -229,7 +229,7 @@ impl Engine {
     fn on_commits_lost(&mut self, now: Instant, recorded: i64, claimed: i64) {
         let gone = (self.outbox.acknowledged() - recorded, self.claims.acknowledged() - claimed);
         let what = format!("{} batches of records and {} claims that it had acknowledged are gone", gone.0, gone.1);
-        self.news.push(News::CommitsLost(what));
+        self.notices.push(Notice::CommitsLost(what));
         let replica = self.replica();
         self.outbox.on_commits_lost(recorded, replica);
         self.claims.on_commits_lost(now, claimed);
@@ -240,41 +240,41 @@ impl Engine {
         self.settling = true;
     }
 
-    fn on_claimed(&mut self, now: Instant, result: Result<Claim, StoreFailure>, mut look: Look) {
+    fn on_claimed(&mut self, now: Instant, result: Result<Claim, StoreFailure>, mut cycle: ClaimCycle) {
         let epoch = self.member.epoch();
         let claim = match result {
             Ok(claim) => claim,
             Err(failure) => {
-                self.claims.on_failed(now, &mut look, epoch);
+                self.claims.on_failed(now, &mut cycle, epoch);
                 return self.lose_database(now, failure);
             }
         };
         if let Some(clock) = claim.clock {
-            self.member.read_clock(look.asked, now, clock);
+            self.member.read_clock(cycle.issued_at, now, clock);
         }
-        let recovered = self.claims.on_claimed(now, &mut look, &claim, epoch, &self.work);
+        let recovered = self.claims.on_claimed(now, &mut cycle, &claim, epoch, &self.work);
         if recovered > 0 {
-            self.news.push(News::Recovered(recovered));
+            self.notices.push(Notice::Recovered(recovered));
         }
         for (id, why) in claim.refused {
             if self.claims.avoid(now, id) {
-                self.news.push(News::RowRefused { id, why });
+                self.notices.push(Notice::RowRefused { id, why });
             }
         }
-        for ((number, room), found) in look.lanes.iter().zip(&claim.found) {
+        for ((number, room), found) in cycle.lanes.iter().zip(&claim.found) {
             let any = found.ordinary + found.backlog > 0 || self.work.lane(*number).idle() > 0;
-            let asked = room.ordinary + room.backlog > 0;
-            if (any || asked) && self.work.lane_mut(*number).circuit_mut().note_probe_candidates(now, any) {
-                self.untold.push((Telling::Circuit { lane: *number, change: CircuitChange::Abandon }, now));
+            let wanted = room.ordinary + room.backlog > 0;
+            if (any || wanted) && self.work.lane_mut(*number).circuit_mut().note_probe_candidates(now, any) {
+                self.unsent_notices.push((AccountNotice::Circuit { lane: *number, change: CircuitChange::Abandon }, now));
             }
         }
         for claimed in claim.held {
-            let Some((number, _)) = look.lanes.get(claimed.lane).copied() else { continue };
-            if claimed.due <= crate::domain::after(look.now, LOOK_AHEAD) {
+            let Some((number, _)) = cycle.lanes.get(claimed.lane).copied() else { continue };
+            if claimed.due <= crate::domain::after(cycle.now, LOOK_AHEAD) {
                 self.claims.took(number, claimed.backlog);
             }
             // Under an older registration the claim is void: the rows belong to a replica that is gone.
-            if look.epoch == epoch && self.member.is_registered() {
+            if cycle.epoch == epoch && self.member.is_registered() {
                 let mut held = Held::new(claimed, number, epoch, self.claims.number());
                 held.generation = self.comparison.generation();
                 self.take_in(now, held);
@@ -309,7 +309,7 @@ impl Engine {
         results::request_refused(self.work.lane(held.lane).spec(), held)
     }
 
-    fn on_drawn(&mut self, now: Instant, result: Result<Vec<Drawn>, StoreFailure>, lanes: &[usize], asked: Instant) {
+    fn on_drawn(&mut self, now: Instant, result: Result<Vec<Drawn>, StoreFailure>, lanes: &[usize], issued_at: Instant) {
         for number in lanes {
             self.work.lane_mut(*number).end_draw();
         }
@@ -317,11 +317,11 @@ impl Engine {
             Ok(drawn) => drawn,
             Err(failure) => return self.lose_database(now, failure),
         };
-        if self.member.is_stale(asked) {
+        if self.member.is_stale(issued_at) {
             return;
         }
         for draw in drawn {
-            self.member.read_clock(asked, now, draw.clock);
+            self.member.read_clock(issued_at, now, draw.clock);
             let (Some(number), Some(clock)) = (lanes.get(draw.lane), self.member.clock()) else { continue };
             // The slots count from the moment of the draw by the database's clock, not from that of its answer: an answer that was long
             // under way brings slots that are void, because others have had the budget since.
@@ -350,13 +350,13 @@ impl Engine {
                 }
                 if !recorded.locked.is_empty() {
                     if !recording.batch.skip_locked {
-                        self.news.push(News::Locked(recorded.locked.len()));
+                        self.notices.push(Notice::Locked(recorded.locked.len()));
                     }
                     self.outbox.set_aside(&mut recording, &recorded.locked);
                 }
-                for (id, news) in recording.news.drain(..) {
+                for (id, notice) in recording.notices.drain(..) {
                     if !recorded.is_journal_only() && !recorded.refused.contains(&id) {
-                        self.news.push(news);
+                        self.notices.push(notice);
                     }
                 }
                 if recording.replica == self.replica() {
@@ -391,7 +391,7 @@ impl Engine {
 
     fn take_apart(&mut self, now: Instant, recording: Box<Recording>, why: String) {
         if let Some(id) = self.outbox.take_apart(now, recording, &why) {
-            self.news.push(News::RecordRefused { id, why });
+            self.notices.push(Notice::RecordRefused { id, why });
         }
     }
 
@@ -428,7 +428,7 @@ impl Engine {
             }
             let paused = state.and_then(|state| state.paused.clone());
             if lane.suspend(paused.is_some()) {
-                self.news.push(News::Suspended { lane: number, because: paused });
+                self.notices.push(Notice::Suspended { lane: number, because: paused });
             }
         }
     }
@@ -446,15 +446,15 @@ impl Engine {
     }
 
     /// What could not be told is repeated, as long as it is true.
-    fn on_told(&mut self, now: Instant, telling: Telling, told: bool) {
-        let holds = match &telling {
-            Telling::SlowDown { until, .. } => *until > now,
-            Telling::Circuit { lane, change } => {
+    fn on_notice_sent(&mut self, now: Instant, notice: AccountNotice, told: bool) {
+        let holds = match &notice {
+            AccountNotice::SlowDown { until, .. } => *until > now,
+            AccountNotice::Circuit { lane, change } => {
                 matches!(change, CircuitChange::Open(_)) == self.work.lane(*lane).circuit().is_open()
             }
         };
         if !told && holds {
-            self.untold.push((telling, now + TELL_AGAIN));
+            self.unsent_notices.push((notice, now + NOTICE_RETRY));
         }
     }
 
@@ -473,13 +473,13 @@ impl Engine {
 
 /// What a provider's answer brings.
 impl Engine {
-    fn on_asked(&mut self, now: Instant, held: Box<Held>, asked: Asked, out: &mut Vec<Command>) {
+    fn on_polled(&mut self, now: Instant, held: Box<Held>, result: PollResult, out: &mut Vec<Command>) {
         let number = held.lane;
         self.work.returned(&held);
-        match asked {
+        match result {
             // After a failover it was claimed anew while this was away.
-            Asked::NotSent(_) | Asked::Later(_) if held.epoch == self.member.epoch() && !self.work.is_current(&held) => {}
-            Asked::NotSent(why) => {
+            PollResult::NotSent(_) | PollResult::Later(_) if held.epoch == self.member.epoch() && !self.work.is_current(&held) => {}
+            PollResult::NotSent(why) => {
                 let mut due = now;
                 if let Some(outcome) = why {
                     let spec = self.work.lane(number).spec().clone();
@@ -490,15 +490,15 @@ impl Engine {
                 }
                 self.requeue(now, held, due);
             }
-            Asked::Later(wait) => self.requeue(now, held, now + wait),
-            Asked::Impossible(reason) => {
+            PollResult::Later(wait) => self.requeue(now, held, now + wait),
+            PollResult::Impossible(reason) => {
                 if held.epoch == self.member.epoch() && self.work.is_current(&held) {
                     self.park(now, held, State::Invalid, reason, Source::Poll);
                 } else {
                     self.leave(now, &held);
                 }
             }
-            Asked::Sent { at, latency, status, body, outcome } => {
+            PollResult::Sent { at, latency, status, body, outcome } => {
                 self.work.lane_mut(number).was_sent(now, &held.transaction.reference);
                 let spec = self.work.lane(number).spec();
                 let redaction = redaction(spec, &held);
@@ -520,7 +520,7 @@ impl Engine {
             self.outbox.poll(now, journaled.poll);
         }
         self.note_health(now, &held, &answer.outcome, out);
-        self.news.push(journaled.news);
+        self.notices.push(journaled.notice);
         if lost {
             return;
         }
@@ -532,7 +532,7 @@ impl Engine {
         let spec = self.work.lane(held.lane).spec().clone();
         let followed = results::follow(&mut held, &spec, answer, journaled.sent, now, jitter);
         if followed.transition.is_some() {
-            self.outbox.tell(held.transaction.id, results::transition_news(&held, from, followed.reason));
+            self.outbox.tell(held.transaction.id, results::transition_notice(&held, from, followed.reason));
         }
         let Some(due) = followed.due else {
             return self.close(now, held, followed.transition);
@@ -560,7 +560,7 @@ impl Engine {
         let from = std::mem::replace(&mut held.transaction.state, to);
         let reason = redaction(self.work.lane(held.lane).spec(), &held).line(&reason);
         held.unsaved.reason = Some(Some(reason.clone()));
-        self.outbox.tell(held.transaction.id, results::transition_news(&held, from, Some(reason)));
+        self.outbox.tell(held.transaction.id, results::transition_notice(&held, from, Some(reason)));
         self.close(now, held, Some(Transition { from, source, evidence: None }));
     }
 
@@ -588,8 +588,8 @@ impl Engine {
         if wait.is_some() || matches!(outcome, Outcome::RateLimited { .. }) {
             let wait = wait.unwrap_or_default();
             lane.pause(now + wait);
-            self.news.push(News::RateLimited { lane: number, wait });
-            out.push(Telling::SlowDown { lane: number, until: now + wait }.command());
+            self.notices.push(Notice::RateLimited { lane: number, wait });
+            out.push(AccountNotice::SlowDown { lane: number, until: now + wait }.command());
         }
         let probe_after = lane.spec().circuit.probe_after;
         if let Some(mut change) = lane.circuit_mut().on_outcome(held.transaction.id, outcome.health()) {
@@ -604,8 +604,8 @@ impl Engine {
                 CircuitChange::Close | CircuitChange::Abandon => lane.circuit_mut().set_closed(),
             }
             // What was to be told of it before is not true any more.
-            self.untold.retain(|(telling, _)| !matches!(telling, Telling::Circuit { lane, .. } if *lane == number));
-            out.push(Telling::Circuit { lane: number, change }.command());
+            self.unsent_notices.retain(|(notice, _)| !matches!(notice, AccountNotice::Circuit { lane, .. } if *lane == number));
+            out.push(AccountNotice::Circuit { lane: number, change }.command());
         }
     }
 }
@@ -626,7 +626,9 @@ impl Engine {
                 self.member.register(out);
                 self.beat(now, out);
             }
-            if self.stopping.is_some_and(|since| since + STOP_PATIENCE <= now) && self.in_flight() == 0 && !self.outbox.has_facts()
+            if self.stopping.is_some_and(|since| since + STOP_DATABASE_WAIT <= now)
+                && self.in_flight() == 0
+                && !self.outbox.has_facts()
             {
                 // Nothing is to be written, and what is owned is free when the lease is over.
                 self.finish(None, false, out);
@@ -665,7 +667,7 @@ impl Engine {
         let Some(since) = self.stopping else { return };
         // What is asked of a database that does not answer is not waited for when nothing depends on it.
         let waits = self.claims.has_unfreed() || self.claims.is_claiming() || self.member.is_registering();
-        if self.in_flight() == 0 && self.outbox.is_done() && (!waits || since + STOP_PATIENCE <= now) {
+        if self.in_flight() == 0 && self.outbox.is_done() && (!waits || since + STOP_DATABASE_WAIT <= now) {
             let unwritten = self.outbox.unwritten();
             let given_back = !waits && unwritten.is_none();
             self.finish(unwritten, given_back, out);
@@ -696,8 +698,8 @@ impl Engine {
 
     /// Repeats what the other replicas could not be told.
     fn tell(&mut self, now: Instant, out: &mut Vec<Command>) {
-        for (telling, _) in self.untold.extract_if(.., |(_, at)| *at <= now) {
-            out.push(telling.command());
+        for (notice, _) in self.unsent_notices.extract_if(.., |(_, at)| *at <= now) {
+            out.push(notice.command());
         }
     }
 
@@ -730,7 +732,7 @@ impl Engine {
         let until = |lane: &Lane| lease_end.checked_sub(lane.spec().timeout + LEASE_MARGIN).unwrap_or(now);
         while !self.outbox.is_full() {
             let Some((held, before)) = self.work.start(now, &mut open, until, &mut self.next_start) else { break };
-            out.push(Command::Ask { held, before });
+            out.push(Command::Poll { held, before });
         }
     }
 
@@ -831,7 +833,7 @@ impl Engine {
     fn lose_database(&mut self, now: Instant, failure: StoreFailure) {
         // Somebody was in the way of a statement that is sent again anyway.
         if !matches!(failure, StoreFailure::Conflict(_)) && self.member.mark_unavailable(now) {
-            self.news.push(News::DatabaseLost(failure.words().to_owned()));
+            self.notices.push(Notice::DatabaseLost(failure.words().to_owned()));
         }
     }
 

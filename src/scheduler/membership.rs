@@ -166,8 +166,8 @@ impl Member {
     }
 
     /// Whether what was asked at that moment was asked before the process stood still: it says nothing of now.
-    pub(super) fn is_stale(&self, asked: Instant) -> bool {
-        self.doubted.is_some_and(|doubted| asked <= doubted)
+    pub(super) fn is_stale(&self, issued_at: Instant) -> bool {
+        self.doubted.is_some_and(|doubted| issued_at <= doubted)
     }
 
     fn registered(&self) -> Option<&Registered> {
@@ -191,18 +191,18 @@ impl Member {
 /// What the events bring.
 impl Member {
     /// The answer to a registration.
-    pub(super) fn on_registered(&mut self, now: Instant, result: (ReplicaId, Beat), asked: Instant) -> LeaseChange {
+    pub(super) fn on_registered(&mut self, now: Instant, result: (ReplicaId, Beat), issued_at: Instant) -> LeaseChange {
         let (replica, beat) = result;
         let back = self.mark_available();
-        self.read_clock(asked, now, beat.clock);
+        self.read_clock(issued_at, now, beat.clock);
         self.note_cut(&beat);
         self.epoch += 1;
         // A newcomer cannot tell whether the database's clock was set a moment ago: all others show a sign of life first.
         self.steady_since = self.steady_since.or(now.checked_sub(self.lease).map(|since| since + JOIN_GRACE));
         self.registration =
-            Registration::Yes(Registered { replica, members: beat.members, heard: asked, beaten: asked, complied: 0 });
+            Registration::Yes(Registered { replica, members: beat.members, heard: issued_at, beaten: issued_at, complied: 0 });
         self.next_beat = now + BEAT_EVERY;
-        if self.is_stale(asked) {
+        if self.is_stale(issued_at) {
             self.suspect_lease(now);
         }
         LeaseChange { back, registered: true, members: true, ..LeaseChange::default() }
@@ -214,16 +214,16 @@ impl Member {
     }
 
     /// The answer to a heartbeat of `replica`.
-    pub(super) fn on_beaten(&mut self, now: Instant, replica: ReplicaId, beat: Beat, asked: Instant) -> LeaseChange {
+    pub(super) fn on_beaten(&mut self, now: Instant, replica: ReplicaId, beat: Beat, issued_at: Instant) -> LeaseChange {
         let mut change = LeaseChange { beaten: true, ..LeaseChange::default() };
-        let doubtful = self.is_stale(asked);
+        let doubtful = self.is_stale(issued_at);
         // Without a lease it is back when there is a new one.
         let holds = beat.alive || self.replica() != Some(replica);
         if holds && !doubtful && self.mark_available() {
             change.back = true;
             self.steady_since = Some(now);
         }
-        self.read_clock(asked, now, beat.clock);
+        self.read_clock(issued_at, now, beat.clock);
         change.cut = self.note_cut(&beat);
         self.next_beat = now + BEAT_EVERY;
         let (recorded, claimed) = self.acknowledged;
@@ -241,7 +241,7 @@ impl Member {
             Registration::Yes(registered) if beat.alive => {
                 change.died = registered.members.living.iter().any(|id| !beat.members.living.contains(id));
                 registered.members = beat.members;
-                (registered.heard, registered.beaten) = (asked, asked);
+                (registered.heard, registered.beaten) = (issued_at, issued_at);
                 change.members = true;
             }
             Registration::Yes(_) => change.lost = true,
@@ -272,7 +272,7 @@ impl Member {
     }
 
     /// Another reading of the database's clock.
-    pub(super) fn read_clock(&mut self, asked: Instant, now: Instant, said: DateTime<Utc>) {
+    pub(super) fn read_clock(&mut self, issued_at: Instant, now: Instant, said: DateTime<Utc>) {
         match &mut self.clock {
             Some(clock) => {
                 if crate::domain::since(clock.at(now), said) > CLOCK_STEP {
@@ -280,9 +280,9 @@ impl Member {
                     self.steady_since = Some(now);
                     self.leapt = true;
                 }
-                clock.read(asked, now, said);
+                clock.read(issued_at, now, said);
             }
-            None => self.clock = Some(DatabaseClock::new(asked, now, said)),
+            None => self.clock = Some(DatabaseClock::new(issued_at, now, said)),
         }
     }
 
@@ -408,7 +408,7 @@ impl Member {
         let peers = self.registered().map_or(&[][..], |registered| &registered.members.peers);
         let others: i64 = peers.iter().sum();
         let mean = (others.unsigned_abs() as usize + held) / (peers.len() + 1);
-        !peers.is_empty() && held > mean + mean / 10 + EVEN
+        !peers.is_empty() && held > mean + mean / 10 + SHARE_SLACK
     }
 
     /// What a failure of the database is called in the log.
@@ -418,7 +418,7 @@ impl Member {
 }
 
 /// Differences of so many transactions in memory are not evened out.
-const EVEN: usize = 50;
+const SHARE_SLACK: usize = 50;
 
 /// Of so many requests in flight one is kept for a newcomer; of fewer none can be spared.
 const RESERVED_FROM: u32 = 4;

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 /// Something that happened and is worth a line or a count.
 #[derive(Debug)]
-pub enum News {
+pub enum Notice {
     /// A poll was answered, or not.
     Poll {
         /// The account's lane.

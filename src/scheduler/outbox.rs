@@ -1,7 +1,7 @@
 //! What is to be written and is not yet: batches, one under way at a time, and the transactions that wait for them.
 
 use super::held::Held;
-use super::notice::News;
+use super::notice::Notice;
 use super::recording::{Carried, Recording};
 use crate::store::{Batch, Entry, Poll, ReplicaId};
 use std::collections::HashSet;
@@ -90,8 +90,8 @@ impl Outbox {
     }
 
     /// What to tell when it is written.
-    pub(super) fn tell(&mut self, id: Uuid, news: News) {
-        self.gathering.news.push((id, news));
+    pub(super) fn tell(&mut self, id: Uuid, notice: Notice) {
+        self.gathering.notices.push((id, notice));
     }
 
     /// Polls from an earlier lease. They must not be recorded as this replica's: under its new registration it may hold the transaction

@@ -2,7 +2,7 @@
 
 use super::held::Held;
 use super::lane::LaneSpec;
-use super::protocol::Asked;
+use super::protocol::PollResult;
 use super::token::{NoToken, Refusal, Tokens};
 use crate::domain::{Health, NoAnswer, Outcome};
 use crate::providers::{Ask, Token, TokenFlow};
@@ -64,10 +64,10 @@ impl Poller {
     /// Asks, unless it is later than `before` by then.
     ///
     /// Nothing in here has a known way to panic; if one is found, it is this poll's failure and takes no transaction away.
-    pub async fn poll(&self, held: &Held, before: Instant, stops: &Stops) -> Asked {
+    pub async fn poll(&self, held: &Held, before: Instant, stops: &Stops) -> PollResult {
         let sent = OnceLock::new();
-        if let Some(asked) = caught(self.attempt(held, before, stops, &sent)).await {
-            return asked;
+        if let Some(result) = caught(self.attempt(held, before, stops, &sent)).await {
+            return result;
         }
         error!(
             event = event::POLL_FAILED,
@@ -83,17 +83,17 @@ impl Poller {
         match sent.get() {
             // Whatever may have been sent counts as sent.
             Some(at) => nothing_usable(*at, Outcome::Unusable { why: OUR_FAULT.into() }),
-            None => Asked::Later(self.spec.rules.retry.wait(1, 0.0)),
+            None => PollResult::Later(self.spec.rules.retry.wait(1, 0.0)),
         }
     }
 
-    async fn attempt(&self, held: &Held, before: Instant, stops: &Stops, sent: &OnceLock<Instant>) -> Asked {
+    async fn attempt(&self, held: &Held, before: Instant, stops: &Stops, sent: &OnceLock<Instant>) -> PollResult {
         if let Some(flaw) = &held.flaw {
-            return Asked::Impossible(flaw.clone());
+            return PollResult::Impossible(flaw.clone());
         }
         let reference = &*held.transaction.reference;
         if reference.chars().any(char::is_control) {
-            return Asked::Impossible("reference has control characters".into());
+            return PollResult::Impossible("reference has control characters".into());
         }
         match self.spec.asks.token_flow() {
             None => self.exchange(held, None, before, stops, sent).await,
@@ -109,18 +109,18 @@ impl Poller {
         before: Instant,
         stops: &Stops,
         sent: &OnceLock<Instant>,
-    ) -> Asked {
+    ) -> PollResult {
         let token = match self.token(flow, None, stops).await {
-            None => return Asked::NotSent(None),
+            None => return PollResult::NotSent(None),
             Some(Ok(token)) => token,
-            Some(Err(NoToken::Later(pause))) => return Asked::Later(pause),
+            Some(Err(NoToken::Later(pause))) => return PollResult::Later(pause),
             Some(Err(NoToken::Failed { refusal: Refusal::NotSent(why), pause, .. })) => return self.unsent(&why, pause),
             Some(Err(NoToken::Failed { refusal: Refusal::Provider(outcome), pause, first })) => {
                 return self.without_token(held, outcome, pause, first);
             }
         };
         let first = self.exchange(held, Some(&token), before, stops, sent).await;
-        let Asked::Sent { status: Some(status), body, .. } = &first else { return first };
+        let PollResult::Sent { status: Some(status), body, .. } = &first else { return first };
         if !flow.is_refused(&held.transaction.reference, &Response { status: *status, retry_after: None, body: body.clone() }) {
             return first;
         }
@@ -128,7 +128,9 @@ impl Poller {
         match self.token(flow, Some(&token), stops).await {
             Some(Ok(renewed)) if renewed.expose_secret() != token.expose_secret() => {
                 match self.exchange(held, Some(&renewed), before, stops, sent).await {
-                    Asked::Sent { at, latency, status, body, outcome } => Asked::Sent { at, latency, status, body, outcome },
+                    PollResult::Sent { at, latency, status, body, outcome } => {
+                        PollResult::Sent { at, latency, status, body, outcome }
+                    }
                     _ => first,
                 }
             }
@@ -167,7 +169,7 @@ impl Poller {
     }
 
     /// What a poll comes to that could not be sent for want of something of our own: nobody's fault but ours, and no poll.
-    fn unsent(&self, why: &str, pause: Duration) -> Asked {
+    fn unsent(&self, why: &str, pause: Duration) -> PollResult {
         let mut told = self.told_unsent.lock().unwrap_or_else(PoisonError::into_inner);
         if told.is_none_or(|at| at.elapsed() >= TELL_UNSENT) {
             *told = Some(Instant::now());
@@ -181,11 +183,11 @@ impl Poller {
                 self.spec.account,
             );
         }
-        Asked::Later(pause)
+        PollResult::Later(pause)
     }
 
     /// What a poll comes to that has no token: told once for all who waited, a failure of each, and nobody's poll.
-    fn without_token(&self, held: &Held, outcome: Outcome, pause: Duration, first: bool) -> Asked {
+    fn without_token(&self, held: &Held, outcome: Outcome, pause: Duration, first: bool) -> PollResult {
         let ask = self.question(held, None);
         let redaction = Redaction::new(self.spec.asks.secrets(ask), self.spec.asks.kept(ask));
         let why = outcome.error().unwrap_or_else(|| outcome.name().to_owned());
@@ -206,12 +208,12 @@ impl Poller {
         }
         if !first && outcome.retry_after().is_some() {
             // One word of it is enough to hold the whole account.
-            return Asked::Later(pause);
+            return PollResult::Later(pause);
         }
         let tells_of_itself = outcome.health() != Health::Neutral || matches!(outcome, Outcome::RateLimited { .. });
         // Whatever is wrong with the token, the account cannot be asked: to its circuit it is a host that is not there.
         let outcome = if tells_of_itself { outcome } else { Outcome::NoAnswer(NoAnswer::Connection(why)) };
-        Asked::NotSent(Some(outcome))
+        PollResult::NotSent(Some(outcome))
     }
 
     fn question<'a>(&self, held: &'a Held, token: Option<&'a SecretString>) -> Ask<'a> {
@@ -231,45 +233,45 @@ impl Poller {
         before: Instant,
         stops: &Stops,
         sent: &OnceLock<Instant>,
-    ) -> Asked {
+    ) -> PollResult {
         let ask = self.question(held, token);
         let request = catch_unwind(AssertUnwindSafe(|| self.spec.asks.request(ask).and_then(Transport::prepare)));
         let request = match request.unwrap_or_else(|_| Err("paypoll failed to make the request".into())) {
             Ok(request) => request,
-            Err(reason) => return Asked::Impossible(reason),
+            Err(reason) => return PollResult::Impossible(reason),
         };
         let at = Instant::now();
         if at >= before || stops.sending.is_cancelled() {
-            return Asked::NotSent(None);
+            return PollResult::NotSent(None);
         }
         sent.get_or_init(|| at);
         let answer = tokio::select! {
             answer = self.transport.send(request, self.spec.timeout) => answer,
             () = stops.waiting.cancelled() => return nothing_usable(at, Outcome::NoAnswer(NoAnswer::Stopped)),
         };
-        let asked = match answer {
+        let result = match answer {
             // Nothing of it was sent, so that it is as early or as late as it was.
             Err(Failure::NotSent(why)) => return self.unsent(&why, self.spec.rules.retry.wait(1, 0.0)),
             Ok(response) => {
                 let response = without(response, token);
                 let read = catch_unwind(AssertUnwindSafe(|| self.spec.asks.read(ask, &response)));
                 let outcome = read.unwrap_or_else(|_| Outcome::Unusable { why: "paypoll failed to read the answer".into() });
-                Asked::Sent { at, latency: Some(at.elapsed()), status: Some(response.status), body: response.body, outcome }
+                PollResult::Sent { at, latency: Some(at.elapsed()), status: Some(response.status), body: response.body, outcome }
             }
             Err(failure) => nothing_usable(at, no_answer(failure)),
         };
-        if let Asked::Sent { outcome, .. } = &asked
+        if let PollResult::Sent { outcome, .. } = &result
             && !matches!(outcome.health(), Health::Usable | Health::Neutral)
         {
             self.transport.doubt();
         }
-        asked
+        result
     }
 }
 
 /// A poll that was sent and brought nothing.
-fn nothing_usable(at: Instant, outcome: Outcome) -> Asked {
-    Asked::Sent { at, latency: None, status: None, body: Bytes::new(), outcome }
+fn nothing_usable(at: Instant, outcome: Outcome) -> PollResult {
+    PollResult::Sent { at, latency: None, status: None, body: Bytes::new(), outcome }
 }
 
 /// What the future comes to; `None` when it panics.
@@ -387,11 +389,11 @@ mod tests {
         let soon = Instant::now() + Duration::from_secs(60);
         for place in [Panics::WhileAsked, Panics::WhileSent, Panics::ForAToken] {
             let poller = Poller::new(spec(place), transport());
-            let asked = poller.poll(&held(), soon, &stops()).await;
-            match (place, asked) {
-                (Panics::WhileAsked, Asked::Impossible(why)) => assert!(why.contains("paypoll failed"), "{why}"),
-                (Panics::WhileSent, Asked::Sent { outcome, .. }) => assert_eq!(outcome.name(), "connection_failed"),
-                (Panics::ForAToken, Asked::NotSent(Some(outcome))) => {
+            let result = poller.poll(&held(), soon, &stops()).await;
+            match (place, result) {
+                (Panics::WhileAsked, PollResult::Impossible(why)) => assert!(why.contains("paypoll failed"), "{why}"),
+                (Panics::WhileSent, PollResult::Sent { outcome, .. }) => assert_eq!(outcome.name(), "connection_failed"),
+                (Panics::ForAToken, PollResult::NotSent(Some(outcome))) => {
                     assert!(outcome.error().is_some_and(|why| why.contains(OUR_FAULT)), "{outcome:?}");
                 }
                 (place, _) => panic!("{place:?} became something else"),
@@ -414,8 +416,8 @@ mod tests {
         let poller = Poller::new(spec(Panics::WhileRead), transport());
         let stops = stops();
         stops.sending.cancel();
-        let asked = poller.poll(&held(), Instant::now() + Duration::from_secs(60), &stops).await;
-        assert!(matches!(asked, Asked::NotSent(None)));
+        let result = poller.poll(&held(), Instant::now() + Duration::from_secs(60), &stops).await;
+        assert!(matches!(result, PollResult::NotSent(None)));
     }
 
     #[test]

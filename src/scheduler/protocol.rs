@@ -52,7 +52,7 @@ pub enum Command {
         /// What to do with each.
         placer: Placer,
         /// To be handed back.
-        look: Look,
+        cycle: ClaimCycle,
     },
     /// Draw send slots: [`Event::Drawn`].
     Draw {
@@ -61,8 +61,8 @@ pub enum Command {
         /// Their lanes.
         lanes: Vec<usize>,
     },
-    /// Ask the provider, unless it is later than `before` by then: [`Event::Asked`].
-    Ask {
+    /// Ask the provider, unless it is later than `before` by then: [`Event::Polled`].
+    Poll {
         /// The transaction.
         held: Box<Held>,
         /// Not to be sent any more from then on.
@@ -70,7 +70,7 @@ pub enum Command {
     },
     /// Write: [`Event::Recorded`].
     Record(Box<Recording>),
-    /// Look for others' writes and for the accounts' state: [`Event::Watched`].
+    /// ClaimCycle for others' writes and for the accounts' state: [`Event::Watched`].
     Watch {
         /// This replica.
         replica: ReplicaId,
@@ -82,14 +82,14 @@ pub enum Command {
         /// The transactions.
         ids: Vec<Uuid>,
     },
-    /// The provider asked for a pause: [`Event::Told`].
+    /// The provider asked for a pause: [`Event::AccountNoticeSent`].
     SlowDown {
         /// The account's lane.
         lane: usize,
         /// Until when, from now on; what is left of it is told when the database can be reached.
         until: Instant,
     },
-    /// Tell all replicas that a circuit opened or closed, and the log if this one was first: [`Event::Told`].
+    /// Tell all replicas that a circuit opened or closed, and the log if this one was first: [`Event::AccountNoticeSent`].
     Circuit {
         /// The account's lane.
         lane: usize,
@@ -113,7 +113,7 @@ pub enum Command {
 }
 
 /// What the engine must remember of a claim while it is under way.
-pub struct Look {
+pub struct ClaimCycle {
     /// The lanes asked for, and how many transactions of each.
     pub lanes: Vec<(usize, Room)>,
     /// See [`crate::store::Store::claim`].
@@ -123,7 +123,7 @@ pub struct Look {
     /// The database's clock then.
     pub(super) now: DateTime<Utc>,
     /// When it was asked.
-    pub(super) asked: Instant,
+    pub(super) issued_at: Instant,
     /// It looked at everything due, however long ago.
     pub(super) sweep: bool,
 }
@@ -137,11 +137,11 @@ pub enum Event {
     /// Answers [`Command::Beat`]; with the replica for which and the moment at which it was asked.
     Beaten(ReplicaId, Result<Beat, StoreFailure>, Instant),
     /// Answers [`Command::Claim`].
-    Claimed(Result<Claim, StoreFailure>, Look),
+    Claimed(Result<Claim, StoreFailure>, ClaimCycle),
     /// Answers [`Command::Draw`]; with the moment at which it was asked.
     Drawn(Result<Vec<Drawn>, StoreFailure>, Vec<usize>, Instant),
-    /// Answers [`Command::Ask`].
-    Asked(Box<Held>, Asked),
+    /// Answers [`Command::Poll`].
+    Polled(Box<Held>, PollResult),
     /// Answers [`Command::Record`].
     Recorded(Box<Recording>, Result<Recorded, StoreFailure>),
     /// Answers [`Command::Watch`].
@@ -149,7 +149,7 @@ pub enum Event {
     /// Answers [`Command::Compare`], for these: those that are owned, each with its fence.
     Compared(Vec<Uuid>, Result<Vec<(Uuid, i64)>, StoreFailure>),
     /// Answers [`Command::SlowDown`] and [`Command::Circuit`].
-    Told(Telling, Result<(), StoreFailure>),
+    AccountNoticeSent(AccountNotice, Result<(), StoreFailure>),
     /// Answers [`Command::Probe`].
     Probe {
         /// The account's lane.
@@ -165,7 +165,7 @@ pub enum Event {
 
 /// Something that all replicas must hear of an account. It is repeated until it is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Telling {
+pub enum AccountNotice {
     /// A pause until then.
     SlowDown {
         /// The account's lane.
@@ -182,7 +182,7 @@ pub enum Telling {
     },
 }
 
-impl Telling {
+impl AccountNotice {
     pub(super) fn command(self) -> Command {
         match self {
             Self::SlowDown { lane, until } => Command::SlowDown { lane, until },
@@ -225,7 +225,7 @@ impl StoreFailure {
 }
 
 /// What came of asking.
-pub enum Asked {
+pub enum PollResult {
     /// No request was sent: it was too late, or there is no token, and this is why.
     NotSent(Option<Outcome>),
     /// No request was sent, and none is to be before this time has passed. Says nothing about the provider.

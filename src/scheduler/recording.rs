@@ -1,7 +1,7 @@
 //! A batch on its way into the database, and the transactions that wait for it.
 
 use super::held::Held;
-use super::notice::News;
+use super::notice::Notice;
 use crate::store::{Attempt, Batch, ReplicaId};
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -27,7 +27,7 @@ pub struct Recording {
     /// Transactions that are not ours any more when it is written, with the fence of their claim.
     pub(super) leaving: Vec<(Uuid, i64)>,
     /// What to tell when it is written.
-    pub(super) news: Vec<(Uuid, News)>,
+    pub(super) notices: Vec<(Uuid, Notice)>,
     /// When its first part came in.
     pub(super) since: Option<Instant>,
     /// How often it took too long.
@@ -68,7 +68,7 @@ impl Recording {
             batch: self.batch.split_off(&of),
             carried: self.carried.extract_if(.., |carried| of(carried.held.transaction.id)).collect(),
             leaving: self.leaving.extract_if(.., |(id, _)| of(*id)).collect(),
-            news: self.news.extract_if(.., |(id, _)| of(*id)).collect(),
+            notices: self.notices.extract_if(.., |(id, _)| of(*id)).collect(),
             ..self.empty()
         }
     }
@@ -85,7 +85,7 @@ impl Recording {
         self.batch.dropped.append(&mut other.batch.dropped);
         self.carried.append(&mut other.carried);
         self.leaving.append(&mut other.leaving);
-        self.news.append(&mut other.news);
+        self.notices.append(&mut other.notices);
     }
 
     /// Whether both can be written as one.
@@ -124,7 +124,7 @@ impl Recording {
         self.batch.dropped = self.batch.polls.iter().map(|poll| poll.transaction_id).collect();
         self.carried.clear();
         self.leaving.clear();
-        self.news.clear();
+        self.notices.clear();
     }
 
     /// It is known not to be written: the next attempt is another batch.

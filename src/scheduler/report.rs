@@ -2,7 +2,7 @@
 
 use super::engine::Engine;
 use super::lane::LaneSpec;
-use super::notice::News;
+use super::notice::Notice;
 use super::poller::Poller;
 use crate::domain::State;
 use crate::metrics::Metrics;
@@ -65,12 +65,12 @@ impl Reporter {
         }
     }
 
-    /// Tells one piece of news.
-    pub(super) fn tell(&mut self, news: News) {
-        match news {
-            News::Poll { .. } => self.tell_poll(news),
-            News::Transition { .. } => self.tell_transition(news),
-            News::RateLimited { lane, wait } => {
+    /// Reports one notice.
+    pub(super) fn report(&mut self, notice: Notice) {
+        match notice {
+            Notice::Poll { .. } => self.report_poll(notice),
+            Notice::Transition { .. } => self.report_transition(notice),
+            Notice::RateLimited { lane, wait } => {
                 let spec = &self.lanes[lane];
                 warn!(
                     event = event::RATE_LIMITED,
@@ -83,7 +83,7 @@ impl Reporter {
                     wait.as_secs()
                 );
             }
-            News::Suspended { lane, because } => {
+            Notice::Suspended { lane, because } => {
                 let (provider, account) = (self.lanes[lane].provider, &*self.lanes[lane].account);
                 match because {
                     Some(reason) => info!(
@@ -96,7 +96,7 @@ impl Reporter {
                     None => info!(event = event::ACCOUNT_RESUMED, provider, account, "{provider}/{account} is resumed"),
                 }
             }
-            News::DatabaseLost(why) => {
+            Notice::DatabaseLost(why) => {
                 if self.outage.is_lost(Instant::now()) {
                     error!(
                         event = event::DATABASE_LOST,
@@ -105,15 +105,15 @@ impl Reporter {
                     );
                 }
             }
-            News::DatabaseBack => self.outage.is_back(Instant::now()),
-            News::CommitsLost(what) => {
+            Notice::DatabaseBack => self.outage.is_back(Instant::now()),
+            Notice::CommitsLost(what) => {
                 error!(
                     event = event::COMMITS_LOST,
                     error = what,
                     "the database has lost commits, by a failover or a restore: {what}. All that is not settled there is taken up again"
                 );
             }
-            News::RecordRefused { id, why } => {
+            Notice::RecordRefused { id, why } => {
                 error!(
                     event = event::RECORD_REFUSED,
                     transaction_id = %id,
@@ -121,7 +121,7 @@ impl Reporter {
                     "the database refuses what is to be recorded of transaction {id}; it is tried again, and others go on: {why}"
                 );
             }
-            News::RowRefused { id, why } => {
+            Notice::RowRefused { id, why } => {
                 error!(
                     event = event::RECORD_REFUSED,
                     transaction_id = %id,
@@ -129,8 +129,8 @@ impl Reporter {
                     "transaction {id} cannot be taken up; it is tried again, and others go on: {why}"
                 );
             }
-            News::Recovered(count) => debug!(count, "rows that this replica owned without knowing are taken up again"),
-            News::Locked(count) => {
+            Notice::Recovered(count) => debug!(count, "rows that this replica owned without knowing are taken up again"),
+            Notice::Locked(count) => {
                 warn!(
                     event = event::POLL_FAILED,
                     count,
@@ -141,8 +141,8 @@ impl Reporter {
         }
     }
 
-    fn tell_poll(&mut self, news: News) {
-        let News::Poll { lane, id, reference, attempt, outcome, status, latency, lateness, error, word } = news else { return };
+    fn report_poll(&mut self, notice: Notice) {
+        let Notice::Poll { lane, id, reference, attempt, outcome, status, latency, lateness, error, word } = notice else { return };
         let spec = &self.lanes[lane];
         self.metrics.accounts[lane].poll(outcome, lateness, latency);
         self.polls += 1;
@@ -194,8 +194,8 @@ impl Reporter {
         }
     }
 
-    fn tell_transition(&mut self, news: News) {
-        let News::Transition { lane, id, reference, from, to, word, reason, attempt } = news else { return };
+    fn report_transition(&mut self, notice: Notice) {
+        let Notice::Transition { lane, id, reference, from, to, word, reason, attempt } = notice else { return };
         let spec = &self.lanes[lane];
         self.metrics.accounts[lane].transition(to);
         self.transitions += 1;
@@ -229,7 +229,7 @@ impl Reporter {
     }
 
     /// Keeps the gauges, and writes the summary when its time has come.
-    pub(super) fn look(&mut self, engine: &Engine, pollers: &[Arc<Poller>], now: Instant) {
+    pub(super) fn advance(&mut self, engine: &Engine, pollers: &[Arc<Poller>], now: Instant) {
         self.metrics.turn(now);
         self.metrics.ready.store(engine.has_database(), Relaxed);
         self.metrics.outage.store(self.outage.told, Relaxed);
@@ -268,7 +268,7 @@ impl Reporter {
         }
     }
 
-    /// When [`Reporter::look`] has something to do.
+    /// When [`Reporter::advance`] has something to do.
     #[must_use]
     pub(super) fn next_look(&self) -> Instant {
         self.next_summary

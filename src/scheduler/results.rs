@@ -4,7 +4,7 @@ use super::clock::DatabaseClock;
 use super::held::Held;
 use super::lane::LaneSpec;
 use super::membership::CLOCK_STEP;
-use super::notice::News;
+use super::notice::Notice;
 use crate::domain::{Change, Outcome, Source, after, since};
 use crate::providers::Ask;
 use crate::store::{Poll, Transition};
@@ -35,7 +35,7 @@ pub(super) struct Journaled {
     /// When it was sent, by the database's clock, or a little later.
     pub(super) sent: DateTime<Utc>,
     pub(super) poll: Poll,
-    pub(super) news: News,
+    pub(super) notice: Notice,
 }
 
 /// What follows for the transaction.
@@ -81,7 +81,7 @@ pub(super) fn journaled(held: &Held, spec: &LaneSpec, answer: &Answer, clock: &D
         Outcome::UnknownWord { word } if known != Some(word) => Some(word.clone()),
         _ => None,
     };
-    let news = News::Poll {
+    let notice = Notice::Poll {
         lane: held.lane,
         id: transaction.id,
         reference: transaction.reference.clone(),
@@ -105,7 +105,7 @@ pub(super) fn journaled(held: &Held, spec: &LaneSpec, answer: &Answer, clock: &D
         error,
         declaration,
     };
-    Journaled { sent, poll, news }
+    Journaled { sent, poll, notice }
 }
 
 /// Decides, and writes the decision into the transaction in memory. `jitter` in 0..1 places the next poll within its range.
@@ -145,9 +145,9 @@ fn evidence(spec: &LaneSpec, held: &Held, answer: &Answer, sent: DateTime<Utc>) 
 }
 
 /// The change of state, as the log is told of it.
-pub(super) fn transition_news(held: &Held, from: crate::domain::State, reason: Option<String>) -> News {
+pub(super) fn transition_notice(held: &Held, from: crate::domain::State, reason: Option<String>) -> Notice {
     let transaction = &held.transaction;
-    News::Transition {
+    Notice::Transition {
         lane: held.lane,
         id: transaction.id,
         reference: transaction.reference.clone(),

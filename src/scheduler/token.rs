@@ -93,9 +93,9 @@ impl Tokens {
         let mut first = false;
         let result = request.get_or_init(|| async {
             first = true;
-            let asked = Instant::now();
+            let issued_at = Instant::now();
             let fetched = fetch().await.and_then(checked);
-            self.keep(fetched, asked, Instant::now())
+            self.keep(fetched, issued_at, Instant::now())
         });
         match result.await {
             Ok(token) => Ok(token.clone()),
@@ -109,14 +109,14 @@ impl Tokens {
     }
 
     /// Takes in what a request brought.
-    fn keep(&self, fetched: Result<Token, Refusal>, asked: Instant, now: Instant) -> Result<SecretString, Failure> {
+    fn keep(&self, fetched: Result<Token, Refusal>, issued_at: Instant, now: Instant) -> Result<SecretString, Failure> {
         let mut state = self.state();
         state.under_way = None;
         match fetched {
             Ok(token) => {
                 let early = token.renew_before.filter(|early| *early < token.lifetime);
                 let early = early.unwrap_or_else(|| token.lifetime.mul_f64(RENEW_EARLY));
-                let (renew_at, ends_at) = (asked + token.lifetime - early, asked + token.lifetime);
+                let (renew_at, ends_at) = (issued_at + token.lifetime - early, issued_at + token.lifetime);
                 state.token = Some(Kept { value: token.value.clone(), renew_at, ends_at });
                 (state.failures, state.pause_until, state.missing_since) = (0, None, None);
                 Ok(token.value)

@@ -12,7 +12,7 @@ use sqlx::{AssertSqlSafe, Connection};
 use std::time::Duration;
 
 /// A host that has not answered by then is passed over.
-const PATIENCE: Duration = Duration::from_secs(2);
+const HOST_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often the keeper asks the host that is used whether it still is as wanted, and how long it waits between two rounds of all.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -93,12 +93,12 @@ impl Hosts {
     }
 
     async fn connect(&self, host: usize) -> Result<PgConnection, String> {
-        let attempt = tokio::time::timeout(PATIENCE, async {
+        let attempt = tokio::time::timeout(HOST_TIMEOUT, async {
             let mut connection = PgConnection::connect_with(&self.all[host]).await.map_err(|error| words(&error))?;
             self.check(&mut connection).await?;
             Ok(connection)
         });
-        attempt.await.unwrap_or_else(|_| Err(format!("no answer within {} s", PATIENCE.as_secs())))
+        attempt.await.unwrap_or_else(|_| Err(format!("no answer within {} s", HOST_TIMEOUT.as_secs())))
     }
 
     async fn check(&self, connection: &mut PgConnection) -> Result<(), String> {
@@ -111,7 +111,7 @@ impl Hosts {
     pub(super) async fn watch(&self, connection: &mut PgConnection) {
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
-            let checked = tokio::time::timeout(PATIENCE, self.check(connection)).await;
+            let checked = tokio::time::timeout(HOST_TIMEOUT, self.check(connection)).await;
             if !matches!(checked, Ok(Ok(()))) {
                 return;
             }

@@ -147,7 +147,7 @@ const LEASE: &str = "
 
 /// A lock is waited for so long at first: a row that a console keeps locked must not hold up all that is recorded with it. When such
 /// rows are left out, only a table's lock is still waited for.
-const PATIENCE: &str = "250ms";
+const LOCK_TIMEOUT: &str = "250ms";
 
 /// Locks what is to be written and tells what cannot be: rows that are there and that another session has locked.
 const LOCKED: &str = "
@@ -260,10 +260,10 @@ async fn write_all(
     attempt: &mut Attempt,
 ) -> Result<Recorded, StoreError> {
     let mut tx = connection.begin().await?;
-    let patience = if skip_locked { "0" } else { PATIENCE };
+    let lock_timeout = if skip_locked { "0" } else { LOCK_TIMEOUT };
     let lease = sqlx::query(LEASE)
         .bind(writer.replica.0)
-        .bind(patience)
+        .bind(lock_timeout)
         .bind(writer.process)
         .bind(writer.number)
         .fetch_one(&mut *tx)

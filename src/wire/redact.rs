@@ -350,11 +350,11 @@ fn percent_escape(text: &[u8]) -> Escape {
 fn html_escape(text: &[u8]) -> Escape {
     const NAMED: [(&[u8], u8); 5] = [(b"&amp;", b'&'), (b"&lt;", b'<'), (b"&gt;", b'>'), (b"&quot;", b'"'), (b"&apos;", b'\'')];
     /// `&#x10ffff;`
-    const LONGEST: usize = 10;
+    const MAX_ENTITY: usize = 10;
     if let Some((name, byte)) = NAMED.into_iter().find(|(name, _)| text.starts_with(name)) {
         return Some((Unescaped::Byte(byte), name.len()));
     }
-    let end = text.iter().take(LONGEST).position(|byte| *byte == b';')?;
+    let end = text.iter().take(MAX_ENTITY).position(|byte| *byte == b';')?;
     let digits = text[..end].strip_prefix(b"&#")?;
     let code = match digits.strip_prefix(b"x").or(digits.strip_prefix(b"X")) {
         Some(digits) => number(digits, 16)?,

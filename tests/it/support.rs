@@ -70,12 +70,12 @@ pub(crate) async fn empty_database() -> String {
 }
 
 /// Far longer than anything takes that is waited for.
-const PATIENCE: Duration = Duration::from_secs(60);
+const CONDITION_TIMEOUT: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// Looks again and again until `look` finds what it looks for; fails the test when it never does.
 pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> T {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + CONDITION_TIMEOUT;
     let mut looks = tokio::time::interval(LOOK_EVERY);
     loop {
         looks.tick().await;

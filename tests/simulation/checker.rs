@@ -411,8 +411,9 @@ impl Checker {
             let asked = life.requests.last().map_or(life.initiated, |request| request.at);
             let account = &database.accounts[&(row.transaction.provider.to_owned(), row.transaction.account.to_string())];
             // The provider wanted a pause not long ago, or so many that the account's pace is a fraction of what it was.
-            let paused = account.held_until.is_some_and(|until| micros(until, database.clock) < SILENCE) || account.slowdown >= 8.0;
-            if row.transaction.state.is_polled() && now - asked > SILENCE && !paused {
+            let paused =
+                account.held_until.is_some_and(|until| micros(until, database.clock) < MAX_STALL) || account.slowdown >= 8.0;
+            if row.transaction.state.is_polled() && now - asked > MAX_STALL && !paused {
                 return Err(format!("stuck: {} was not asked about for {} s ({row:?})", name(*id), (now - asked) / 1_000_000));
             }
             if now - asked < 2 * long(TIMEOUT) {
@@ -438,7 +439,7 @@ impl Checker {
 const SLOTS: Micros = 550_000;
 
 /// In a quiet time a transaction is asked about at least this often.
-const SILENCE: Micros = 18_000_000;
+const MAX_STALL: Micros = 18_000_000;
 
 /// A short name for a transaction.
 pub(crate) fn name(id: Uuid) -> String {

@@ -652,8 +652,8 @@ impl Database {
             reason: account.probe_at.map(|_| "open".to_owned()),
             paused: None,
         };
-        let telling = |account: &Account| account.circuit_since.is_some() || account.held_until.is_some_and(|until| until > clock);
-        self.accounts.iter().filter(|(_, account)| telling(account)).map(told).collect()
+        let notice = |account: &Account| account.circuit_since.is_some() || account.held_until.is_some_and(|until| until > clock);
+        self.accounts.iter().filter(|(_, account)| notice(account)).map(told).collect()
     }
 
     pub(crate) fn overrides(&self, replica: ReplicaId) -> Vec<Override> {

@@ -12,7 +12,7 @@ use paypoll::config::Config;
 use paypoll::domain::{State, Transaction};
 use paypoll::scheduler::engine::Engine;
 use paypoll::scheduler::lane::LaneSpec;
-use paypoll::scheduler::protocol::{Asked, Command, Event, Setup, Watch};
+use paypoll::scheduler::protocol::{Command, Event, PollResult, Setup, Watch};
 use paypoll::store::{Candidate, ReplicaId, Writer};
 use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
@@ -41,7 +41,7 @@ const FLOOD: Micros = 60 * SECOND;
 const SPANS: [(&str, Micros, Micros); 3] =
     [("before", 10 * SECOND, FLOOD), ("in the flood", 115 * SECOND, 240 * SECOND), ("after", 315 * SECOND, OVERLOAD.end)];
 /// "for 2-3 minutes with interval of 3-5 seconds": 36 polls at the slowest. So many are enough of a window.
-const ENOUGH: u32 = 30;
+const MIN_POLLS: u32 = 30;
 
 struct Shape {
     in_flight: u32,
@@ -163,9 +163,9 @@ impl World {
             self.set_clock();
             match action {
                 Action::Wake => self.drive(Event::Tick),
-                Action::Execute(command, asked) => self.execute(*command, asked),
+                Action::Execute(command, issued_at) => self.execute(*command, issued_at),
                 Action::Deliver(event) => {
-                    self.in_flight -= u32::from(matches!(*event, Event::Asked(..)));
+                    self.in_flight -= u32::from(matches!(*event, Event::Polled(..)));
                     self.drive(*event);
                 }
                 Action::Arrive(number) => self.insert(number),
@@ -191,17 +191,17 @@ impl World {
         let now = self.instant();
         let mut commands = Vec::new();
         self.engine.handle(now, event, &mut commands);
-        self.engine.news.clear();
+        self.engine.notices.clear();
         for command in commands {
             match command {
-                Command::Ask { held, .. } => {
+                Command::Poll { held, .. } => {
                     self.in_flight += 1;
                     assert!(self.in_flight <= self.shape.in_flight, "{} in flight", self.in_flight);
                     self.note(held.transaction.id, held.transaction.provider, held.due);
                     let latency = Some(Duration::from_micros(self.shape.answer.unsigned_abs()));
                     let outcome = provider::status(State::Pending);
-                    let asked = Asked::Sent { at: now, latency, status: Some(200), body: bytes::Bytes::new(), outcome };
-                    self.at(self.now + self.shape.answer, Action::Deliver(Box::new(Event::Asked(held, asked))));
+                    let result = PollResult::Sent { at: now, latency, status: Some(200), body: bytes::Bytes::new(), outcome };
+                    self.at(self.now + self.shape.answer, Action::Deliver(Box::new(Event::Polled(held, result))));
                 }
                 command => {
                     let stalled = matches!(command, Command::Record(_)) && self.shape.stall.contains(&self.now);
@@ -233,25 +233,25 @@ impl World {
         }
     }
 
-    fn execute(&mut self, command: Command, asked: Instant) {
+    fn execute(&mut self, command: Command, issued_at: Instant) {
         let (database, process) = (&mut self.database, Uuid::nil());
         let event = match command {
             Command::Register => {
                 let names = self.lanes.iter().map(|spec| (spec.provider.to_owned(), spec.account.to_string()));
                 database.make_accounts(names);
                 let replica = database.register(process, Duration::from_secs(15), 1);
-                Event::Registered(Ok((replica, database.beat(replica, process, 0, 0, None))), asked)
+                Event::Registered(Ok((replica, database.beat(replica, process, 0, 0, None))), issued_at)
             }
             Command::Beat { replica, complied, judge, held } => {
-                Event::Beaten(replica, Ok(database.beat(replica, process, complied, held, judge)), asked)
+                Event::Beaten(replica, Ok(database.beat(replica, process, complied, held, judge)), issued_at)
             }
-            Command::Claim { order, mut placer, mut look } => {
+            Command::Claim { order, mut placer, mut cycle } => {
                 let mut place = |candidate: &mut Candidate| placer.place(candidate);
-                let claim = database.claim(&order, &mut place, &mut look.unsure).expect("no row is refused");
-                look.unsure.clear();
-                Event::Claimed(Ok(claim), look)
+                let claim = database.claim(&order, &mut place, &mut cycle.unsure).expect("no row is refused");
+                cycle.unsure.clear();
+                Event::Claimed(Ok(claim), cycle)
             }
-            Command::Draw { draws, lanes } => Event::Drawn(Ok(database.draw(&draws)), lanes, asked),
+            Command::Draw { draws, lanes } => Event::Drawn(Ok(database.draw(&draws)), lanes, issued_at),
             Command::Record(mut recording) => {
                 let replica = recording.replica.unwrap_or(ReplicaId(0));
                 let writer = Writer { replica, process, number: recording.number, acknowledged: recording.acknowledged };
@@ -266,7 +266,7 @@ impl World {
             | Command::SlowDown { .. }
             | Command::Circuit { .. }
             | Command::Probe { .. }
-            | Command::Ask { .. }
+            | Command::Poll { .. }
             | Command::Finish { .. } => unreachable!("nobody goes wrong or stops here"),
         };
         self.at(self.now + LEG, Action::Deliver(Box::new(event)));
@@ -279,9 +279,9 @@ fn under_overload_closing_windows_are_served_before_open_plans() {
     let windows = world.polls.iter().filter(|(id, _)| id.as_u128() >= OVERLOAD.khalti);
     let mut polls: Vec<u32> = windows.map(|(_, polls)| *polls).collect();
     polls.sort_unstable();
-    let served = polls.iter().filter(|polls| **polls >= ENOUGH).count();
+    let served = polls.iter().filter(|polls| **polls >= MIN_POLLS).count();
     let mean = f64::from(polls.iter().sum::<u32>()) / polls.len() as f64;
-    println!("dropayment: {served} of {} windows with {ENOUGH} polls or more; least {}, mean {mean:.1}", polls.len(), polls[0]);
+    println!("dropayment: {served} of {} windows with {MIN_POLLS} polls or more; least {}, mean {mean:.1}", polls.len(), polls[0]);
     println!("khalti            polls/s   p50 wait   p99 wait");
     let mut medians = Vec::new();
     for (waits, (name, from, until)) in world.waits.iter_mut().zip(SPANS) {

@@ -11,8 +11,8 @@ use paypoll::domain::{Health, NoAnswer, Outcome, State, Transaction};
 use paypoll::scheduler::engine::Engine;
 use paypoll::scheduler::held::Held;
 use paypoll::scheduler::lane::CircuitChange;
-use paypoll::scheduler::notice::News;
-use paypoll::scheduler::protocol::{Asked, Command, Event, Setup, StoreFailure, Telling, Watch};
+use paypoll::scheduler::notice::Notice;
+use paypoll::scheduler::protocol::{AccountNotice, Command, Event, PollResult, Setup, StoreFailure, Watch};
 use paypoll::store::{Candidate, Recorded, ReplicaId, Writer};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
@@ -60,7 +60,7 @@ enum Action {
     /// The engine wanted to be woken.
     Wake { host: usize, life: u64 },
     /// A statement reaches the database.
-    Execute { host: usize, life: u64, command: Box<Command>, asked: Instant, server: u64 },
+    Execute { host: usize, life: u64, command: Box<Command>, issued_at: Instant, server: u64 },
     /// Something reaches a process.
     Deliver { host: usize, life: u64, event: Box<Event> },
     /// A request is about to be sent.
@@ -102,7 +102,7 @@ pub(crate) struct World {
     farthest: Micros,
     provider: Provider,
     checker: Checker,
-    telling: bool,
+    notice: bool,
     calm: bool,
     down_until: Micros,
     slow_until: Micros,
@@ -150,7 +150,7 @@ impl World {
             farthest: 0,
             provider: Provider::default(),
             checker: Checker::new(),
-            telling: false,
+            notice: false,
             calm: false,
             down_until: 0,
             slow_until: 0,
@@ -202,7 +202,7 @@ impl World {
 
     /// Prints every step.
     pub(crate) fn tell(&mut self) {
-        self.telling = true;
+        self.notice = true;
     }
 
     /// Runs to the end or to the first broken invariant.
@@ -286,7 +286,7 @@ impl World {
     }
 
     fn say(&self, what: impl FnOnce() -> String) {
-        if self.telling {
+        if self.notice {
             println!("{:>11.6} {}", self.now as f64 / 1e6, what());
         }
     }
@@ -351,9 +351,9 @@ impl World {
                     self.drive(host, Event::Tick)?;
                 }
             }
-            Action::Execute { host, life, command, asked, server } => self.execute(host, life, *command, asked, server)?,
+            Action::Execute { host, life, command, issued_at, server } => self.execute(host, life, *command, issued_at, server)?,
             Action::Deliver { host, life, event } => {
-                if let Event::Asked(held, Asked::Sent { .. }) = &*event
+                if let Event::Polled(held, PollResult::Sent { .. }) = &*event
                     && let Some(key) = accounts::key_name(&held.transaction.account, &held.transaction.reference)
                     && self.lives(host, life)
                     && self.now >= self.down_until
@@ -490,14 +490,14 @@ impl World {
         let Some(engine) = &mut state.engine else { return Ok(()) };
         let mut commands = Vec::new();
         engine.handle(now, event, &mut commands);
-        let news = std::mem::take(&mut engine.news);
-        if news.iter().any(|news| matches!(news, News::CommitsLost(_))) {
+        let notice = std::mem::take(&mut engine.notices);
+        if notice.iter().any(|notice| matches!(notice, Notice::CommitsLost(_))) {
             self.to_report.remove(&(host, state.life));
             self.acknowledged.remove(&state.processes[usize::try_from(state.life).expect("few")]);
         }
-        if self.telling {
-            for news in news {
-                self.say(|| format!("host {host} says {news:?}"));
+        if self.notice {
+            for notice in notice {
+                self.say(|| format!("host {host} says {notice:?}"));
             }
         }
         for command in commands {
@@ -522,9 +522,9 @@ impl World {
 
     fn carry_out(&mut self, host: usize, command: Command) -> Result<(), String> {
         let life = self.hosts[host].life;
-        let asked = self.instant(host);
+        let issued_at = self.instant(host);
         match command {
-            Command::Ask { held, before } => {
+            Command::Poll { held, before } => {
                 let replica = self.hosts[host].engine.as_ref().and_then(Engine::replica).map_or(0, |replica| replica.0);
                 // Usually at once; sometimes a token is fetched first, and all wait for it.
                 if self.random.random_bool(0.02) {
@@ -560,7 +560,7 @@ impl World {
             }
             command => {
                 if let Command::SlowDown { lane, until } = &command {
-                    let left = until.saturating_duration_since(asked).as_micros();
+                    let left = until.saturating_duration_since(issued_at).as_micros();
                     let until = self.now + i64::try_from(left).unwrap_or(i64::MAX / 2);
                     if until - self.now >= TOLD_WITHIN {
                         self.unwritten_pauses.insert((host, life, *lane, until));
@@ -569,7 +569,7 @@ impl World {
                 }
                 let leg = self.leg();
                 let server = self.hosts[host].server;
-                self.at(self.now + leg, Action::Execute { host, life, command: Box::new(command), asked, server });
+                self.at(self.now + leg, Action::Execute { host, life, command: Box::new(command), issued_at, server });
             }
         }
         Ok(())
@@ -588,11 +588,11 @@ impl World {
 
 /// The database, as the processes meet it.
 impl World {
-    fn execute(&mut self, host: usize, life: u64, mut command: Command, asked: Instant, server: u64) -> Result<(), String> {
+    fn execute(&mut self, host: usize, life: u64, mut command: Command, issued_at: Instant, server: u64) -> Result<(), String> {
         if self.hosts[host].paused_until > self.now && self.random.random_bool(0.5) {
             // It had not left the process yet.
             let at = self.hosts[host].paused_until + self.leg();
-            self.at(at, Action::Execute { host, life, command: Box::new(command), asked, server });
+            self.at(at, Action::Execute { host, life, command: Box::new(command), issued_at, server });
             return Ok(());
         }
         if !self.lives(host, life) && self.random.random_bool(0.5) {
@@ -607,7 +607,8 @@ impl World {
             // Refused at once, or waited for until somebody gives up.
             let wait = if self.random.random_bool(0.8) { 5_000 } else { self.random.random_range(SECOND..8 * SECOND) };
             self.trouble_until(self.now + wait);
-            let lost = lost(command, asked).filter(|event| !matches!(event, Event::Told(..)) || !self.has(Bug::ToldOnce));
+            let lost =
+                lost(command, issued_at).filter(|event| !matches!(event, Event::AccountNoticeSent(..)) || !self.has(Bug::ToldOnce));
             self.answer(host, life, wait, lost);
             return Ok(());
         }
@@ -625,7 +626,7 @@ impl World {
             recording.batch.entries.retain(|entry| entry.hold || entry.transition.is_some());
         }
         let process = self.process(host, life);
-        let event = self.executed(host, life, command, asked);
+        let event = self.executed(host, life, command, issued_at);
         if lossy && self.random.random_bool(0.1) {
             let wait = if self.random.random_bool(0.8) { 5_000 } else { self.random.random_range(SECOND..8 * SECOND) };
             self.trouble_until(self.now + wait);
@@ -645,9 +646,9 @@ impl World {
             return Ok(());
         }
         let event = event.map(|event| match event {
-            Event::Claimed(result, mut look) => {
-                look.unsure.clear();
-                Event::Claimed(result, look)
+            Event::Claimed(result, mut cycle) => {
+                cycle.unsure.clear();
+                Event::Claimed(result, cycle)
             }
             event => event,
         });
@@ -663,7 +664,7 @@ impl World {
     }
 
     /// Carries a statement out.
-    fn executed(&mut self, host: usize, life: u64, command: Command, asked: Instant) -> Option<Event> {
+    fn executed(&mut self, host: usize, life: u64, command: Command, issued_at: Instant) -> Option<Event> {
         let specs = accounts::NAMES;
         let process = self.process(host, life);
         let database = &mut self.database;
@@ -674,7 +675,7 @@ impl World {
                 let mut beat = database.beat(replica, process, 0, 0, None);
                 beat.clock = self.local_clock(host).unwrap_or(beat.clock);
                 self.say(|| format!("host {host} is replica {}", replica.0));
-                Some(Event::Registered(Ok((replica, beat)), asked))
+                Some(Event::Registered(Ok((replica, beat)), issued_at))
             }
             Command::Beat { replica, complied, judge, held } => {
                 let before = database.replicas.len();
@@ -683,21 +684,21 @@ impl World {
                     self.say(|| format!("host {host} finds the dead as of {judge:?}: {:?}", beat.members));
                 }
                 beat.clock = self.local_clock(host).unwrap_or(beat.clock);
-                Some(Event::Beaten(replica, Ok(beat), asked))
+                Some(Event::Beaten(replica, Ok(beat), issued_at))
             }
-            Command::Claim { order, mut placer, mut look } => {
+            Command::Claim { order, mut placer, mut cycle } => {
                 let mut place = |candidate: &mut Candidate| placer.place(candidate);
-                let unsure = look.unsure.clone();
-                let Ok(mut claim) = database.claim(&order, &mut place, &mut look.unsure) else {
-                    look.unsure = unsure;
-                    return Some(Event::Claimed(Err(StoreFailure::Refused("a row".into())), look));
+                let unsure = cycle.unsure.clone();
+                let Ok(mut claim) = database.claim(&order, &mut place, &mut cycle.unsure) else {
+                    cycle.unsure = unsure;
+                    return Some(Event::Claimed(Err(StoreFailure::Refused("a row".into())), cycle));
                 };
                 claim.clock = self.local_clock(host).or(claim.clock);
-                look.unsure = claim.held.iter().map(|held| held.transaction.id).collect();
+                cycle.unsure = claim.held.iter().map(|held| held.transaction.id).collect();
                 for held in &claim.held {
                     self.say(|| format!("host {host} claims {} due {}", name(held.transaction.id), held.due));
                 }
-                Some(Event::Claimed(Ok(claim), look))
+                Some(Event::Claimed(Ok(claim), cycle))
             }
             Command::Draw { draws, lanes } => {
                 let mut drawn = database.draw(&draws);
@@ -707,7 +708,7 @@ impl World {
                 if let Some(clock) = self.local_clock(host) {
                     drawn.iter_mut().for_each(|drawn| drawn.clock = clock);
                 }
-                Some(Event::Drawn(Ok(drawn), lanes, asked))
+                Some(Event::Drawn(Ok(drawn), lanes, issued_at))
             }
             Command::Record(mut recording) => {
                 let replica = recording.replica.unwrap_or(ReplicaId(0));
@@ -755,7 +756,7 @@ impl World {
                 if self.bug != Some(Bug::RetryAfterNotShared) {
                     self.database.slow_down(specs[lane], wait);
                 }
-                Some(Event::Told(Telling::SlowDown { lane, until }, Ok(())))
+                Some(Event::AccountNoticeSent(AccountNotice::SlowDown { lane, until }, Ok(())))
             }
             Command::Circuit { lane, change } => {
                 match change {
@@ -763,14 +764,14 @@ impl World {
                     CircuitChange::Close => database.close_circuit(specs[lane]),
                     CircuitChange::Abandon => database.abandon_circuit(specs[lane]),
                 }
-                Some(Event::Told(Telling::Circuit { lane, change }, Ok(())))
+                Some(Event::AccountNoticeSent(AccountNotice::Circuit { lane, change }, Ok(())))
             }
             Command::Probe { lane } => {
                 let granted = database.take_probe(specs[lane], accounts::PROBE_AFTER);
                 self.say(|| format!("host {host} may probe account {lane}: {granted}"));
                 Some(Event::Probe { lane, granted: Ok(granted) })
             }
-            Command::Ask { .. } | Command::Finish { .. } => None,
+            Command::Poll { .. } | Command::Finish { .. } => None,
         }
     }
 
@@ -780,20 +781,20 @@ impl World {
 }
 
 /// What a process is told when a statement did not reach the database.
-fn lost(command: Command, asked: Instant) -> Option<Event> {
+fn lost(command: Command, issued_at: Instant) -> Option<Event> {
     let failed = || StoreFailure::Unavailable("no connection".into());
     Some(match command {
-        Command::Register => Event::Registered(Err(failed()), asked),
-        Command::Beat { replica, .. } => Event::Beaten(replica, Err(failed()), asked),
-        Command::Claim { look, .. } => Event::Claimed(Err(failed()), look),
-        Command::Draw { lanes, .. } => Event::Drawn(Err(failed()), lanes, asked),
+        Command::Register => Event::Registered(Err(failed()), issued_at),
+        Command::Beat { replica, .. } => Event::Beaten(replica, Err(failed()), issued_at),
+        Command::Claim { cycle, .. } => Event::Claimed(Err(failed()), cycle),
+        Command::Draw { lanes, .. } => Event::Drawn(Err(failed()), lanes, issued_at),
         Command::Record(recording) => Event::Recorded(recording, Err(failed())),
         Command::Watch { .. } => Event::Watched(Err(failed())),
         Command::Probe { lane } => Event::Probe { lane, granted: Err(failed()) },
         Command::Compare { ids, .. } => Event::Compared(ids, Err(failed())),
-        Command::SlowDown { lane, until } => Event::Told(Telling::SlowDown { lane, until }, Err(failed())),
-        Command::Circuit { lane, change } => Event::Told(Telling::Circuit { lane, change }, Err(failed())),
-        Command::Ask { .. } | Command::Finish { .. } => return None,
+        Command::SlowDown { lane, until } => Event::AccountNoticeSent(AccountNotice::SlowDown { lane, until }, Err(failed())),
+        Command::Circuit { lane, change } => Event::AccountNoticeSent(AccountNotice::Circuit { lane, change }, Err(failed())),
+        Command::Poll { .. } | Command::Finish { .. } => return None,
     })
 }
 
@@ -801,15 +802,15 @@ fn lost(command: Command, asked: Instant) -> Option<Event> {
 fn unanswered(event: Event) -> Option<Event> {
     let failed = || StoreFailure::Unavailable("the connection broke".into());
     Some(match event {
-        Event::Registered(_, asked) => Event::Registered(Err(failed()), asked),
-        Event::Beaten(replica, _, asked) => Event::Beaten(replica, Err(failed()), asked),
-        Event::Claimed(_, look) => Event::Claimed(Err(failed()), look),
-        Event::Drawn(_, lanes, asked) => Event::Drawn(Err(failed()), lanes, asked),
+        Event::Registered(_, issued_at) => Event::Registered(Err(failed()), issued_at),
+        Event::Beaten(replica, _, issued_at) => Event::Beaten(replica, Err(failed()), issued_at),
+        Event::Claimed(_, cycle) => Event::Claimed(Err(failed()), cycle),
+        Event::Drawn(_, lanes, issued_at) => Event::Drawn(Err(failed()), lanes, issued_at),
         Event::Recorded(recording, _) => Event::Recorded(recording, Err(failed())),
         Event::Watched(_) => Event::Watched(Err(failed())),
         Event::Probe { lane, .. } => Event::Probe { lane, granted: Err(failed()) },
         Event::Compared(ids, _) => Event::Compared(ids, Err(failed())),
-        Event::Told(telling, _) => Event::Told(telling, Err(failed())),
+        Event::AccountNoticeSent(notice, _) => Event::AccountNoticeSent(notice, Err(failed())),
         _ => return None,
     })
 }
@@ -829,11 +830,11 @@ impl World {
         let now = self.instant(host);
         if now >= before && !self.has(Bug::SentAfterLease) {
             self.say(|| format!("host {host} is too late to ask about {}", name(held.transaction.id)));
-            return self.drive(host, Event::Asked(held, Asked::NotSent(None)));
+            return self.drive(host, Event::Polled(held, PollResult::NotSent(None)));
         }
         if !self.calm && self.random.random_bool(0.01) {
             let outcome = Outcome::ServerError { status: 500, wait: None };
-            return self.drive(host, Event::Asked(held, Asked::NotSent(Some(outcome))));
+            return self.drive(host, Event::Polled(held, PollResult::NotSent(Some(outcome))));
         }
         let id = held.transaction.id;
         let key = accounts::key_name(&held.transaction.account, &held.transaction.reference);
@@ -841,7 +842,7 @@ impl World {
             let away = self.now < self.down_until || self.now < self.hosts[host].cut_off_until;
             let process = self.process(host, life);
             if away || !self.database.take_key(key, process, TIMEOUT + Duration::from_secs(1)) {
-                return self.drive(host, Event::Asked(held, Asked::Later(Duration::from_millis(300))));
+                return self.drive(host, Event::Polled(held, PollResult::Later(Duration::from_millis(300))));
             }
         }
         let account = accounts::number(held.transaction.provider, &held.transaction.account);
@@ -854,8 +855,8 @@ impl World {
         let request = Request { id, account, at: self.now, until, sender: (host, life), replica, heals, key };
         self.checker.asked(request, &self.database)?;
         let outcome = self.bent(outcome);
-        let asked = Asked::Sent { at: now, latency, status, body: bytes::Bytes::new(), outcome };
-        self.at(until, Action::Deliver { host, life, event: Box::new(Event::Asked(held, asked)) });
+        let result = PollResult::Sent { at: now, latency, status, body: bytes::Bytes::new(), outcome };
+        self.at(until, Action::Deliver { host, life, event: Box::new(Event::Polled(held, result)) });
         Ok(())
     }
 

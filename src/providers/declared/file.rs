@@ -236,7 +236,7 @@ fn read_values(table: Option<Table<'_, '_>>, keys: [&Vec<Key>; 3], source: &Sour
 /// A token whose answer does not say how long it lives.
 const UNLESS_TOLD: Duration = Duration::from_secs(15 * 60);
 /// No token is trusted for longer, unless the file says so.
-const LONGEST: Duration = Duration::from_secs(24 * 3600);
+const MAX_TOKEN_LIFE: Duration = Duration::from_secs(24 * 3600);
 
 fn read_token(mut table: Table<'_, '_>, names: &Names, rules: &[&str], source: &Source<'_>) -> Option<TokenRequest> {
     let message = message::read(&mut table, names, source);
@@ -271,7 +271,7 @@ fn read_token(mut table: Table<'_, '_>, names: &Names, rules: &[&str], source: &
         seconds,
         until,
         unless_told: unless_told.unwrap_or(UNLESS_TOLD),
-        longest: longest.unwrap_or(LONGEST),
+        longest: longest.unwrap_or(MAX_TOKEN_LIFE),
         renew_before,
         errors,
     })

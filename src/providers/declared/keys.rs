@@ -36,7 +36,7 @@ pub(super) enum Form {
 
 const FORMS: &str = "\"text\", \"header\", \"uuid\", \"digits\", \"word\" or \"pem-rsa\"";
 /// No credential is longer.
-const LONGEST: i64 = 65_536;
+const MAX_KEY_NUMBER: i64 = 65_536;
 
 /// Reads one of the three tables. `secret` and `form` are what a key is that does not say.
 pub(super) fn read(table: Option<Table<'_, '_>>, secret: bool, form: Form, source: &Source<'_>) -> Vec<Key> {
@@ -82,7 +82,7 @@ fn named_form(text: &str) -> Result<Form, String> {
 /// A number of characters, or the fewest and the most.
 fn read_length(item: Item<'_, '_>, source: &Source<'_>) -> Option<(usize, usize)> {
     let spot = item.spot.clone();
-    let numbers: Vec<i64> = item.one_or_more().into_iter().filter_map(|item| item.integer(1, LONGEST)).collect();
+    let numbers: Vec<i64> = item.one_or_more().into_iter().filter_map(|item| item.integer(1, MAX_KEY_NUMBER)).collect();
     let size = |number: i64| usize::try_from(number).unwrap_or(usize::MAX);
     match numbers.as_slice() {
         [length] => Some((size(*length), size(*length))),

@@ -31,7 +31,7 @@ pub(super) struct Grant {
 }
 
 /// However old its slot is, a request has this long to get on its way.
-pub(super) const HASTE: Duration = Duration::from_millis(20);
+pub(super) const MIN_SEND_WINDOW: Duration = Duration::from_millis(20);
 /// The longest time by which a slot may be used late.
 const GRACE: Duration = Duration::from_millis(250);
 

@@ -18,7 +18,7 @@ use crate::config::{Circuit as CircuitRule, Rate};
 use crate::declarations::Permit;
 use crate::domain::Rules;
 use crate::providers::Provider;
-use budget::{Grant, HASTE, Pace, Slots};
+use budget::{Grant, MIN_SEND_WINDOW, Pace, Slots};
 use floor::Floor;
 use ready::Ready;
 use std::collections::{HashMap, HashSet};
@@ -365,7 +365,7 @@ impl Lane {
         }
         self.in_flight.insert(held.transaction.id, key.due);
         // However old its slot is, a request has a moment to get on its way.
-        Ok((held, void_at.max(now + HASTE)))
+        Ok((held, void_at.max(now + MIN_SEND_WINDOW)))
     }
 
     /// A transaction comes back from [`Lane::start`].

@@ -1,16 +1,19 @@
 //! Reading the whole journal for the audit: in pieces of bounded size, whatever its length.
+//!
+//! No statement reads the journal and another table at once: the journal may be distributed over other machines, which could not join
+//! it with what stays here. What belongs together is put together piece by piece.
 
 use super::{Store, StoreError};
 use crate::domain::audit::{History, HistoryRow};
 use chrono::{DateTime, SecondsFormat, Utc};
 use sqlx::postgres::{PgRow, Postgres};
 use sqlx::{AssertSqlSafe, Row, Transaction};
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 use uuid::Uuid;
 
 /// Transactions that are in memory at once.
-const TRANSACTIONS: usize = 100;
+const TRANSACTIONS: usize = 500;
 /// Busy seconds of accounts that are in memory at once.
 const SECONDS: usize = 1000;
 
@@ -48,6 +51,16 @@ pub struct JournalReader {
     pub complete_since: DateTime<Utc>,
     /// Only polls from then on are meant.
     pub since: Option<DateTime<Utc>>,
+    /// Where it is not all that is meant: the transactions that were polled, and those that were to be.
+    touched: [Ids; 2],
+}
+
+/// Ids that a cursor gives in their order.
+#[derive(Default)]
+struct Ids {
+    cursor: &'static str,
+    fetched: VecDeque<Uuid>,
+    ended: bool,
 }
 
 /// The view and the clock. A reading takes as long as it takes; `cursor_tuple_fraction` says that a cursor's rows are wanted to the
@@ -66,16 +79,24 @@ const VIEW: &str = "
               from pg_inherits i join pg_class c on c.oid = i.inhrelid
              where i.inhparent = 'paypoll.polls'::regclass) as begins";
 
-/// What both halves of the histories say of a transaction's row and of its reopenings.
+/// What the histories say of transactions' rows and of their reopenings.
 const FACTS: &str = "
-           t.reference, t.initiated_at, t.created_at, r.reopened,
+    select t.id, t.provider, t.reference, t.initiated_at, t.created_at,
            case when t.finalized_at is not null then t.finalized_at
                 when t.next_poll_at is not null then now()
-                else (select coalesce(max(x.at), t.updated_at) from paypoll.transitions x where x.transaction_id = t.id) end as until";
+                else (select coalesce(max(x.at), t.updated_at) from paypoll.transitions x where x.transaction_id = t.id) end as until,
+           (select array_agg(x.at order by x.at) from paypoll.transitions x
+             where x.transaction_id = t.id and x.source = 'operator' and x.to_state = 'pending') as reopened
+      from paypoll.transactions t";
 
-const REOPENED: &str = "
-      left join (select transaction_id, array_agg(at order by at) as reopened from paypoll.transitions
-                  where source = 'operator' and to_state = 'pending' group by transaction_id) r";
+const SENT: &str = "
+    select transaction_id as id, array_agg(sent_at) as sent from paypoll.polls where transaction_id = any ($1) group by transaction_id";
+
+/// Whose row is gone has its provider in the journal.
+const PROVIDERS: &str = "
+    select transaction_id, min(provider) as provider from paypoll.polls where transaction_id = any ($1) group by transaction_id";
+
+const POLLED: &str = "select distinct transaction_id from paypoll.polls where transaction_id = any ($1)";
 
 /// An answer with another outcome was not usable: a back-off follows it.
 const FAILED: &str = "
@@ -127,7 +148,7 @@ impl Store {
         let begins: Option<DateTime<Utc>> = row.try_get("begins")?;
         let since = since.map(|since| chrono::TimeDelta::from_std(since).ok().and_then(|since| now.checked_sub_signed(since)));
         let since = since.map(|since| since.unwrap_or(DateTime::UNIX_EPOCH));
-        Ok(JournalReader { tx, now, complete_since: begins.unwrap_or(now), since })
+        Ok(JournalReader { tx, now, complete_since: begins.unwrap_or(now), since, touched: Default::default() })
     }
 }
 
@@ -136,31 +157,83 @@ impl JournalReader {
     ///
     /// Of the journal only the index is read, as far as the database has vacuumed it.
     pub async fn open_polled(&mut self) -> Result<(), StoreError> {
-        let touched = self.since.map_or_else(String::new, |since| {
-            // Whatever was polled in this time, or was to be.
-            format!(
-                "where transaction_id in (
-                        select transaction_id from paypoll.polls where sent_at >= {0}
-                        union select id from paypoll.transactions where next_poll_at is not null
-                        union select id from paypoll.transactions where state in ('unresolved', 'invalid') and updated_at >= {0})",
-                literal(since)
-            )
-        });
         // Grouping by sorting, which the index gives for nothing, where a hash would hold the whole journal.
         sqlx::query("set local enable_hashagg = off").execute(&mut *self.tx).await?;
-        let sql = format!(
-            "select g.transaction_id as id, {FACTS}, g.sent,
-                    coalesce(t.provider, (select p.provider from paypoll.polls p where p.transaction_id = g.transaction_id limit 1)) as provider
-               from (select transaction_id, array_agg(sent_at) as sent from paypoll.polls {touched} group by transaction_id) g
-               left join paypoll.transactions t on t.id = g.transaction_id
-              {REOPENED} on r.transaction_id = g.transaction_id"
+        let Some(since) = self.since.map(literal) else {
+            let sql = "select transaction_id as id, array_agg(sent_at) as sent from paypoll.polls group by transaction_id";
+            return self.declare("polled", sql).await;
+        };
+        // Whatever was polled in this time, or was to be.
+        let polled = format!("select distinct transaction_id as id from paypoll.polls where sent_at >= {since} order by 1");
+        let planned = format!(
+            "select id from paypoll.transactions where next_poll_at is not null
+             union select id from paypoll.transactions where state in ('unresolved', 'invalid') and updated_at >= {since}
+             order by 1"
         );
-        self.declare("polled", &sql).await
+        self.declare("touched", &polled).await?;
+        self.declare("planned", &planned).await?;
+        self.touched = ["touched", "planned"].map(|cursor| Ids { cursor, ..Ids::default() });
+        Ok(())
     }
 
     /// The next of the transactions that were polled; none when all have been read.
     pub async fn next_polled(&mut self) -> Result<Vec<PolledTransaction>, StoreError> {
-        self.fetch("polled", TRANSACTIONS).await?.iter().map(polled).collect()
+        let polls = loop {
+            if self.since.is_none() {
+                break self.fetch("polled", TRANSACTIONS).await?;
+            }
+            let ids = self.next_touched().await?;
+            let polls = sqlx::query(SENT).bind(&ids).fetch_all(&mut *self.tx).await?;
+            // Of those that were to be polled none may have been.
+            if ids.is_empty() || !polls.is_empty() {
+                break polls;
+            }
+        };
+        let ids = polls.iter().map(|row| row.try_get("id")).collect::<Result<Vec<Uuid>, _>>()?;
+        let rows = sqlx::query(AssertSqlSafe(format!("{FACTS} where t.id = any ($1)"))).bind(&ids).fetch_all(&mut *self.tx).await?;
+        let mut found = HashMap::new();
+        for row in &rows {
+            found.insert(row.try_get::<Uuid, _>("id")?, row);
+        }
+        let gone: Vec<Uuid> = ids.iter().filter(|id| !found.contains_key(id)).copied().collect();
+        let mut providers: HashMap<Uuid, String> = HashMap::new();
+        if !gone.is_empty() {
+            providers.extend(sqlx::query_as::<_, (Uuid, String)>(PROVIDERS).bind(&gone).fetch_all(&mut *self.tx).await?);
+        }
+        let mut polled = Vec::with_capacity(ids.len());
+        for (id, polls) in ids.into_iter().zip(&polls) {
+            let mut one = match found.get(&id) {
+                Some(row) => unpolled(row)?,
+                None => without_row(id, providers.remove(&id).unwrap_or_default()),
+            };
+            one.history.sent = sent(polls)?;
+            polled.push(one);
+        }
+        Ok(polled)
+    }
+
+    /// The next ids of either cursor, each once.
+    async fn next_touched(&mut self) -> Result<Vec<Uuid>, StoreError> {
+        let mut next = Vec::with_capacity(TRANSACTIONS);
+        while next.len() < TRANSACTIONS {
+            for at in 0..self.touched.len() {
+                let Ids { cursor, fetched, ended } = &self.touched[at];
+                if !fetched.is_empty() || *ended {
+                    continue;
+                }
+                let rows = self.fetch(cursor, TRANSACTIONS).await?;
+                let ids = rows.iter().map(|row| row.try_get("id")).collect::<Result<VecDeque<Uuid>, _>>()?;
+                self.touched[at].ended = ids.is_empty();
+                self.touched[at].fetched = ids;
+            }
+            let first = self.touched.iter().filter_map(|ids| ids.fetched.front()).min().copied();
+            let Some(first) = first else { break };
+            for ids in &mut self.touched {
+                ids.fetched.pop_front_if(|id| *id == first);
+            }
+            next.push(first);
+        }
+        Ok(next)
     }
 
     /// Which of these transactions had a poll without a usable answer.
@@ -188,20 +261,19 @@ impl JournalReader {
     /// Every transaction that ought to have been polled and of which the journal has no poll.
     pub async fn never_polled(&mut self, visit: &mut impl FnMut(&PolledTransaction)) -> Result<(), StoreError> {
         let sql = format!(
-            "select t.id, t.provider, {FACTS}, '{{}}'::timestamptz[] as sent
-               from paypoll.transactions t {REOPENED} on r.transaction_id = t.id
-              where (t.next_poll_at is not null or t.state = 'unresolved') and t.created_at >= {}
-                and not exists (select from paypoll.polls p where p.transaction_id = t.id)",
+            "{FACTS} where (t.next_poll_at is not null or t.state = 'unresolved') and t.created_at >= {}",
             literal(self.complete_since)
         );
-        self.declare("never_polled", &sql).await?;
+        self.declare("to_be_polled", &sql).await?;
         loop {
-            let rows = self.fetch("never_polled", TRANSACTIONS).await?;
-            for row in &rows {
-                visit(&polled(row)?);
-            }
+            let rows = self.fetch("to_be_polled", TRANSACTIONS).await?;
             if rows.is_empty() {
                 return Ok(());
+            }
+            let ids = rows.iter().map(|row| row.try_get("id")).collect::<Result<Vec<Uuid>, _>>()?;
+            let polled: HashSet<Uuid> = sqlx::query_scalar(POLLED).bind(&ids).fetch_all(&mut *self.tx).await?.into_iter().collect();
+            for (row, _) in rows.iter().zip(&ids).filter(|(_, id)| !polled.contains(id)) {
+                visit(&unpolled(row)?);
             }
         }
     }
@@ -254,26 +326,23 @@ fn sent(row: &PgRow) -> Result<Vec<DateTime<Utc>>, StoreError> {
     Ok(sent)
 }
 
-fn polled(row: &PgRow) -> Result<PolledTransaction, StoreError> {
-    let initiated_at: Option<DateTime<Utc>> = row.try_get("initiated_at")?;
-    let facts = match initiated_at {
-        Some(initiated_at) => {
-            Some(HistoryRow { initiated_at, created_at: row.try_get("created_at")?, until: row.try_get("until")? })
-        }
-        None => None,
+/// A transaction, without its polls.
+fn unpolled(row: &PgRow) -> Result<PolledTransaction, StoreError> {
+    let facts = HistoryRow {
+        initiated_at: row.try_get("initiated_at")?,
+        created_at: row.try_get("created_at")?,
+        until: row.try_get("until")?,
     };
-    let reopened: Option<Vec<DateTime<Utc>>> = row.try_get("reopened")?;
-    Ok(PolledTransaction {
-        id: row.try_get("id")?,
-        provider: row.try_get("provider")?,
-        reference: row.try_get("reference")?,
-        history: History {
-            row: facts,
-            reopened: reopened.unwrap_or_default(),
-            sent: sent(row)?,
-            too_early: Vec::new(),
-            floors: Vec::new(),
-            failed: false,
-        },
-    })
+    let mut one = without_row(row.try_get("id")?, row.try_get("provider")?);
+    one.reference = row.try_get("reference")?;
+    one.history.row = Some(facts);
+    one.history.reopened = row.try_get::<Option<_>, _>("reopened")?.unwrap_or_default();
+    Ok(one)
+}
+
+/// What the journal alone says of a transaction, without its polls.
+fn without_row(id: Uuid, provider: String) -> PolledTransaction {
+    let history =
+        History { row: None, reopened: Vec::new(), sent: Vec::new(), too_early: Vec::new(), floors: Vec::new(), failed: false };
+    PolledTransaction { id, provider, reference: None, history }
 }

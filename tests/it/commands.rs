@@ -850,6 +850,59 @@ async fn an_audit_of_polls_by_the_book_is_clean() {
     assert_eq!(audit(&database, &[]).await, (0, clean));
 }
 
+/// Where the journal is distributed over other machines. `PAYPOLL_TEST_CITUS` is the address of a database with the extension Citus, as
+/// its owner; its schema `paypoll` is dropped.
+#[tokio::test]
+async fn an_audit_says_the_same_of_a_journal_that_citus_distributes() {
+    let Ok(url) = std::env::var("PAYPOLL_TEST_CITUS") else {
+        // Past the harness, which keeps to itself what a test prints.
+        let skipped =
+            "SKIPPED: PAYPOLL_TEST_CITUS names no database with Citus: the audit was not tried on a distributed journal\n";
+        std::io::Write::write_all(&mut std::io::stderr(), skipped.as_bytes()).unwrap();
+        return;
+    };
+    let pool = sqlx::PgPool::connect(&url).await.unwrap();
+    let (distributed, local) = (TestDatabase { url, pool }, database().await);
+    execute(&distributed, "drop schema if exists paypoll cascade").await;
+    paypoll::store::migrate(&distributed.url).await.unwrap();
+    for database in [&distributed, &local] {
+        execute(database, CLEAN).await;
+        execute(database, DOCTORED).await;
+    }
+    execute(&distributed, "select create_distributed_table('paypoll.polls', 'transaction_id')").await;
+    for arguments in [&[][..], &["--since", "40m"]] {
+        let (code, report) = audit(&distributed, arguments).await;
+        assert_eq!((code, &report), (1, &audit(&local, arguments).await.1));
+        assert!(report["breaches"].as_u64().unwrap() > 0, "{report}");
+    }
+    execute(&distributed, "drop schema paypoll cascade").await;
+}
+
+/// A poll that two transactions miss, one that comes too early, a transaction that was never polled, and one whose row is gone.
+const DOCTORED: &str = "
+    update paypoll.polls set sent_at = sent_at - interval '1.5 s'
+     where (transaction_id, sent_at) = (select p.transaction_id, p.sent_at from paypoll.polls p join paypoll.transactions t on t.id = p.transaction_id
+                                         where t.reference = 'dropayment1' order by p.sent_at offset 5 limit 1);
+    delete from paypoll.polls
+     where sent_at = (select p.sent_at from paypoll.polls p join paypoll.transactions t on t.id = p.transaction_id
+                       where t.reference = 'dusupay1' order by p.sent_at offset 9 limit 1);
+    insert into paypoll.transactions (provider, reference, initiated_at) values ('dusupay', 'never', now() - interval '90 minutes');
+    update paypoll.transactions set created_at = initiated_at where reference = 'never';
+    insert into paypoll.polls select gen_random_uuid(), 'dusupay', 'default', at, at, 1, 200, 'pending', null
+      from (select now() - interval '30 minutes' + n * interval '30 ms' as at from generate_series(1, 21) n) x";
+
+/// What stays here and what may be elsewhere is put together piece by piece.
+#[tokio::test]
+async fn an_audit_finds_transactions_without_polls_and_polls_without_a_transaction() {
+    let database = database().await;
+    execute(&database, CLEAN).await;
+    execute(&database, DOCTORED).await;
+    let all = json!({"providers": [line("dropayment", 26, [0, 1, 0, 0, 0]), line("dusupay", 45, [0, 0, 1, 0, 3])], "breaches": 2});
+    assert_eq!(audit(&database, &[]).await, (1, all));
+    let late = audit(&database, &["--since", "40m"]).await;
+    assert_eq!((late.0, &late.1["breaches"]), (1, &1.into()), "{late:?}");
+}
+
 #[tokio::test]
 async fn a_journal_doctored_in_six_ways_is_found_out_in_each() {
     let nth = |provider: &str, n: u32| {

@@ -79,6 +79,15 @@ fn sql_stands_in_the_store_only() {
 }
 
 #[test]
+fn no_statement_of_the_audit_reads_the_journal_and_another_table() {
+    let code = code(Path::new("src/store/audit.rs"));
+    let both = |text: &&str| {
+        text.contains("paypoll.polls") && ["paypoll.transactions", "paypoll.transitions"].iter().any(|of| text.contains(of))
+    };
+    assert_eq!(code.split('"').find(both), None, "a distributed journal cannot be joined with what is not");
+}
+
+#[test]
 fn no_provider_knows_another() {
     let names = ["dropayment", "dusupay", "ayoconnect", "khalti", "dapi"];
     for name in names {

@@ -35,8 +35,8 @@
 //! - Whoever writes a row carries the fence of his claim. A late answer meets a raised fence and changes nothing.
 //! - A replica's heartbeat is its lease. It sends only while an answer would still come within the lease; whoever takes over assumes
 //!   that what may have been sent was sent.
-//! - While the next interval is shorter than half the lease, a transaction stays in its owner's memory, and a poll costs the database
-//!   one row of a batched append. The journal is the truth about what was sent: counts are rebuilt from it after a crash.
+//! - While the next poll comes within a minute, a transaction stays in its owner's memory, and a poll costs the database one row of a
+//!   batched append; the row itself is written once a minute. The journal is the truth about what was sent: counts are rebuilt from it after a crash.
 //! - The database's clock decides what is due; a process only waits by its own.
 //! - An account's budget and circuit are one row, however many replicas share them.
 //! - No statement's cost grows with the number of transactions that are not due.

@@ -1,4 +1,5 @@
-//! What to do with a transaction that was just found due in the table: hold it, plan it for later, or leave it.
+//! What to do with a transaction that was just found due in the table: keep it in memory, plan it
+//! for later, or leave it.
 
 use super::claims::LOOK_AHEAD;
 use super::lane::LaneSpec;
@@ -10,24 +11,27 @@ use rand::{RngExt, SeedableRng};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Places candidates. Made by the engine for one look, used while their rows are locked.
+/// Decides about candidates. Made by the engine for one claim cycle, used while their rows are
+/// locked.
 pub struct Placer {
-    /// For each lane of the look: its rules, and how many of its transactions may be held.
+    /// For each lane of the claim cycle: its rules, and how many of its transactions may be in
+    /// memory.
     pub lanes: Vec<(Arc<LaneSpec>, usize)>,
-    /// How many may be held over all lanes.
+    /// How many may be in memory over all lanes.
     pub free: usize,
     /// The database's clock.
     pub now: DateTime<Utc>,
-    /// What falls due until then is held, the rest is left in the table.
+    /// What falls due until then is kept in memory, the rest is left in the table.
     pub hold_until: DateTime<Utc>,
-    /// When the database's history may have been cut back: who was asked about just before that, nobody may know any more.
+    /// When the database's history may have been cut back: polls sent just before that may be
+    /// recorded nowhere.
     pub cut_at: Option<DateTime<Utc>>,
-    /// Where the draws come from.
+    /// Where the jitter comes from.
     pub random: SmallRng,
 }
 
 impl Placer {
-    /// A placer with its own source of draws.
+    /// A placer with its own source of jitter.
     #[must_use]
     pub fn new(lanes: Vec<(Arc<LaneSpec>, usize)>, free: usize, now: DateTime<Utc>, hold_until: DateTime<Utc>, seed: u64) -> Self {
         Self { lanes, free, now, hold_until, cut_at: None, random: SmallRng::seed_from_u64(seed) }
@@ -44,7 +48,7 @@ impl Placer {
         if due > self.hold_until {
             return Placement::Later(due);
         }
-        // What only waits takes no place among what is polled soon.
+        // A transaction that waits for long takes no place among those that are polled soon.
         let waits = due > after(self.now, LOOK_AHEAD);
         if self.free == 0 || *room == 0 && !waits {
             return if waits { Placement::Later(due) } else { Placement::Leave };
@@ -55,7 +59,8 @@ impl Placer {
     }
 }
 
-/// When the candidate's next poll may be sent: what its row says, but never before the floor since its last poll, whoever wrote the row.
+/// When the candidate's next poll may be sent: at the row's due time, but never before the floor
+/// since its last poll.
 fn due(spec: &LaneSpec, candidate: &mut Candidate, now: DateTime<Utc>, jitter: f64) -> DateTime<Utc> {
     let rules = &spec.rules;
     let transaction = &mut candidate.transaction;
@@ -70,11 +75,12 @@ fn due(spec: &LaneSpec, candidate: &mut Candidate, now: DateTime<Utc>, jitter: f
         (Some(_), Some(last)) => after(last, floor),
         _ => rules.first_look(transaction, 0.0),
     };
-    // A row that was inserted late is due when it came.
+    // A row that was inserted late is due at its insertion.
     let due = candidate.due.max(if candidate.fresh { rules.first_look(transaction, jitter) } else { earliest });
     if candidate.orphan && due <= now {
-        // A dead owner may have sent the poll that was due and died before he wrote it down: it counts as sent now. Whoever finds the
-        // row next must know it too, whatever has been done to its time meanwhile.
+        // A dead owner may have sent the poll that was due and died before recording it: it counts
+        // as sent now. The next replica to claim the row must know that too, even if the due time
+        // was changed meanwhile.
         candidate.not_before = Some(after(now, floor));
     }
     candidate.not_before.map_or(due, |at| due.max(at))

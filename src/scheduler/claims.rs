@@ -1,4 +1,4 @@
-//! When to look for transactions in the table, and how far each account has been looked at.
+//! When to claim transactions from the table, and how far each account has been read.
 
 use super::admission::Placer;
 use super::lane::{Lane, Room};
@@ -11,20 +11,21 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
 
-/// How often new and newly due transactions are looked for.
+/// How often new and newly due transactions are claimed.
 const CLAIM_EVERY: Duration = Duration::from_millis(100);
-/// Transactions are claimed so long before they fall due, so that each is sent at its moment and not at the next claim cycle.
+/// Transactions are claimed so long before they fall due, so that each is sent at its moment and
+/// not at the next claim cycle.
 pub(super) const LOOK_AHEAD: Duration = Duration::from_secs(1);
-/// What commits late may lie so far behind what was claimed before: claims overlap by this, and read past all that is in memory of it.
-/// What commits later still waits for the next full scan.
+/// Rows that commit late may lie this far behind what was claimed before, so claims overlap by this
+/// much. Rows that commit later still wait for the next full scan.
 const OVERLAP: TimeDelta = TimeDelta::milliseconds(500);
-/// A full scan, of everything due however long ago, costs time: it takes at most this share of it.
+/// A full scan reads everything due, however long ago: scans take at most this share of the time.
 const SCAN_SHARE: u32 = 50;
-/// However slow the database once was, what was given back is not overlooked for longer than this.
+/// The longest time between full scans: released rows are found again at the latest after this.
 const RAREST_SCAN: Duration = Duration::from_secs(5);
 /// How many transactions a claim may plan for later at once.
 const PLAN_BATCH: usize = 1000;
-/// So many refused rows are left alone at a time.
+/// At most this many refused rows are left alone at a time.
 const MOST_AVOIDED: usize = 10_000;
 /// How long a refused row is left alone; doubled each time up to [`LONGEST_AVOIDED`].
 const AVOIDED_FOR: Duration = Duration::from_secs(5);
@@ -35,11 +36,11 @@ pub(super) struct Claims {
     claiming: bool,
     next: Instant,
     next_scan: Instant,
-    /// How far each lane was looked at.
+    /// How far each lane was read.
     cursors: Vec<Cursor>,
-    /// How often transactions were looked for.
+    /// How many claim cycles there were.
     cycles: usize,
-    /// Raised with every claim; and the last one of which this process was told that it is committed.
+    /// Raised with every claim; and the last one that is known to be committed.
     number: i64,
     acknowledged: i64,
     /// What a claim whose answer got lost may have taken: it is released before the next one.
@@ -50,7 +51,7 @@ pub(super) struct Claims {
     avoided: HashMap<Uuid, (Instant, Duration)>,
 }
 
-/// How far a lane was looked at.
+/// How far a lane was read.
 #[derive(Clone, Copy, Debug)]
 struct Cursor {
     /// Everything that fell due before this was claimed by an earlier cycle.
@@ -88,12 +89,12 @@ impl Claims {
         self.claiming
     }
 
-    /// The last claim that was asked for.
+    /// The last claim that was issued.
     pub(super) fn number(&self) -> i64 {
         self.number
     }
 
-    /// The last claim of which this process was told that it is committed.
+    /// The last claim that is known to be committed.
     pub(super) fn acknowledged(&self) -> i64 {
         self.acknowledged
     }
@@ -103,12 +104,12 @@ impl Claims {
         (!self.claiming).then_some(self.next)
     }
 
-    /// Whether something that may be ours is yet to be freed.
+    /// Whether rows that may be owned by this replica are still to be released.
     pub(super) fn has_unfreed(&self) -> bool {
         !self.maybe_claimed.is_empty()
     }
 
-    /// A new registration, or a replica that is gone: everything may be different.
+    /// A new registration, or a replica that is gone: the next cycle is a full scan.
     pub(super) fn scan_now(&mut self, now: Instant) {
         self.next_scan = now;
     }
@@ -118,13 +119,14 @@ impl Claims {
         (self.next, self.next_scan) = (now, now);
     }
 
-    /// Nothing of an earlier registration is ours any more.
+    /// Rows claimed under an earlier registration are no longer owned.
     pub(super) fn lose_all(&mut self) {
         self.maybe_claimed.clear();
         self.abandoned.clear();
     }
 
-    /// The database has lost commits; `last` is the last claim that it knows. What this replica owns there is to be compared at once.
+    /// The database has lost commits; `last` is the last claim that it knows. What this replica
+    /// owns there is surveyed at once.
     pub(super) fn on_commits_lost(&mut self, now: Instant, last: i64) {
         self.acknowledged = last;
         self.cursors.iter_mut().for_each(|cursor| cursor.survey = DateTime::UNIX_EPOCH);
@@ -134,7 +136,7 @@ impl Claims {
 
 /// A cycle begins.
 impl Claims {
-    /// The next claim, if it is time for one. Where nothing may be taken, it only surveys and frees.
+    /// The next claim, if it is time for one. Without room it only surveys and releases.
     #[expect(clippy::too_many_arguments, reason = "what the engine knows of the moment")]
     pub(super) fn next_claim(
         &mut self,
@@ -164,7 +166,7 @@ impl Claims {
         let (mut rooms, mut lanes, mut specs) = (Vec::new(), Vec::new(), Vec::new());
         self.cycles = self.cycles.wrapping_add(1);
         for number in 0..self.cursors.len() {
-            // Each time another account comes first: where memory is short, the last ones would get none.
+            // Accounts take turns in coming first: where memory is short, the last ones get none.
             let number = (number + self.cycles) % self.cursors.len();
             let lane = work.lane(number);
             let room = if may_take { lane.room(now, soon).at_most(free) } else { Room::default() };
@@ -200,13 +202,13 @@ impl Claims {
         })
     }
 
-    /// What is asked of a lane that has room for so many.
+    /// What to claim for a lane that has this much room.
     fn order(&self, number: usize, lane: &Lane, room: Room, scan: bool) -> Option<(Room, LaneRoom)> {
         let cursor = &self.cursors[number];
         if room == Room::default() && !scan {
             return None;
         }
-        // What is only planned for later needs no room in memory.
+        // Transactions that are only planned for later need no room in memory.
         let batch = |room: usize, planned: usize| if room > 0 && planned > 0 { room.max(PLAN_BATCH) } else { room };
         let planned = cursor.planned_away;
         let wanted = Room { ordinary: batch(room.ordinary, planned.ordinary), backlog: batch(room.backlog, planned.backlog) };
@@ -224,14 +226,15 @@ impl Claims {
     }
 }
 
-/// What a cycle brings.
+/// Results of a cycle.
 impl Claims {
-    /// The claim has come back without an answer.
+    /// The claim failed or timed out.
     pub(super) fn on_failed(&mut self, now: Instant, cycle: &mut ClaimCycle, epoch: u64) {
         self.returned(now, cycle, epoch);
     }
 
-    /// The claim has come back: how far the lanes were looked at, and what this replica owns without having it in memory.
+    /// The claim has come back: how far the lanes were read, and what this replica owns without
+    /// having it in memory.
     pub(super) fn on_claimed(&mut self, now: Instant, cycle: &mut ClaimCycle, claim: &Claim, epoch: u64, work: &WorkSet) -> usize {
         self.returned(now, cycle, epoch);
         self.acknowledged = self.acknowledged.max(if claim.held.is_empty() { 0 } else { self.number });
@@ -255,7 +258,7 @@ impl Claims {
             if cycle.sweep {
                 cursor.survey = found.survey.unwrap_or(DateTime::UNIX_EPOCH);
                 if found.survey.is_some() && !claim.own.is_empty() {
-                    // What it owns is more than one survey sees.
+                    // It owns more than one survey reads.
                     self.next_scan = self.next_scan.min(now + Duration::from_secs(1));
                 }
             }
@@ -278,14 +281,14 @@ impl Claims {
         }
     }
 
-    /// One of those that were found is in memory now.
+    /// One of the surveyed rows is in memory now.
     pub(super) fn took(&mut self, lane: usize, backlog: bool) {
         let planned = &mut self.cursors[lane].planned_away;
         let planned = if backlog { &mut planned.backlog } else { &mut planned.ordinary };
         *planned = planned.saturating_sub(1);
     }
 
-    /// The row could not be taken: it is left alone for a while. True when that is new.
+    /// The row could not be claimed: it is left alone for a while. True when that is new.
     pub(super) fn avoid(&mut self, now: Instant, id: Uuid) -> bool {
         let before = self.avoided.get(&id).map(|(_, wait)| *wait);
         let wait = before.map_or(AVOIDED_FOR, |wait| (wait * 2).min(LONGEST_AVOIDED));

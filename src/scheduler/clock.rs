@@ -3,12 +3,13 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use std::time::{Duration, Instant};
 
-/// Maps the database's clock to the process's monotonic one. The database's clock decides what is due; waiting is monotonic, so a
-/// step of the host's clock changes nothing.
+/// Maps the database's clock to the process's monotonic one. The database's clock decides what is
+/// due; waiting is monotonic, so a step of the host's clock changes nothing.
 ///
-/// A reading was made at some moment while its statement was under way, so two bounds are kept. What is waited for counts by the lower
-/// one ([`DatabaseClock::at`]): what is due by it is due. What was done is written down by the upper one ([`DatabaseClock::latest`]):
-/// whoever waits from there waits long enough.
+/// A reading was made at some moment while its statement was under way, so two bounds are kept. Due
+/// times are compared with the lower one ([`DatabaseClock::at`]): what is due by it is due. Polls
+/// are recorded with the upper one ([`DatabaseClock::latest`]): a wait counted from there is long
+/// enough.
 #[derive(Clone, Copy, Debug)]
 pub struct DatabaseClock {
     read_at: Instant,
@@ -18,17 +19,19 @@ pub struct DatabaseClock {
 
 /// How fast the two clocks may drift apart, in parts of elapsed time.
 const DRIFT: f64 = 2e-4;
-/// No wait is longer than this: waits that are, are looked at again.
+/// Longer waits are split: after this long the wait is computed again.
 const FARTHEST: Duration = Duration::from_secs(7 * 24 * 3600);
 
 impl DatabaseClock {
-    /// A clock from one reading: the database said `said` at some moment between `asked` and `received`.
+    /// A clock from one reading: the database said `said` at some moment between `issued_at` and
+    /// `received`.
     #[must_use]
     pub fn new(issued_at: Instant, received: Instant, said: DateTime<Utc>) -> Self {
         Self { read_at: received, earliest: said, latest: said + delta(received.saturating_duration_since(issued_at)) }
     }
 
-    /// Another reading. Narrows the bounds, or replaces them when it shows that the clock was set.
+    /// Takes another reading. Narrows the bounds, or replaces them when it shows that the clock was
+    /// set.
     pub fn read(&mut self, issued_at: Instant, received: Instant, said: DateTime<Utc>) {
         let new = Self::new(issued_at, received, said);
         let drift = delta(received.saturating_duration_since(self.read_at).mul_f64(DRIFT));
@@ -87,7 +90,8 @@ mod tests {
         let start = Instant::now();
         let epoch = DateTime::<Utc>::UNIX_EPOCH;
         let (second, milli) = (Duration::from_secs(1), Duration::from_millis(1));
-        // True time is epoch + elapsed. This reading was received 0.5 s after the database made it, and asked for 0.1 s before.
+        // True time is epoch + elapsed. This reading was issued 0.1 s before the database made it,
+        // and received 0.5 s after.
         let mut clock = DatabaseClock::new(start + 400 * milli, start + second, epoch + 500 * milli);
         assert_eq!(clock.slack(), 600 * milli);
         clock.read(start + 1980 * milli, start + 2 * second, epoch + 1990 * milli);

@@ -1,4 +1,4 @@
-//! Carries out what the engine says, with tokio, sockets and the store.
+//! Carries out the engine's commands, with tokio, sockets and the store.
 
 use super::engine::Engine;
 use super::lane::{CircuitChange, LaneSpec};
@@ -40,22 +40,23 @@ pub struct Daemon {
 const SHORTEST_TURN: Duration = Duration::from_micros(50);
 /// A jump of the wall clock against the monotonic one that is more than clock discipline: the machine slept.
 const SLEPT: Duration = Duration::from_secs(1);
-/// Whatever is asked of the database, a claim or a batch of several statements, is given up after this: the connection is dead. What
-/// the server takes longer for it gives up itself.
+/// A claim or a batch of several statements is given up after this: the connection is dead. A
+/// statement that merely runs too long is cancelled earlier by the server.
 const STATEMENT_LIMIT: Duration = Duration::from_secs(15);
-/// A heartbeat writes one small row: where even that takes longer, the database is lost, and so is what else was asked of it.
+/// A heartbeat writes one small row: where even that takes longer, the database is unavailable, and
+/// all other statements under way are given up too.
 const HEARTBEAT_LIMIT: Duration = Duration::from_secs(4);
-/// After the grace, so long for writing down what came of the last polls.
+/// After the grace period, this long for recording the last polls.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
-/// So long for giving the registration back.
+/// This long for deregistering.
 const FAREWELL: Duration = Duration::from_secs(1);
-/// An exclusive key outlives its request's time-out by this, should nobody give it back.
+/// An exclusive key that is never released outlives its request's time-out by this.
 const KEY_MARGIN: Duration = Duration::from_secs(5);
-/// How long a poll waits whose exclusive key another replica has.
+/// How long a poll waits while another replica has its exclusive key.
 const EXCLUDED_FOR: Duration = Duration::from_millis(500);
 
 impl Daemon {
-    /// A daemon that has not begun.
+    /// A daemon that has not started.
     pub fn new(config: &Config, store: Store, lanes: Vec<Arc<LaneSpec>>, metrics: Arc<Metrics>) -> Result<Self, String> {
         let tls = Tls::for_hosts(config.providers.iter().map(|provider| &*provider.base_url))?;
         let poller = |spec: &Arc<LaneSpec>| {
@@ -89,14 +90,15 @@ impl Daemon {
         })
     }
 
-    /// Set before `stop`: the process goes on, with another daemon after this one. Nothing is given up until it is unset.
+    /// Set before `stop`: the process goes on, with another daemon after this one. Nothing is given
+    /// up until it is unset.
     #[must_use]
     pub fn is_replaced(&self) -> Arc<AtomicBool> {
         self.replaced.clone()
     }
 
-    /// Works until `stop`, then gives back what it holds. Errors when something that was sent could not be written down.
-    /// True when everything was given back; else it is taken over by others.
+    /// Runs until `stop`, then releases its transactions. Errors when a poll that was sent could
+    /// not be recorded. True when everything was released; else other replicas take it over.
     pub async fn run(mut self, stop: CancellationToken) -> Result<bool, String> {
         let mut reporter = Reporter::new(self.lanes.clone(), self.metrics.clone(), Instant::now());
         let mut commands = Vec::new();
@@ -109,7 +111,7 @@ impl Daemon {
             if watchdog.slept(now) {
                 self.engine.on(now, Event::Woken, &mut commands);
             }
-            // Everything that has happened, then once what to do next.
+            // All events first, then one decision about what to do next.
             self.engine.on(now, event, &mut commands);
             while let Ok(event) = self.inbox.try_recv() {
                 self.engine.on(Instant::now(), event, &mut commands);
@@ -126,7 +128,7 @@ impl Daemon {
                 self.carry_out(command);
             }
             let wakeup = self.engine.next_wakeup().unwrap_or(now + SLEPT).min(reporter.next_look().max(now + SLEPT));
-            // Whatever the engine says, the loop does not spin.
+            // The loop does not spin, whatever the engine asks for.
             let wakeup = wakeup.max(now + SHORTEST_TURN);
             event = tokio::select! {
                 event = self.inbox.recv() => event.unwrap_or(Event::Tick),
@@ -156,13 +158,13 @@ impl Daemon {
 
     async fn finish(&self, replica: Option<ReplicaId>, unwritten: Option<String>) -> Result<(), String> {
         if let Some(replica) = replica {
-            // Where it cannot be given back, the lease ends by itself.
+            // If deregistering fails, the lease expires by itself.
             drop(self.store.within(FAREWELL, self.store.deregister(replica, self.process)).await);
         }
         unwritten.map_or(Ok(()), |why| Err(format!("not everything could be written down: {why}")))
     }
 
-    /// Does some work on the database and sends the event that it ends in.
+    /// Does some work on the database and sends the resulting event.
     fn ask<T: Send + 'static>(
         &self,
         limit: Duration,
@@ -268,7 +270,7 @@ async fn register(
 }
 
 async fn record(store: &Store, process: Uuid, recording: &mut Recording) -> Result<Recorded, StoreError> {
-    // Polls of a time without registration are facts all the same.
+    // Polls from a time without registration are recorded all the same.
     let replica = recording.replica.unwrap_or(ReplicaId(0));
     let writer = Writer { replica, process, number: recording.number, acknowledged: recording.acknowledged };
     match store.record(writer, &recording.batch, &mut recording.attempt).await {
@@ -305,7 +307,7 @@ async fn exclusively(
         return PollResult::Later(EXCLUDED_FOR);
     }
     let result = poll.await;
-    // Where it cannot be given back, it ends by itself.
+    // If releasing it fails, it expires by itself.
     drop(store.within(HEARTBEAT_LIMIT, store.give_key_back(key, process)).await);
     result
 }
@@ -344,7 +346,7 @@ async fn tell_circuit(store: &Store, spec: &LaneSpec, change: &CircuitChange) ->
     Ok(())
 }
 
-/// What the engine makes of an error.
+/// Classifies an error for the engine.
 fn failure(error: StoreError) -> StoreFailure {
     let words = error.to_string();
     match error.trouble() {

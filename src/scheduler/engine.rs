@@ -1,8 +1,10 @@
-//! The loop as a state machine: told the time and what happened, it says what to do next.
+//! The loop as a state machine: given the time and what happened, it returns what to do next.
 //!
-//! It sends nothing, waits for nothing and asks no clock: a driver carries out its [`Command`]s and hands it [`Event`]s, the daemon's
-//! with sockets and a database, the simulation's with neither. It is made of parts that know nothing of each other: membership, the
-//! claim cycle, the transactions in memory, the outbox. The engine routes events to them and carries what they say from one to another.
+//! It sends nothing, waits for nothing and reads no clock: a driver carries out its [`Command`]s
+//! and hands it [`Event`]s, the daemon's with sockets and a database, the simulation's with
+//! neither. It is made of parts that know nothing of each other: membership, the claim cycle, the
+//! transactions in memory, the outbox. The engine routes events to them and passes their results
+//! on.
 
 use super::claims::{Claims, LOOK_AHEAD};
 use super::clock::DatabaseClock;
@@ -26,26 +28,28 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
 
-/// A transaction whose next poll comes within this time stays in memory until then. One that waits longer, mostly for minutes, is given
-/// back to the table.
+/// A transaction whose next poll comes within this time stays in memory until then. One that waits
+/// longer, mostly for minutes, is given back to the table.
 const HELD_FOR: Duration = Duration::from_secs(61);
-/// How often others' writes are looked for.
+/// How often other writers' changes are read.
 const WATCH_EVERY: Duration = Duration::from_millis(250);
 /// Between a request's last moment to be sent and the end of the lease there is its time-out and this.
 const LEASE_MARGIN: Duration = Duration::from_secs(1);
-/// A draw that brought nothing is not repeated at once.
+/// A request for send slots that brought none is repeated after this.
 const EMPTY_DRAW_BACKOFF: Duration = Duration::from_millis(20);
-/// However far ahead the budget is booked, a draw is tried this often: the database's clock may have been set.
+/// However far ahead the budget is booked, slots are requested this often: the database's clock may
+/// have been set.
 const FARTHEST_DRAW_S: f64 = 1.0;
-/// What could not be told to the other replicas is repeated after this.
+/// A notice that could not be sent to the other replicas is repeated after this.
 const NOTICE_RETRY: Duration = Duration::from_secs(1);
-/// A stop with nothing to write waits so long for a database that is away, to give back what it holds.
+/// A stop with nothing to record waits this long for an unavailable database, to release its
+/// transactions.
 const STOP_DATABASE_WAIT: Duration = Duration::from_secs(1);
 
 /// The state machine.
 pub struct Engine {
     setup: Setup,
-    /// What the log and the metrics are told.
+    /// What is reported to the log and the metrics.
     pub notices: Vec<Notice>,
     random: StdRng,
     member: Member,
@@ -54,24 +58,26 @@ pub struct Engine {
     outbox: Outbox,
     watching: bool,
     next_watch: Instant,
-    /// How far others' writes were read.
-    /// What is to be compared with its row after a failover.
+    /// How far other writers' changes were read. What is to be compared with its row after a
+    /// failover.
     comparison: Comparison,
     /// Batches from before lost commits are still under way.
     settling: bool,
-    /// Which accounts pause and which circuits are open was heard since the database was found: before that nothing is sent.
+    /// Pauses and open circuits were read since the database came back: before that nothing is
+    /// sent.
     accounts_known: bool,
     next_start: Option<Instant>,
-    /// Polls of transactions that are not ours any more as they were, and under which registration they were sent.
+    /// Polls of transactions that were superseded or lost, and the registration under which they
+    /// were sent.
     strays: Vec<(u64, Poll)>,
-    /// What the other replicas could not be told yet, and when it is tried again.
+    /// Notices that could not be sent to the other replicas yet, and when each is tried again.
     unsent_notices: Vec<(AccountNotice, Instant)>,
     stopping: Option<Instant>,
     finished: bool,
 }
 
 impl Engine {
-    /// An engine that begins by registering.
+    /// An engine that starts by registering.
     #[must_use]
     pub fn new(setup: Setup, now: Instant) -> Self {
         Self {
@@ -95,13 +101,13 @@ impl Engine {
         }
     }
 
-    /// Takes in what happened and says what to do.
+    /// Handles an event and returns what to do.
     pub fn handle(&mut self, now: Instant, event: Event, out: &mut Vec<Command>) {
         self.on(now, event, out);
         self.advance(now, out);
     }
 
-    /// Takes in what happened. [`Engine::advance`] says what to do next, once for all that has happened.
+    /// Handles an event. [`Engine::advance`] then decides what to do next, once for all events.
     pub fn on(&mut self, now: Instant, event: Event, out: &mut Vec<Command>) {
         match event {
             Event::Tick => {}
@@ -224,8 +230,8 @@ impl Engine {
         }
     }
 
-    /// The database has lost what it had acknowledged; these are the last batches that it knows. What is in memory is built on what is gone:
-    /// all of it is taken up anew from what the database knows.
+    /// The database has lost commits that it had acknowledged; these are the last batches that it
+    /// knows. Memory is built on lost rows: all of it is claimed anew from the database.
     fn on_commits_lost(&mut self, now: Instant, recorded: i64, claimed: i64) {
         let gone = (self.outbox.acknowledged() - recorded, self.claims.acknowledged() - claimed);
         let what = format!("{} batches of records and {} claims that it had acknowledged are gone", gone.0, gone.1);
@@ -236,7 +242,8 @@ impl Engine {
         self.member.forget_acknowledged();
         drop(self.work.lose_all());
         self.comparison.clear();
-        // What is under way was asked for before: until it is back, nothing may be claimed that it could write.
+        // Statements under way were issued before that: until they are back, nothing may be claimed
+        // that they could write.
         self.settling = true;
     }
 
@@ -273,7 +280,8 @@ impl Engine {
             if claimed.due <= crate::domain::after(cycle.now, LOOK_AHEAD) {
                 self.claims.took(number, claimed.backlog);
             }
-            // Under an older registration the claim is void: the rows belong to a replica that is gone.
+            // Under an earlier registration the claim is void: the rows belong to a replica that is
+            // gone.
             if cycle.epoch == epoch && self.member.is_registered() {
                 let mut held = Held::new(claimed, number, epoch, self.claims.number());
                 held.generation = self.comparison.generation();
@@ -298,7 +306,7 @@ impl Engine {
         self.requeue(now, held, due);
     }
 
-    /// Why the row cannot be asked about. It takes neither a send slot nor a probe to find out.
+    /// Why no request can be made of the row. Finding out takes neither a send slot nor a probe.
     fn invalid_reason(&self, held: &Held) -> Option<String> {
         if let Some(flaw) = &held.flaw {
             return Some(flaw.clone());
@@ -323,12 +331,13 @@ impl Engine {
         for draw in drawn {
             self.member.read_clock(issued_at, now, draw.clock);
             let (Some(number), Some(clock)) = (lanes.get(draw.lane), self.member.clock()) else { continue };
-            // The slots count from the moment of the draw by the database's clock, not from that of its answer: an answer that was long
-            // under way brings slots that are void, because others have had the budget since.
+            // Slots count from the moment at which the database granted them, not from the arrival
+            // of its answer: an answer that was long under way brings void slots, because other
+            // replicas have had the budget since.
             let (base, slack) = (clock.instant(draw.clock), clock.slack());
             let lane = self.work.lane_mut(*number);
             lane.add_slots(base, slack, draw.ahead, draw.gap, draw.slots);
-            // Before that there is none to be had: nobody asks in vain.
+            // No slots are available before that, so none are requested.
             let next = draw.ahead + f64::from(draw.slots) * draw.gap - crate::store::AHEAD.as_secs_f64();
             let least = if draw.slots == 0 { EMPTY_DRAW_BACKOFF } else { Duration::ZERO };
             lane.draw_after(base.max(now) + Duration::from_secs_f64(next.clamp(0.0, FARTHEST_DRAW_S)).max(least));
@@ -368,7 +377,8 @@ impl Engine {
                         continue;
                     }
                     if held.epoch == self.member.epoch() && !self.work.is_current(&held) {
-                        // It was dropped when commits were lost, while its poll was on its way into the journal.
+                        // The transaction was dropped when commits were lost, while its poll was
+                        // being recorded.
                         self.recount(now, held.transaction.id, Vec::new());
                         continue;
                     }
@@ -406,7 +416,7 @@ impl Engine {
             for change in watch.overrides {
                 match self.work.supersede(change.id, change.fence, self.claims.is_claiming()) {
                     Superseded::AtHand(held) => self.drop_superseded(now, &held),
-                    // Owned, changed, and not in memory: nobody else would let go of it.
+                    // Owned, changed, and not in memory: no other replica would release it.
                     Superseded::Unknown => self.outbox.let_go(now, change.id, change.fence),
                     Superseded::Away => {}
                 }
@@ -433,7 +443,7 @@ impl Engine {
         }
     }
 
-    /// What this replica believes to own was compared with the rows.
+    /// What this replica believes it owns was compared with the rows.
     fn on_compared(&mut self, now: Instant, ids: &[Uuid], result: Result<Vec<(Uuid, i64)>, StoreFailure>) {
         self.comparison.returned(ids, &result);
         match result {
@@ -445,7 +455,7 @@ impl Engine {
         }
     }
 
-    /// What could not be told is repeated, as long as it is true.
+    /// A notice that could not be sent is repeated, as long as it is true.
     fn on_notice_sent(&mut self, now: Instant, notice: AccountNotice, told: bool) {
         let holds = match &notice {
             AccountNotice::SlowDown { until, .. } => *until > now,
@@ -512,7 +522,8 @@ impl Engine {
     fn on_answer(&mut self, now: Instant, mut held: Box<Held>, answer: Answer, out: &mut Vec<Command>) {
         let clock = self.member.clock().copied().unwrap_or(DatabaseClock::new(now, now, DateTime::UNIX_EPOCH));
         let journaled = results::journaled(&held, self.work.lane(held.lane).spec(), &answer, &clock);
-        // After a failover it may have been claimed anew meanwhile; to that one, this is a poll of somebody else's.
+        // After a failover it may have been claimed anew meanwhile; to the new claim, this poll
+        // comes from an earlier lease.
         let lost = held.epoch != self.member.epoch() || !self.work.is_current(&held);
         if lost {
             self.strays.push((held.epoch, journaled.poll));
@@ -538,7 +549,8 @@ impl Engine {
             return self.close(now, held, followed.transition);
         };
         let hold = self.stopping.is_none() && due.saturating_duration_since(now) <= self.hold_span();
-        // The row may lag behind the journal by a minute, and the next answer may take as long as its time-out.
+        // The row may lag behind the journal by a minute, and the next answer may take as long as
+        // its time-out.
         let stale = held.unsaved.since.is_some_and(|since| due + spec.timeout >= since + ROW_LAG);
         let written = followed.transition.is_some() || !hold || stale;
         if written {
@@ -564,7 +576,8 @@ impl Engine {
         self.close(now, held, Some(Transition { from, source, evidence: None }));
     }
 
-    /// Puts a transaction's row into the batch, the answer scrubbed. One that is not held any more leaves memory.
+    /// Puts a transaction's row into the batch, the answer scrubbed. A transaction that is no
+    /// longer kept leaves memory.
     fn write(&mut self, now: Instant, held: &mut Held, hold: bool, next: Option<DateTime<Utc>>, transition: Option<Transition>) {
         let mut entry = held.entry(hold, next, transition);
         // A redirect URL stands here as it came: the payer needs all of it.
@@ -576,10 +589,10 @@ impl Engine {
         }
     }
 
-    /// What an outcome says about the provider: pauses and circuits, for all replicas.
+    /// Applies what an outcome says about the provider: pauses and circuits, for all replicas.
     fn note_health(&mut self, now: Instant, held: &Held, outcome: &Outcome, out: &mut Vec<Command>) {
         if matches!(outcome, Outcome::NoAnswer(NoAnswer::Stopped)) {
-            // We did not wait for what the provider would have said.
+            // The answer was not waited for: it says nothing about the provider.
             return;
         }
         let number = held.lane;
@@ -595,7 +608,7 @@ impl Engine {
         if let Some(mut change) = lane.circuit_mut().on_outcome(held.transaction.id, outcome.health()) {
             match &mut change {
                 CircuitChange::Open(reason) => {
-                    // Whoever is called at night wants to know how, too.
+                    // An operator on call needs to know how it failed, too.
                     if let Some(last) = outcome.error() {
                         *reason = format!("{reason}; the last one: {last}");
                     }
@@ -603,7 +616,7 @@ impl Engine {
                 }
                 CircuitChange::Close | CircuitChange::Abandon => lane.circuit_mut().set_closed(),
             }
-            // What was to be told of it before is not true any more.
+            // An earlier notice about this account is no longer true.
             self.unsent_notices.retain(|(notice, _)| !matches!(notice, AccountNotice::Circuit { lane, .. } if *lane == number));
             out.push(AccountNotice::Circuit { lane: number, change }.command());
         }
@@ -612,7 +625,7 @@ impl Engine {
 
 /// What to do next.
 impl Engine {
-    /// Says what to do next, for all that has happened.
+    /// Decides what to do next, once for all events.
     pub fn advance(&mut self, now: Instant, out: &mut Vec<Command>) {
         if self.finished {
             return;
@@ -630,7 +643,7 @@ impl Engine {
                 && self.in_flight() == 0
                 && !self.outbox.has_facts()
             {
-                // Nothing is to be written, and what is owned is free when the lease is over.
+                // Nothing is left to record, and owned rows are free when the lease expires.
                 self.finish(None, false, out);
             }
             return;
@@ -654,7 +667,8 @@ impl Engine {
                 self.claim(now, out);
             }
         } else if self.member.is_registered() {
-            // More replicas than requests may be in flight: what this one may not ask about is for others.
+            // There are more replicas than requests may be in flight: what this one may not poll is
+            // left to others.
             self.release_all(now, |lane| lane.share() == 0);
             self.draw(now, out);
             self.dispatch(now, out);
@@ -665,7 +679,8 @@ impl Engine {
         let replica = self.replica();
         out.extend(self.outbox.next(now, replica, self.stopping.is_some()).map(Command::Record));
         let Some(since) = self.stopping else { return };
-        // What is asked of a database that does not answer is not waited for when nothing depends on it.
+        // Statements to a database that does not answer are not waited for when nothing depends on
+        // them.
         let waits = self.claims.has_unfreed() || self.claims.is_claiming() || self.member.is_registering();
         if self.in_flight() == 0 && self.outbox.is_done() && (!waits || since + STOP_DATABASE_WAIT <= now) {
             let unwritten = self.outbox.unwritten();
@@ -696,7 +711,7 @@ impl Engine {
         }
     }
 
-    /// Repeats what the other replicas could not be told.
+    /// Repeats notices that could not be sent to the other replicas.
     fn tell(&mut self, now: Instant, out: &mut Vec<Command>) {
         for (notice, _) in self.unsent_notices.extract_if(.., |(_, at)| *at <= now) {
             out.push(notice.command());
@@ -720,7 +735,7 @@ impl Engine {
         }
     }
 
-    /// Starts what may be started.
+    /// Starts the polls that may be sent now.
     fn dispatch(&mut self, now: Instant, out: &mut Vec<Command>) {
         self.next_start = None;
         let Some(lease_end) = self.member.lease_end().filter(|_| self.accounts_known && !self.comparison.is_pending()) else {
@@ -728,7 +743,8 @@ impl Engine {
         };
         let mut open = self.work.busy();
         self.ask_for_probes(now, &open, out);
-        // A slot is not kept for a request that has to wait for its token: when that comes, all of them would start at once.
+        // A request that has to wait for its token keeps no slot: all of them would start at once
+        // when the token comes.
         let until = |lane: &Lane| lease_end.checked_sub(lane.spec().timeout + LEASE_MARGIN).unwrap_or(now);
         while !self.outbox.is_full() {
             let Some((held, before)) = self.work.start(now, &mut open, until, &mut self.next_start) else { break };
@@ -742,7 +758,7 @@ impl Engine {
             let probe_after = lane.spec().circuit.probe_after;
             lane.circuit_mut().expire(now, probe_after);
             if lane.circuit().is_due(now) && !lane.could_start(now) {
-                // A slot is on its way; the right to probe would only grow old.
+                // A slot is on its way; until it comes, the right to probe would only expire.
                 continue;
             }
             if lane.circuit_mut().asks_for_probe(now) {
@@ -765,9 +781,11 @@ impl Engine {
         out.extend(claim);
     }
 
-    /// Polls of transactions that are not ours any more as they were. One that was claimed anew is counted beside its new owner, which may
-    /// be this replica; one that was dropped when commits were lost is freed, if its row is ours, for whoever reads all of its polls in the
-    /// journal. Which of the two it is, a claim under way may yet decide; and the next one waits until that is written.
+    /// Records polls of transactions that were superseded or lost. A transaction that was claimed
+    /// anew has them counted beside its new owner, which may be this replica. One that was dropped
+    /// when commits were lost is released, if this replica owns its row: the next claim reads all
+    /// of its polls in the journal. A claim under way may still decide which of the two it is, and
+    /// the next claim waits until this is written.
     fn record_strays(&mut self, now: Instant) {
         if self.claims.is_claiming() && self.stopping.is_none() {
             return;
@@ -781,7 +799,8 @@ impl Engine {
         }
     }
 
-    /// Has a transaction that was dropped from memory freed, with polls that the journal does not have yet.
+    /// Releases a transaction that was dropped from memory, with polls that the journal does not
+    /// have yet.
     fn recount(&mut self, now: Instant, id: Uuid, polls: Vec<Poll>) {
         self.outbox.adrift(now, self.replica(), Batch { polls, dropped: vec![id], ..Batch::default() });
         self.settling = true;
@@ -794,7 +813,7 @@ impl Engine {
         }
     }
 
-    /// Writes everything back of these lanes that is not in flight, for others to take.
+    /// Releases everything of these lanes that is not in flight, for other replicas to claim.
     fn release_all(&mut self, now: Instant, of: impl Fn(&Lane) -> bool) {
         for number in 0..self.work.lanes().len() {
             if of(self.work.lane(number)) {
@@ -807,10 +826,11 @@ impl Engine {
     }
 }
 
-/// Keeping and letting go.
+/// Keeping and releasing.
 impl Engine {
-    /// A transaction is held while its next poll comes within this time: less when memory is short, and when this replica holds more than
-    /// its share, so that what it has polled goes to the others.
+    /// A transaction stays in memory while its next poll comes within this time: less when memory
+    /// is short, or when this replica has more than its share, so that others take over what it has
+    /// polled.
     fn hold_span(&self) -> Duration {
         let idle = self.work.idle();
         if idle * 5 > self.setup.max_held * 4 {
@@ -829,19 +849,20 @@ impl Engine {
         }
     }
 
-    /// A statement did not do its work.
+    /// A statement failed.
     fn lose_database(&mut self, now: Instant, failure: StoreFailure) {
-        // Somebody was in the way of a statement that is sent again anyway.
+        // A conflict with another session, in a statement that is sent again anyway.
         if !matches!(failure, StoreFailure::Conflict(_)) && self.member.mark_unavailable(now) {
             self.notices.push(Notice::DatabaseLost(failure.words().to_owned()));
         }
     }
 
-    /// Nothing that is in memory is ours any more. What is in flight is told when it comes back.
+    /// Nothing in memory is owned any more. Polls in flight find out when they come back.
     fn lose_lease(&mut self, now: Instant) {
         let replica = self.replica();
         for held in self.work.lose_all().into_iter().filter(|held| held.unsaved.polls > 0) {
-            // Where somebody else has settled one meanwhile, nobody claims it any more: its polls are counted now.
+            // A transaction that another writer has closed meanwhile is never claimed again: its
+            // polls are counted now.
             self.outbox.dropped(now, held.transaction.id);
         }
         self.work.lanes_mut().iter_mut().for_each(|lane| lane.set_share(0));
@@ -852,7 +873,7 @@ impl Engine {
         self.member.lose_lease(now);
     }
 
-    /// Waits for its next poll, unless it is not ours any more.
+    /// Waits for its next poll, unless it was superseded.
     fn requeue(&mut self, now: Instant, mut held: Box<Held>, due: Instant) {
         if held.epoch != self.member.epoch() {
             return self.leave(now, &held);
@@ -867,21 +888,22 @@ impl Engine {
         self.work.wait(held, due);
     }
 
-    /// Somebody else has written it: its polls so far are counted in its row.
+    /// Another writer has changed it: its polls so far are counted in its row.
     fn drop_superseded(&mut self, now: Instant, held: &Held) {
         self.outbox.dropped(now, held.transaction.id);
         self.work.leave(held);
         self.outbox.leave(held);
     }
 
-    /// Its lease is lost. Whoever claims it reads its polls in the journal; where somebody else has settled it, nobody does.
+    /// Its lease is lost. The replica that claims it next reads its polls in the journal; if
+    /// another writer has closed it, no replica does.
     fn leave(&mut self, now: Instant, held: &Held) {
         if held.unsaved.polls > 0 {
             self.outbox.bygone(now, Batch { dropped: vec![held.transaction.id], ..Batch::default() });
         }
     }
 
-    /// It was written by somebody else, or under a lease that is lost.
+    /// It was changed by another writer, or belongs to a lease that is lost.
     fn let_go(&mut self, held: &Held) {
         if held.epoch == self.member.epoch() {
             self.work.forget(held.transaction.id, held.fence);

@@ -1,4 +1,4 @@
-//! A transaction in this replica's hands.
+//! A transaction in this replica's memory.
 
 use crate::domain::{Decision, State, Transaction};
 use crate::providers::Ask;
@@ -7,7 +7,8 @@ use chrono::{DateTime, Utc};
 use serde_json::Value;
 use std::time::Instant;
 
-/// A claimed transaction and what is not yet written of it. It is in one place at a time: waiting, ready, in flight, being recorded.
+/// A claimed transaction and its changes that are not yet written. It is in one place at a time:
+/// waiting, ready, in flight, being recorded.
 #[derive(Debug)]
 pub struct Held {
     /// The transaction.
@@ -20,15 +21,16 @@ pub struct Held {
     pub epoch: u64,
     /// When its next poll is due, by the database's clock.
     pub due: DateTime<Utc>,
-    /// Why the row cannot be asked about.
+    /// Why no request can be made of the row.
     pub flaw: Option<String>,
     /// Reopened, or inserted long after its initiation.
     pub backlog: bool,
-    /// Which of this process's claims brought it. After a failover its fence may be given out again; this is not.
+    /// Which of this process's claims brought it. After a failover its fence may be issued again;
+    /// this number is not.
     pub claim: i64,
-    /// As of which cut of the database's history it was claimed or compared with its row.
+    /// The epoch of the database's history in which it was claimed or compared with its row.
     pub generation: u64,
-    /// What the row does not know yet.
+    /// Changes that are not in the row yet.
     pub unsaved: Unsaved,
 }
 
@@ -39,18 +41,18 @@ pub struct Unsaved {
     pub since: Option<Instant>,
     /// Polls sent.
     pub polls: u32,
-    /// The provider's word.
+    /// The provider's status.
     pub word: Option<String>,
     /// The explanation.
     pub reason: Option<Option<String>>,
     /// What payer or merchant must do.
     pub action: Option<Value>,
-    /// The last meaningful answer, redacted. As text: of all that is held this takes the most memory.
+    /// The last meaningful answer, redacted. As text: this takes most of the memory.
     pub details: Option<Box<str>>,
 }
 
 impl Held {
-    /// A claimed transaction with nothing to write.
+    /// A claimed transaction with no changes.
     #[must_use]
     pub fn new(claimed: Claimed, lane: usize, epoch: u64, claim: i64) -> Box<Self> {
         Box::new(Self {
@@ -67,14 +69,14 @@ impl Held {
         })
     }
 
-    /// What a provider needs to know of it, apart from the time and the token.
+    /// What a provider needs for the request, apart from the time and the token.
     #[must_use]
     pub fn ask(&self) -> Ask<'_> {
         let Transaction { reference, params, amount, .. } = &self.transaction;
         Ask { reference, params, now: DateTime::UNIX_EPOCH, token: None, amount: *amount }
     }
 
-    /// Takes over what was decided about a poll that was sent at `sent`.
+    /// Applies what was decided about a poll that was sent at `sent`.
     pub fn apply(&mut self, decision: &mut Decision, sent: DateTime<Utc>, now: Instant) {
         let transaction = &mut self.transaction;
         transaction.attempts = transaction.attempts.saturating_add(1);
@@ -94,7 +96,7 @@ impl Held {
             self.unsaved.reason = Some(decision.reason.take());
         }
         if let Some(word) = decision.word.take() {
-            // Most answers repeat the word: nothing to write then.
+            // Most answers repeat the status: nothing to write then.
             if transaction.provider_state.as_deref() != Some(&word) {
                 transaction.provider_state = Some(word.clone().into());
                 self.unsaved.word = Some(word);
@@ -103,7 +105,7 @@ impl Held {
         self.unsaved.action = decision.action.take().or(self.unsaved.action.take());
     }
 
-    /// The row as it is to be written now; with it everything is saved.
+    /// The row as it is to be written now, with all changes.
     pub fn entry(&mut self, hold: bool, next: Option<DateTime<Utc>>, transition: Option<Transition>) -> Entry {
         let unsaved = std::mem::take(&mut self.unsaved);
         let transaction = &self.transaction;

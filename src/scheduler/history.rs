@@ -1,16 +1,16 @@
-//! After a failover or a restore: what this replica believes to own is compared with what the database knows.
+//! After a failover or a restore: what this replica believes it owns is compared with the database.
 
 use super::protocol::{Command, StoreFailure};
 use crate::store::ReplicaId;
 use uuid::Uuid;
 
-/// So many transactions are compared at once.
+/// At most this many transactions are compared at once.
 const AT_ONCE: usize = 10_000;
 
 /// Transactions that are to be compared with their rows. Nothing is sent before that is done.
 #[derive(Default)]
 pub(super) struct Comparison {
-    /// Rises with every cut: what was claimed or compared before is to be compared.
+    /// Raised with every cut: what was claimed or compared before that is to be compared.
     generation: u64,
     waiting: Vec<Uuid>,
     under_way: bool,
@@ -27,18 +27,19 @@ impl Comparison {
         self.under_way || !self.waiting.is_empty()
     }
 
-    /// The history may have been cut back. `held` are the transactions at hand; what is away is compared when it is back.
+    /// The history may have been cut back. `held` are the transactions at hand; those in flight are
+    /// compared when they are back.
     pub(super) fn begin(&mut self, held: impl Iterator<Item = Uuid>) {
         self.generation += 1;
         self.waiting = held.collect();
     }
 
-    /// One that was away meanwhile.
+    /// Adds one that was in flight meanwhile.
     pub(super) fn add(&mut self, id: Uuid) {
         self.waiting.push(id);
     }
 
-    /// The registration is void, and so is everything held under it.
+    /// The registration is void, and so is everything that was claimed under it.
     pub(super) fn clear(&mut self) {
         self.waiting.clear();
     }
@@ -51,7 +52,7 @@ impl Comparison {
         Some(Command::Compare { replica, ids })
     }
 
-    /// A comparison has come back. What failed is made again.
+    /// A comparison has come back. A failed one is repeated.
     pub(super) fn returned<T>(&mut self, ids: &[Uuid], result: &Result<T, StoreFailure>) {
         self.under_way = false;
         if result.is_err() {

@@ -1,4 +1,5 @@
-//! This replica among the others: its registration, its lease, what it knows of the database's clock, and whether the database is there.
+//! This replica among the others: its registration, its lease, what it knows of the database's
+//! clock, and whether the database is there.
 
 use super::clock::DatabaseClock;
 use super::protocol::{Command, StoreFailure};
@@ -9,40 +10,44 @@ use std::time::{Duration, Instant};
 
 /// How often the lease is renewed.
 const BEAT_EVERY: Duration = Duration::from_secs(1);
-/// A replica that has just started expires nobody for so long.
+/// A replica that has just started expires no other replica for this long.
 const JOIN_GRACE: Duration = Duration::from_secs(3);
 /// When the database's clock is found ahead by more than this, it was set.
 pub(super) const CLOCK_STEP: Duration = Duration::from_secs(1);
 /// How long after a database failure the next try comes; doubled each time up to [`BEAT_EVERY`].
 pub(super) const RETRY: Duration = Duration::from_millis(100);
 
-/// What this replica is to the others, and they to it.
+/// This replica's registration, and what it knows of the others.
 pub(super) struct Member {
     lease: Duration,
     registration: Registration,
-    /// Rises with every registration; what was claimed under an earlier one is no longer ours.
+    /// Rises with every registration; what was claimed under an earlier one is no longer owned.
     epoch: u64,
     clock: Option<DatabaseClock>,
     database: Database,
     beating: bool,
     next_beat: Instant,
-    /// What was acknowledged when the heartbeat under way was asked for: records and claims.
+    /// The last records and claims known to be committed when the heartbeat under way was issued.
     acknowledged: (i64, i64),
-    /// When the process last noticed that it had stood still: what was asked before says nothing of now.
+    /// When the process last noticed that it had stood still: statements issued before that say
+    /// nothing about now.
     doubted: Option<Instant>,
-    /// Since when the database has been there without a break; `None`: there was no registration yet.
+    /// Since when the database has been available without a break; `None`: there was no
+    /// registration yet.
     steady_since: Option<Instant>,
     cut: Option<Cut>,
-    /// The database's clock was set forward: what waits by it is due sooner.
+    /// The database's clock was set forward: waiting transactions are due sooner.
     leapt: bool,
 }
 
-/// The server is another one or was restarted: its history may have been cut back, and polls of just before that may be known to nobody.
+/// The server is another one or was restarted: its history may have been cut back, and polls sent
+/// just before that may be recorded nowhere.
 #[derive(Clone, Copy)]
 struct Cut {
-    /// When it was noticed, by the database's clock.
+    /// When the cut was noticed, by the database's clock.
     at: DateTime<Utc>,
-    /// From when on no living replica polls what it claimed in the history that is gone; `None`: one may still do so.
+    /// From when on no living replica polls what it claimed in the history that is gone; `None`:
+    /// one may still do so.
     known_at: Option<DateTime<Utc>>,
 }
 
@@ -52,7 +57,7 @@ enum Registration {
     Yes(Registered),
 }
 
-/// A replica whose registration was lost too is not among those that are waited for. Its next statement tells it.
+/// A replica whose registration was lost too is not waited for: its next statement fails.
 const UNREGISTERED_FOR: Duration = Duration::from_secs(1);
 
 struct Registered {
@@ -60,9 +65,11 @@ struct Registered {
     members: Membership,
     /// The moment before the last heartbeat that succeeded.
     heard: Instant,
-    /// The same, or earlier where the process stood still since: so long the lease is sure to hold.
+    /// The same, or earlier where the process has stood still since: the lease certainly holds
+    /// until this plus its length.
     beaten: Instant,
-    /// The newest replica for which room was left so far. It stays while room is made for a newer one: the others' shares are safe.
+    /// The newest replica for which room was left so far. It stays while room is made for a newer
+    /// one, so that the others' shares are safe.
     complied: i64,
 }
 
@@ -79,17 +86,17 @@ pub(super) struct LeaseChange {
     pub(super) back: bool,
     /// A new registration.
     pub(super) registered: bool,
-    /// The lease is gone: nothing that is in memory is ours any more.
+    /// The lease is lost: nothing in memory is owned any more.
     pub(super) lost: bool,
-    /// Another replica is gone: what it held fell due long ago.
+    /// Another replica is gone: its transactions fell due long ago.
     pub(super) died: bool,
-    /// The others may have changed: shares are to be dealt anew.
+    /// The other replicas may have changed: shares are to be rebalanced.
     pub(super) members: bool,
     /// The heartbeat succeeded.
     pub(super) beaten: bool,
     /// The server was restarted or is another one: the history may have been cut back.
     pub(super) cut: bool,
-    /// Commits that were acknowledged are not there any more; these are the last ones that are: records and claims.
+    /// Acknowledged commits were lost; these are the last records and claims that the database has.
     pub(super) commits_lost: Option<(i64, i64)>,
 }
 
@@ -111,17 +118,19 @@ impl Member {
         }
     }
 
-    /// Until then somebody may have polled in a history of the database that is gone: no claim allows a poll before the floor since that.
+    /// Until then a replica may have polled in a history of the database that is gone: no claim
+    /// allows a poll before the floor since that.
     pub(super) fn cut_at(&self) -> Option<DateTime<Utc>> {
         self.cut.and_then(|cut| cut.known_at)
     }
 
-    /// Whether what the database says is free is free: no replica may still poll it because of what it knew before a failover.
+    /// Whether rows that are free in the database may be claimed: no replica still polls them
+    /// because of what it knew before a failover.
     pub(super) fn may_claim(&self) -> bool {
         self.cut.is_none_or(|cut| cut.known_at.is_some())
     }
 
-    /// Whether the database's clock was set forward since this was last asked.
+    /// Whether the database's clock was set forward since the last call.
     pub(super) fn take_leap(&mut self) -> bool {
         std::mem::take(&mut self.leapt)
     }
@@ -140,7 +149,7 @@ impl Member {
         self.registered().is_some()
     }
 
-    /// Whether a registration is asked for.
+    /// Whether a registration is under way.
     pub(super) fn is_registering(&self) -> bool {
         matches!(self.registration, Registration::Asked)
     }
@@ -155,17 +164,18 @@ impl Member {
         matches!(self.database, Database::There)
     }
 
-    /// The database's clock, once it was read.
+    /// The database's clock, once it has been read.
     pub(super) fn clock(&self) -> Option<&DatabaseClock> {
         self.clock.as_ref()
     }
 
-    /// Until when the lease is sure to hold.
+    /// Until when the lease certainly holds.
     pub(super) fn lease_end(&self) -> Option<Instant> {
         self.registered().map(|registered| registered.beaten + self.lease)
     }
 
-    /// Whether what was asked at that moment was asked before the process stood still: it says nothing of now.
+    /// Whether a statement issued at that moment was issued before the process stood still: it says
+    /// nothing about now.
     pub(super) fn is_stale(&self, issued_at: Instant) -> bool {
         self.doubted.is_some_and(|doubted| issued_at <= doubted)
     }
@@ -183,12 +193,13 @@ impl Member {
             return Some(retry_at);
         }
         let registered = self.registered()?;
-        // What is under way is not waited for here, but for the end of the lease: its event wakes the engine.
+        // A statement under way needs no timer: its event wakes the engine. Only the end of the
+        // lease does.
         Some(if self.beating { registered.heard + self.lease } else { self.next_beat })
     }
 }
 
-/// What the events bring.
+/// Events.
 impl Member {
     /// The answer to a registration.
     pub(super) fn on_registered(&mut self, now: Instant, result: (ReplicaId, Beat), issued_at: Instant) -> LeaseChange {
@@ -197,7 +208,8 @@ impl Member {
         self.read_clock(issued_at, now, beat.clock);
         self.note_cut(&beat);
         self.epoch += 1;
-        // A newcomer cannot tell whether the database's clock was set a moment ago: all others show a sign of life first.
+        // A new replica cannot tell whether the database's clock was set a moment ago, so it waits
+        // for a heartbeat of all others first.
         self.steady_since = self.steady_since.or(now.checked_sub(self.lease).map(|since| since + JOIN_GRACE));
         self.registration =
             Registration::Yes(Registered { replica, members: beat.members, heard: issued_at, beaten: issued_at, complied: 0 });
@@ -217,7 +229,7 @@ impl Member {
     pub(super) fn on_beaten(&mut self, now: Instant, replica: ReplicaId, beat: Beat, issued_at: Instant) -> LeaseChange {
         let mut change = LeaseChange { beaten: true, ..LeaseChange::default() };
         let doubtful = self.is_stale(issued_at);
-        // Without a lease it is back when there is a new one.
+        // Without a lease, the database counts as available once there is a new one.
         let holds = beat.alive || self.replica() != Some(replica);
         if holds && !doubtful && self.mark_available() {
             change.back = true;
@@ -231,12 +243,13 @@ impl Member {
             change.commits_lost = Some((beat.recorded, beat.claimed));
         }
         if doubtful {
-            // It was answered before the process stood still, nobody knows how long: the next one tells.
+            // It was answered before the process stood still, for an unknown time: the next
+            // heartbeat shows whether the lease holds.
             self.next_beat = now;
             return change;
         }
         match &mut self.registration {
-            // What is said of an earlier registration says nothing of this one.
+            // An answer about an earlier registration says nothing about this one.
             Registration::Yes(registered) if registered.replica != replica => {}
             Registration::Yes(registered) if beat.alive => {
                 change.died = registered.members.living.iter().any(|id| !beat.members.living.contains(id));
@@ -250,7 +263,7 @@ impl Member {
         change
     }
 
-    /// What a heartbeat says of a cut in the history. True when that is new.
+    /// Handles a cut in the history that a heartbeat reports. True when that is new.
     fn note_cut(&mut self, beat: &Beat) -> bool {
         let new = self.cut.map(|cut| cut.at) != beat.cut_at;
         if new {
@@ -258,7 +271,7 @@ impl Member {
         }
         let lease = self.lease;
         if let Some(cut) = self.cut.as_mut().filter(|cut| cut.known_at.is_none()) {
-            // Whoever has not heard of it sends nothing after the end of its lease.
+            // A replica that has not heard of the cut sends nothing after the end of its lease.
             let latest = after(cut.at, lease);
             let heard = after(beat.clock, UNREGISTERED_FOR);
             cut.known_at = (!beat.unaware || beat.clock >= latest).then(|| heard.min(latest));
@@ -266,17 +279,18 @@ impl Member {
         new
     }
 
-    /// A heartbeat has come back, whatever it says.
+    /// A heartbeat has come back, successful or not.
     pub(super) fn beat_returned(&mut self) {
         self.beating = false;
     }
 
-    /// Another reading of the database's clock.
+    /// Takes another reading of the database's clock.
     pub(super) fn read_clock(&mut self, issued_at: Instant, now: Instant, said: DateTime<Utc>) {
         match &mut self.clock {
             Some(clock) => {
                 if crate::domain::since(clock.at(now), said) > CLOCK_STEP {
-                    // Every heartbeat looks old now: nobody is expired before all had the time for another one.
+                    // Every heartbeat looks old now: no replica is expired before all had the time
+                    // for another one.
                     self.steady_since = Some(now);
                     self.leapt = true;
                 }
@@ -295,19 +309,19 @@ impl Member {
         new
     }
 
-    /// True when it was lost.
+    /// True when it was unavailable before.
     fn mark_available(&mut self) -> bool {
         let lost = !self.has_database();
         self.database = Database::There;
         lost
     }
 
-    /// Lost commits are known: the heartbeat under way need not reveal them again.
+    /// The lost commits are known: the heartbeat under way need not report them again.
     pub(super) fn forget_acknowledged(&mut self) {
         self.acknowledged = (0, 0);
     }
 
-    /// The registration is void. A new one is asked for at once.
+    /// The registration is void. A new one is requested at once.
     pub(super) fn lose_lease(&mut self, now: Instant) {
         self.registration = Registration::No;
         self.epoch += 1;
@@ -336,7 +350,7 @@ impl Member {
         self.beating && self.registered().is_some_and(|registered| registered.heard + self.lease <= now)
     }
 
-    /// Asks for a registration where there is none.
+    /// Requests a registration where there is none.
     pub(super) fn register(&mut self, out: &mut Vec<Command>) {
         if let Registration::No = self.registration {
             self.registration = Registration::Asked;
@@ -349,7 +363,7 @@ impl Member {
         self.is_registered() && !self.beating && self.next_beat <= now
     }
 
-    /// Whether the database is to be looked for now; the heartbeat or the registration is what does it.
+    /// Whether to try the database again now; the heartbeat or the registration is the attempt.
     pub(super) fn is_retry_due(&mut self, now: Instant) -> bool {
         match &mut self.database {
             Database::Lost { retry_at, wait } if *retry_at <= now => {
@@ -361,8 +375,8 @@ impl Member {
         }
     }
 
-    /// Sends a heartbeat, unless one is under way. `has_room`: no account has more in flight than its share. `acknowledged`: the last
-    /// batches of which this process was told that they are committed.
+    /// Sends a heartbeat, unless one is under way. `has_room`: no account has more in flight than
+    /// its share. `acknowledged`: the last batches that are known to be committed.
     pub(super) fn beat(&mut self, now: Instant, has_room: bool, held: i64, acknowledged: (i64, i64), out: &mut Vec<Command>) {
         let (lease, clock, steady_since) = (self.lease, self.clock, self.steady_since);
         let Registration::Yes(registered) = &mut self.registration else { return };
@@ -383,9 +397,10 @@ impl Member {
 
     /// This replica's share of an account's requests in flight.
     ///
-    /// Each living replica that serves an account has an equal share, the first ones one more. A new replica has none until all others
-    /// have heard of it and leave it room. One that died cannot, until its lease is over; so that the work goes on at once where a
-    /// replica was killed and started again, one request is nobody's but the newcomer's, as long as it is the only one.
+    /// Each living replica that serves an account has an equal share, the first ones one more. A
+    /// new replica has none until all others have heard of it and leave it room. A dead one cannot,
+    /// until its lease expires; so that work goes on at once where a replica was killed and started
+    /// again, one request is reserved for a new replica, as long as there is only one.
     pub(super) fn share(&self, provider: &str, account: &str, most: u32) -> u32 {
         let Some(registered) = self.registered() else { return 0 };
         let members = &registered.members;
@@ -403,7 +418,8 @@ impl Member {
         }
     }
 
-    /// Whether a replica that holds so many holds clearly more than the others that serve its accounts do on average.
+    /// Whether a replica with this many transactions has clearly more than the average of the
+    /// others that serve its accounts.
     pub(super) fn exceeds_share(&self, held: usize) -> bool {
         let peers = self.registered().map_or(&[][..], |registered| &registered.members.peers);
         let others: i64 = peers.iter().sum();
@@ -411,16 +427,17 @@ impl Member {
         !peers.is_empty() && held > mean + mean / 10 + SHARE_SLACK
     }
 
-    /// What a failure of the database is called in the log.
+    /// The name of a database failure in the log.
     pub(super) fn silence() -> StoreFailure {
         StoreFailure::Unavailable("no heartbeat was answered for as long as the lease".into())
     }
 }
 
-/// Differences of so many transactions in memory are not evened out.
+/// Differences of at most this many transactions in memory are not evened out.
 const SHARE_SLACK: usize = 50;
 
-/// Of so many requests in flight one is kept for a newcomer; of fewer none can be spared.
+/// From this many requests in flight on, one is reserved for a new replica; with fewer none can be
+/// spared.
 const RESERVED_FROM: u32 = 4;
 
 #[cfg(test)]

@@ -10,8 +10,9 @@
 //!                           outbox       what is to be written, in batches
 //! ```
 //!
-//! [`engine`] decides what happens next and is told what happened; [`driver`] carries it out with a real clock, a real database and real
-//! sockets. The driver is the only place that spawns tasks, and the engine's parts know nothing of each other.
+//! [`engine`] is given what happened and decides what happens next; [`driver`] carries it out with
+//! a real clock, a real database and real sockets. The driver is the only place that spawns tasks,
+//! and the engine's parts know nothing of each other.
 
 pub mod admission;
 mod claims;

@@ -1,4 +1,4 @@
-//! What the log and the metrics are told.
+//! What is reported to the log and the metrics.
 
 use crate::domain::State;
 use std::time::Duration;
@@ -27,7 +27,7 @@ pub enum Notice {
         lateness: Duration,
         /// What went wrong, scrubbed.
         error: Option<String>,
-        /// The provider's word is not documented.
+        /// The provider's status is not documented.
         word: Option<String>,
     },
     /// A transaction changed its state, and it is written.
@@ -42,14 +42,14 @@ pub enum Notice {
         from: State,
         /// The state now.
         to: State,
-        /// The provider's word.
+        /// The provider's status.
         word: Option<Box<str>>,
         /// Why.
         reason: Option<String>,
         /// Polls sent so far.
         attempt: u32,
     },
-    /// The account was asked to come slower.
+    /// The provider asked for fewer requests to the account.
     RateLimited {
         /// The account's lane.
         lane: usize,
@@ -63,20 +63,20 @@ pub enum Notice {
         /// Why; `None`: it is resumed.
         because: Option<String>,
     },
-    /// The database was lost.
+    /// The database became unavailable.
     DatabaseLost(String),
-    /// It is back.
+    /// The database is available again.
     DatabaseBack,
-    /// What the database had acknowledged is not there any more: a failover, or a restore.
+    /// Commits that the database had acknowledged are gone: a failover, or a restore.
     CommitsLost(String),
-    /// The database refuses what one transaction's record says; it is tried again.
+    /// The database refuses one transaction's record; it is tried again.
     RecordRefused {
         /// The transaction.
         id: Uuid,
         /// The server's words.
         why: String,
     },
-    /// The database holds a row that cannot be read or claimed; all others go on.
+    /// A row cannot be read or claimed; all others go on.
     RowRefused {
         /// The transaction.
         id: Uuid,
@@ -85,6 +85,6 @@ pub enum Notice {
     },
     /// Another session keeps the rows of so many transactions locked.
     Locked(usize),
-    /// Rows that this replica owned without knowing were taken up again.
+    /// Rows that this replica owned without having them in memory are claimed again.
     Recovered(usize),
 }

@@ -1,4 +1,5 @@
-//! What is to be written and is not yet: batches, one under way at a time, and the transactions that wait for them.
+//! What is still to be recorded: batches, one under way at a time, and the transactions that wait
+//! for them.
 
 use super::held::Held;
 use super::notice::Notice;
@@ -10,14 +11,15 @@ use uuid::Uuid;
 
 /// The most rows in a batch.
 const BATCH: usize = 1000;
-/// A batch waits so long for company, and until the one before it is written: the longer a commit takes, the more it gathers.
+/// A batch gathers for this long, and until the one before it is written: the longer a commit
+/// takes, the larger the next batch.
 const GATHER: Duration = Duration::from_millis(5);
-/// How long a refused record waits before it is tried again; doubled each time up to [`LONGEST_REFUSED`].
+/// The wait before a refused record is tried again; doubled each time up to [`LONGEST_REFUSED`].
 const REFUSED_FOR: Duration = Duration::from_secs(1);
 const LONGEST_REFUSED: Duration = Duration::from_secs(60);
-/// With so many refused records nothing is wrong with single rows, and nothing more is asked.
+/// With this many refused records the fault is not in single rows, and no new poll is started.
 const MOST_REFUSED: usize = 1000;
-/// A batch that took too long so often is taken apart: something hangs on one of its rows.
+/// A batch that took too long this often is split: a statement hangs on one of its rows.
 const MOST_TIMEOUTS: u32 = 2;
 
 /// Everything that is not written yet.
@@ -26,22 +28,24 @@ const MOST_TIMEOUTS: u32 = 2;
 pub(super) struct Outbox {
     /// The next batch.
     gathering: Recording,
-    /// Tried, and nobody knows whether it was committed. No other is written before that is known: the number would prove nothing.
+    /// Tried, and it is not known whether it was committed. No other batch is written before that
+    /// is known: the number would prove nothing.
     in_doubt: Option<Box<Recording>>,
-    /// To be written by themselves.
+    /// To be written one by one.
     stuck: Vec<Box<Recording>>,
-    /// Each about one transaction, refused with nothing left to take out: tried again and again, so that nothing is lost whatever the
-    /// reason.
+    /// Each about one transaction, refused with nothing left to take out: retried for ever, so that
+    /// nothing is lost whatever the reason.
     refused: Vec<Refused>,
-    /// Everything about transactions whose rows another session keeps locked: tried again with every heartbeat.
+    /// Everything about transactions whose rows another session keeps locked: tried again with
+    /// every heartbeat.
     locked: Vec<Box<Recording>>,
     /// Since when the batch that is under way was gathered.
     under_way: Option<Instant>,
-    /// What is under way was refused before: the cause that was told, and how long it waited.
+    /// The batch under way was refused before: the cause that was reported, and how long it waited.
     retrying: Option<(String, Duration)>,
     /// How often the database has lost commits.
     cuts: u64,
-    /// Raised with every batch; and the last one of which this process was told that it is committed.
+    /// Raised with every batch; and the last one that is known to be committed.
     number: i64,
     acknowledged: i64,
 }
@@ -67,46 +71,46 @@ impl Outbox {
         self.gathering.since.get_or_insert(now);
     }
 
-    /// A transaction that somebody else has written: its polls so far are counted.
+    /// A transaction that another writer has changed: its polls so far are counted.
     pub(super) fn dropped(&mut self, now: Instant, id: Uuid) {
         self.gathering.batch.dropped.push(id);
         self.gathering.since.get_or_insert(now);
     }
 
-    /// The same of one that is not in memory, under this fence.
+    /// The same for a transaction that is not in memory, under this fence.
     pub(super) fn let_go(&mut self, now: Instant, id: Uuid, fence: i64) {
         self.dropped(now, id);
         self.gathering.leaving.push((id, fence));
     }
 
-    /// A transaction that goes on when what came in before is written.
+    /// A transaction that goes on when everything gathered so far is written.
     pub(super) fn carry(&mut self, carried: Carried) {
         self.gathering.carried.push(carried);
     }
 
-    /// A transaction that is not ours any more when what came in before is written.
+    /// A transaction that leaves this replica when everything gathered so far is written.
     pub(super) fn leave(&mut self, held: &Held) {
         self.gathering.leaving.push((held.transaction.id, held.fence));
     }
 
-    /// What to tell when it is written.
+    /// A notice to report when everything gathered so far is written.
     pub(super) fn tell(&mut self, id: Uuid, notice: Notice) {
         self.gathering.notices.push((id, notice));
     }
 
-    /// Polls from an earlier lease. They must not be recorded as this replica's: under its new registration it may hold the transaction
-    /// anew, and would seem to let go of it.
+    /// Polls from an earlier lease. They must not be recorded under the new registration: it may
+    /// have claimed the transaction anew, and would seem to release it.
     pub(super) fn bygone(&mut self, now: Instant, batch: Batch) {
         self.adrift(now, None, batch);
     }
 
-    /// Polls of a transaction that was dropped from memory when commits were lost. Its row, if it is this replica's, is freed for whoever
-    /// reads all of its polls in the journal.
+    /// Polls of a transaction that was dropped from memory when commits were lost. Its row, if this
+    /// replica owns it, is released: the next claim reads all of its polls in the journal.
     pub(super) fn adrift(&mut self, now: Instant, replica: Option<ReplicaId>, batch: Batch) {
         self.stuck.push(Box::new(Recording { batch, replica, since: Some(now), ..Recording::default() }));
     }
 
-    /// The lease is lost: what was gathered under it must not be written under the next one.
+    /// The lease is lost: rows gathered under it must not be written under the next one.
     pub(super) fn seal(&mut self, replica: Option<ReplicaId>) {
         if !self.gathering.is_empty() {
             let recording = self.take(replica);
@@ -114,15 +118,16 @@ impl Outbox {
         }
     }
 
-    /// The last batch of which this process was told that it is committed.
+    /// The last batch that is known to be committed.
     pub(super) fn acknowledged(&self) -> i64 {
         self.acknowledged
     }
 
     /// The database has lost commits; `last` is the last batch that it knows.
     ///
-    /// What waits to be written of rows is built on what is gone, and is given up: `replica`'s rows are freed for whoever reads all of
-    /// their polls in the journal. The batch in doubt is found out by its number.
+    /// Row changes that wait to be written are based on lost rows and are dropped: `replica`'s rows
+    /// are released, and the next claim reads all of their polls in the journal. The number of the
+    /// batch in doubt shows whether it was committed.
     pub(super) fn on_commits_lost(&mut self, last: i64, replica: Option<ReplicaId>) {
         self.acknowledged = last;
         self.cuts += 1;
@@ -138,12 +143,12 @@ impl Outbox {
         self.stuck.retain(|recording| !recording.is_empty());
     }
 
-    /// Whether a batch that met lost commits is the first to tell of them.
+    /// Whether a batch is the first to report the lost commits that it met.
     pub(super) fn is_news(&self, recording: &Recording) -> bool {
         recording.cuts == self.cuts
     }
 
-    /// Whether everything that was to be written when commits were lost has come back.
+    /// Whether every batch that was under way when commits were lost has come back.
     pub(super) fn is_settled(&self) -> bool {
         self.under_way.is_none() && self.in_doubt.is_none() && self.stuck.is_empty()
     }
@@ -176,7 +181,8 @@ impl Outbox {
             recording.acknowledged = self.acknowledged;
             recording.cuts = self.cuts;
         }
-        // While somebody keeps rows locked, more of them are to be expected: they are not waited for any more.
+        // While another session keeps rows locked, more of them are to be expected: they are not
+        // waited for any more.
         recording.batch.skip_locked |= !self.locked.is_empty();
         self.under_way = recording.since.or(Some(now));
         Some(recording)
@@ -189,23 +195,24 @@ impl Outbox {
         gathered.into_iter().chain(refused).min().filter(|_| self.under_way.is_none())
     }
 
-    /// Whether so much has gathered that nothing should be added by asking.
+    /// Whether so much has gathered that no new poll should be started.
     pub(super) fn is_full(&self) -> bool {
         self.gathering.len() >= 4 * BATCH || self.refused.len() >= MOST_REFUSED
     }
 
-    /// Whether everything is written that can be. What the database refuses has been tried since the stop.
+    /// Whether everything that can be is written. Refused records have been tried again since the
+    /// stop.
     pub(super) fn is_done(&self) -> bool {
         self.is_idle() && self.locked.is_empty()
     }
 
-    /// Whether nothing waits but what was refused or is locked.
+    /// Whether only refused or locked records are left.
     fn is_idle(&self) -> bool {
         self.under_way.is_none() && self.gathering.is_empty() && self.stuck.is_empty() && self.in_doubt.is_none()
     }
 
-    /// Whether a poll or a change of state would be lost by ending now. Rows that are only given back would not: their owner is gone then,
-    /// and whoever takes over reads the journal.
+    /// Whether a poll or a change of state would be lost by ending now. Rows that are only released
+    /// would not: their owner is gone then, and the replica that takes over reads the journal.
     pub(super) fn has_facts(&self) -> bool {
         let is_fact = |recording: &Recording| {
             let batch = &recording.batch;
@@ -215,7 +222,7 @@ impl Outbox {
         self.under_way.is_some() || !self.refused.is_empty() || stuck.chain([&self.gathering]).any(is_fact)
     }
 
-    /// What the database refuses, in words for the end of the process.
+    /// What the database refuses, for the message at the end of the process.
     pub(super) fn unwritten(&self) -> Option<String> {
         let first = self.refused.first()?;
         Some(format!("the database refuses the records of {} transaction(s): {}", self.refused.len(), first.why))
@@ -238,16 +245,16 @@ impl Outbox {
         self.acknowledged = recording.number;
     }
 
-    /// It may have been written or not: the same again, before any other.
+    /// It may or may not have been written: the same batch again, before any other.
     pub(super) fn again(&mut self, now: Instant, recording: Box<Recording>) {
         match self.retrying.take() {
-            // Tried and known not to be written: others come first.
+            // Tried, and certainly not written: others come first.
             Some((why, wait)) if recording.attempt.0.is_none() => self.refuse(now, recording, why, wait),
             _ => self.in_doubt = Some(recording),
         }
     }
 
-    /// It took too long. True when it is taken apart now.
+    /// It took too long. True when it is split now.
     pub(super) fn timed_out(&mut self, mut recording: Box<Recording>) -> Option<Box<Recording>> {
         recording.timeouts += 1;
         if recording.timeouts >= MOST_TIMEOUTS && recording.attempt.0.is_none() {
@@ -257,7 +264,7 @@ impl Outbox {
         None
     }
 
-    /// What was given up because of somebody's locks is tried again.
+    /// Records left out because of another session's locks are tried again.
     pub(super) fn retry(&mut self) {
         self.stuck.append(&mut self.locked);
     }
@@ -267,8 +274,9 @@ impl Outbox {
         self.refused.iter_mut().for_each(|refused| refused.retry_at = now);
     }
 
-    /// What of the recording cannot be written as long as another session keeps the rows locked. One that is set aside already takes it
-    /// in: otherwise there would soon be many, each with a database transaction of its own.
+    /// Sets aside the part of a recording whose rows another session keeps locked. It joins one
+    /// that was set aside before: otherwise there would soon be many, each with a database
+    /// transaction of its own.
     pub(super) fn set_aside(&mut self, recording: &mut Recording, locked: &HashSet<Uuid>) {
         let mut aside = recording.split_off(|id| locked.contains(&id));
         aside.batch.skip_locked = true;
@@ -278,8 +286,8 @@ impl Outbox {
         }
     }
 
-    /// The database refuses what a batch says: it is halved until the transaction to blame stands alone, and that one waits. `Some`: to be
-    /// told, because it was not yet.
+    /// The database refuses a batch: it is halved until the transaction to blame stands alone, and
+    /// that one waits. `Some`: to be reported, because it was not yet.
     pub(super) fn take_apart(&mut self, now: Instant, recording: Box<Recording>, why: &str) -> Option<Uuid> {
         let before = self.retrying.take();
         if !recording.is_atom() {
@@ -320,7 +328,8 @@ mod tests {
         }
     }
 
-    /// Writes everything; the database refuses the transaction `bad`. Which transactions were written, and which were told of.
+    /// Writes everything; the database refuses the transaction `bad`. Returns which transactions
+    /// were written, and which were reported.
     fn write(outbox: &mut Outbox, now: Instant, bad: u128) -> (Vec<u128>, Vec<u128>) {
         let (mut written, mut told) = (Vec::new(), Vec::new());
         while let Some(recording) = outbox.next(now, None, true) {
@@ -345,7 +354,7 @@ mod tests {
         let (written, told) = write(&mut outbox, now, 7);
         assert_eq!((written.len(), told), (49, vec![7]));
         assert!(outbox.is_done() && outbox.has_facts() && outbox.unwritten().is_some());
-        // Others go on, and it is not tried before its time.
+        // Others go on, and the refused one is not tried before its time.
         outbox.poll(now, poll(100));
         assert_eq!(write(&mut outbox, now, 7), (vec![100], vec![]));
         assert_eq!(outbox.due(), Some(now + REFUSED_FOR));

@@ -1,4 +1,4 @@
-//! One poll: from a held transaction to what came of it.
+//! One poll: from a transaction in memory to its result.
 
 use super::held::Held;
 use super::lane::LaneSpec;
@@ -26,23 +26,24 @@ pub struct Poller {
     spec: Arc<LaneSpec>,
     transport: Transport,
     tokens: Tokens,
-    /// When it was last told that requests cannot be sent.
+    /// When it was last reported that requests cannot be sent.
     told_unsent: Mutex<Option<Instant>>,
 }
 
-/// That this process or machine has nothing left to send requests with is told once in so long for an account.
+/// That this process or machine lacks the means to send requests is reported once in this time for
+/// each account.
 const TELL_UNSENT: Duration = Duration::from_secs(10);
 
-/// What ends a poll before its time.
+/// Signals that end a poll early.
 #[derive(Clone)]
 pub struct Stops {
-    /// Nothing is sent any more, and nothing that must come before a request is waited for.
+    /// No request is sent any more, and nothing that must precede one (a token, say) is waited for.
     pub sending: CancellationToken,
     /// Answers are not waited for any more either.
     pub waiting: CancellationToken,
 }
 
-/// What is said of a poll that met a mistake of ours.
+/// The error of a poll that met a fault of this program.
 const OUR_FAULT: &str = "paypoll itself failed while it polled";
 
 impl Poller {
@@ -50,20 +51,21 @@ impl Poller {
     #[must_use]
     pub fn new(spec: Arc<LaneSpec>, transport: Transport) -> Self {
         let (retry, probe_after) = (spec.rules.retry.clone(), spec.circuit.probe_after);
-        // An open circuit's probe is to find out whether there is a token: by then the pause is over.
+        // An open circuit's probe has to find out whether there is a token: by then the pause is
+        // over.
         let tokens = Tokens::new(move |failures| retry.wait(failures, 0.0).min(probe_after / 2));
         Self { spec, transport, tokens, told_unsent: Mutex::new(None) }
     }
 
-    /// Since when transactions have waited for a token that is not to be had.
+    /// Since when transactions have waited for a token that is not available.
     #[must_use]
     pub fn waits_for_token_since(&self) -> Option<Instant> {
         self.tokens.missing_since()
     }
 
-    /// Asks, unless it is later than `before` by then.
+    /// Polls, unless it is later than `before` by then.
     ///
-    /// Nothing in here has a known way to panic; if one is found, it is this poll's failure and takes no transaction away.
+    /// No panic is known in here; should there be one, it fails this poll and loses no transaction.
     pub async fn poll(&self, held: &Held, before: Instant, stops: &Stops) -> PollResult {
         let sent = OnceLock::new();
         if let Some(result) = caught(self.attempt(held, before, stops, &sent)).await {
@@ -81,7 +83,7 @@ impl Poller {
             held.transaction.reference,
         );
         match sent.get() {
-            // Whatever may have been sent counts as sent.
+            // A request that may have been sent counts as sent.
             Some(at) => nothing_usable(*at, Outcome::Unusable { why: OUR_FAULT.into() }),
             None => PollResult::Later(self.spec.rules.retry.wait(1, 0.0)),
         }
@@ -168,7 +170,8 @@ impl Poller {
         flow.read(&response, now).map_err(Refusal::Provider)
     }
 
-    /// What a poll comes to that could not be sent for want of something of our own: nobody's fault but ours, and no poll.
+    /// The result when this machine lacks the means to send a request: it says nothing about the
+    /// provider, and is no poll.
     fn unsent(&self, why: &str, pause: Duration) -> PollResult {
         let mut told = self.told_unsent.lock().unwrap_or_else(PoisonError::into_inner);
         if told.is_none_or(|at| at.elapsed() >= TELL_UNSENT) {
@@ -186,7 +189,8 @@ impl Poller {
         PollResult::Later(pause)
     }
 
-    /// What a poll comes to that has no token: told once for all who waited, a failure of each, and nobody's poll.
+    /// The result when there is no token: reported once for all that waited, a failure of each, and
+    /// no poll.
     fn without_token(&self, held: &Held, outcome: Outcome, pause: Duration, first: bool) -> PollResult {
         let ask = self.question(held, None);
         let redaction = Redaction::new(self.spec.asks.secrets(ask), self.spec.asks.kept(ask));
@@ -207,11 +211,12 @@ impl Poller {
             );
         }
         if !first && outcome.retry_after().is_some() {
-            // One word of it is enough to hold the whole account.
+            // One such answer is enough to stop the whole account.
             return PollResult::Later(pause);
         }
         let tells_of_itself = outcome.health() != Health::Neutral || matches!(outcome, Outcome::RateLimited { .. });
-        // Whatever is wrong with the token, the account cannot be asked: to its circuit it is a host that is not there.
+        // Whatever is wrong with the token, the account cannot be polled: its circuit counts it as
+        // an unreachable host.
         let outcome = if tells_of_itself { outcome } else { Outcome::NoAnswer(NoAnswer::Connection(why)) };
         PollResult::NotSent(Some(outcome))
     }
@@ -250,7 +255,7 @@ impl Poller {
             () = stops.waiting.cancelled() => return nothing_usable(at, Outcome::NoAnswer(NoAnswer::Stopped)),
         };
         let result = match answer {
-            // Nothing of it was sent, so that it is as early or as late as it was.
+            // Nothing was sent, so the transaction stays due as it was.
             Err(Failure::NotSent(why)) => return self.unsent(&why, self.spec.rules.retry.wait(1, 0.0)),
             Ok(response) => {
                 let response = without(response, token);
@@ -269,12 +274,12 @@ impl Poller {
     }
 }
 
-/// A poll that was sent and brought nothing.
+/// A poll that was sent and brought no usable answer.
 fn nothing_usable(at: Instant, outcome: Outcome) -> PollResult {
     PollResult::Sent { at, latency: None, status: None, body: Bytes::new(), outcome }
 }
 
-/// What the future comes to; `None` when it panics.
+/// The future's result; `None` when it panics.
 async fn caught<T>(future: impl Future<Output = T>) -> Option<T> {
     let mut future = pin!(future);
     std::future::poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
@@ -292,7 +297,7 @@ fn no_answer(failure: Failure) -> Outcome {
     }
 }
 
-/// The response without the access token, should the provider echo it, however it is spelt.
+/// The response without the access token, should the provider echo it in any encoding.
 fn without(response: Response, token: Option<&SecretString>) -> Response {
     let (Some(token), Ok(text)) = (token, std::str::from_utf8(&response.body)) else { return response };
     let redaction = Redaction::new(vec![token.expose_secret()], Kept::EVERYTHING);
@@ -317,7 +322,7 @@ mod tests {
     use crate::wire::{Method, REDACTED, Request};
     use uuid::Uuid;
 
-    /// A provider with a mistake of ours in one place.
+    /// A provider with a fault in one place.
     #[derive(Clone, Copy, Debug, PartialEq)]
     enum Panics {
         WhileAsked,

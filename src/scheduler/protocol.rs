@@ -1,6 +1,7 @@
-//! What the engine and its driver say to each other: plain data.
+//! Messages between the engine and its driver: plain data.
 //!
-//! A transaction in memory travels inside commands and events, so it is in one place at a time and has one poll in flight at most.
+//! A transaction in memory travels inside commands and events, so it is in one place at a time and
+//! has one poll in flight at most.
 
 use super::admission::Placer;
 use super::held::Held;
@@ -18,7 +19,8 @@ use uuid::Uuid;
 pub struct Setup {
     /// The accounts.
     pub lanes: Vec<Arc<LaneSpec>>,
-    /// This process, for as long as it runs: what it committed is known by this name and a number, whatever history the database has.
+    /// Identifies this process for as long as it runs: its commits are known by this id and a
+    /// number, whatever history the database has.
     pub process: Uuid,
     /// How long this replica's claims outlive its last heartbeat.
     pub lease: Duration,
@@ -30,9 +32,9 @@ pub struct Setup {
     pub seed: u64,
 }
 
-/// Something to be done by the driver. Each is answered by the event that it names.
+/// Something for the driver to do. Each is answered by the event that it names.
 pub enum Command {
-    /// Register this replica, make the accounts' rows: [`Event::Registered`].
+    /// Register this replica, create the accounts' rows: [`Event::Registered`].
     Register,
     /// Renew the lease: [`Event::Beaten`].
     Beat {
@@ -40,28 +42,29 @@ pub enum Command {
         replica: ReplicaId,
         /// The newest replica that it leaves room for.
         complied: i64,
-        /// What time it is by the database's clock, if this replica may declare others dead: see [`crate::store::Store::beat`].
+        /// The database's time as this replica reckons it, if it may expire others: see
+        /// [`crate::store::Store::beat`].
         judge: Option<DateTime<Utc>>,
-        /// How many transactions this replica holds.
+        /// How many transactions this replica has in memory.
         held: i64,
     },
     /// Take due transactions: [`Event::Claimed`].
     Claim {
         /// Which ones.
         order: Box<ClaimOrder>,
-        /// What to do with each.
+        /// Decides what to do with each.
         placer: Placer,
-        /// To be handed back.
+        /// Returned with the event.
         cycle: ClaimCycle,
     },
-    /// Draw send slots: [`Event::Drawn`].
+    /// Reserve send slots: [`Event::Drawn`].
     Draw {
-        /// The wishes.
+        /// The requests for slots, one for each lane.
         draws: Vec<Draw>,
         /// Their lanes.
         lanes: Vec<usize>,
     },
-    /// Ask the provider, unless it is later than `before` by then: [`Event::Polled`].
+    /// Poll the provider, unless it is later than `before` by then: [`Event::Polled`].
     Poll {
         /// The transaction.
         held: Box<Held>,
@@ -86,45 +89,47 @@ pub enum Command {
     SlowDown {
         /// The account's lane.
         lane: usize,
-        /// Until when, from now on; what is left of it is told when the database can be reached.
+        /// Until when; whatever is left of it is sent when the database can be reached.
         until: Instant,
     },
-    /// Tell all replicas that a circuit opened or closed, and the log if this one was first: [`Event::AccountNoticeSent`].
+    /// Notify all replicas that a circuit opened or closed, and log it if this replica was first:
+    /// [`Event::AccountNoticeSent`].
     Circuit {
         /// The account's lane.
         lane: usize,
         /// What happened.
         change: CircuitChange,
     },
-    /// Ask for the right to send a probe: [`Event::Probe`].
+    /// Request the right to send a probe: [`Event::Probe`].
     Probe {
         /// The account's lane.
         lane: usize,
     },
-    /// Everything is written and given back, or cannot be: deregister and end. The last command.
+    /// Everything is written and released, or cannot be: deregister and end. The last command.
     Finish {
         /// This replica, if it ever was one.
         replica: Option<ReplicaId>,
         /// What could not be written, and why; `None` when all is written.
         unwritten: Option<String>,
-        /// Whether everything was given back. Else others take it over when the registration or the lease is gone.
+        /// Whether everything was released. Else other replicas take it over when the registration
+        /// or the lease is gone.
         given_back: bool,
     },
 }
 
-/// What the engine must remember of a claim while it is under way.
+/// A claim cycle under way, as the engine must remember it.
 pub struct ClaimCycle {
-    /// The lanes asked for, and how many transactions of each.
+    /// The lanes to claim for, and how many transactions of each.
     pub lanes: Vec<(usize, Room)>,
     /// See [`crate::store::Store::claim`].
     pub unsure: Vec<Uuid>,
-    /// The registration under which it was asked.
+    /// The registration under which it was issued.
     pub(super) epoch: u64,
     /// The database's clock then.
     pub(super) now: DateTime<Utc>,
-    /// When it was asked.
+    /// When it was issued.
     pub(super) issued_at: Instant,
-    /// It looked at everything due, however long ago.
+    /// It is a full scan: everything due, however long ago.
     pub(super) sweep: bool,
 }
 
@@ -134,11 +139,12 @@ pub enum Event {
     Tick,
     /// Answers [`Command::Register`].
     Registered(Result<(ReplicaId, Beat), StoreFailure>, Instant),
-    /// Answers [`Command::Beat`]; with the replica for which and the moment at which it was asked.
+    /// Answers [`Command::Beat`]; with the replica for which, and the moment at which, it was
+    /// issued.
     Beaten(ReplicaId, Result<Beat, StoreFailure>, Instant),
     /// Answers [`Command::Claim`].
     Claimed(Result<Claim, StoreFailure>, ClaimCycle),
-    /// Answers [`Command::Draw`]; with the moment at which it was asked.
+    /// Answers [`Command::Draw`]; with the moment at which it was issued.
     Drawn(Result<Vec<Drawn>, StoreFailure>, Vec<usize>, Instant),
     /// Answers [`Command::Poll`].
     Polled(Box<Held>, PollResult),
@@ -157,13 +163,13 @@ pub enum Event {
         /// Whether this replica may send it.
         granted: Result<bool, StoreFailure>,
     },
-    /// The process stood still for a while: what it knows may be stale.
+    /// The process stood still for a while: its knowledge may be stale.
     Woken,
-    /// Stop: give back what is not in flight, wait for what is.
+    /// Stop: release what is not in flight, wait for what is.
     Stop,
 }
 
-/// Something that all replicas must hear of an account. It is repeated until it is written.
+/// Something about an account that all replicas must know. It is repeated until it is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AccountNotice {
     /// A pause until then.
@@ -191,27 +197,28 @@ impl AccountNotice {
     }
 }
 
-/// What others have written.
+/// Changes by other writers.
 #[derive(Debug)]
 pub struct Watch {
     /// For which replica.
     pub replica: ReplicaId,
-    /// Its transactions that others wrote since it claimed them: settled, reopened, corrected, hurried.
+    /// Its transactions that others changed since it claimed them: closed, reopened, corrected,
+    /// expedited.
     pub overrides: Vec<Override>,
     /// Every account that is paused or whose circuit is open.
     pub accounts: Vec<AccountState>,
 }
 
-/// The database did not do what it was asked. See [`crate::store::Trouble`].
+/// A statement failed. See [`crate::store::Trouble`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreFailure {
     /// It cannot be reached, or not written to.
     Unavailable(String),
-    /// Somebody else was in the way: the same again.
+    /// A conflict with another session: the same again.
     Conflict(String),
     /// It took longer than it may.
     TimedOut(String),
-    /// It refuses what was to be written: not for want of a connection, but for what it says.
+    /// It refuses the content of what was to be written.
     Refused(String),
 }
 
@@ -224,13 +231,13 @@ impl StoreFailure {
     }
 }
 
-/// What came of asking.
+/// The result of a poll.
 pub enum PollResult {
-    /// No request was sent: it was too late, or there is no token, and this is why.
+    /// No request was sent: it was too late, or there is no token; with the reason.
     NotSent(Option<Outcome>),
     /// No request was sent, and none is to be before this time has passed. Says nothing about the provider.
     Later(Duration),
-    /// The row cannot be asked about.
+    /// No request can be made of the row.
     Impossible(String),
     /// A request was sent.
     Sent {

@@ -14,9 +14,9 @@ pub struct Recording {
     pub batch: Batch,
     /// Under which replica.
     pub replica: Option<ReplicaId>,
-    /// Proves that it was committed. The same for every attempt to write it.
+    /// Proves whether it was committed. The same for every attempt to write it.
     pub number: i64,
-    /// The last batch of which this process was told that it is committed, when this one was first sent.
+    /// The last batch that was known to be committed when this one was first sent.
     pub acknowledged: i64,
     /// How often the database had lost commits by then.
     pub(super) cuts: u64,
@@ -24,15 +24,15 @@ pub struct Recording {
     pub attempt: Attempt,
     /// Transactions that go on when it is written.
     pub(super) carried: Vec<Carried>,
-    /// Transactions that are not ours any more when it is written, with the fence of their claim.
+    /// Transactions that leave this replica when it is written, with the fence of their claim.
     pub(super) leaving: Vec<(Uuid, i64)>,
-    /// What to tell when it is written.
+    /// Notices to report when it is written.
     pub(super) notices: Vec<(Uuid, Notice)>,
     /// When its first part came in.
     pub(super) since: Option<Instant>,
     /// How often it took too long.
     pub(super) timeouts: u32,
-    /// What could not be stored was taken out of it.
+    /// The provider's texts were taken out of it, because they could not be stored.
     pub(super) stripped: bool,
 }
 
@@ -54,7 +54,7 @@ impl Recording {
         self.batch.polls.len().max(self.batch.entries.len())
     }
 
-    /// The transactions that it is about, in their order.
+    /// Its transactions, in order.
     pub(super) fn ids(&self) -> BTreeSet<Uuid> {
         (self.batch.entries.iter().map(|entry| entry.id))
             .chain(self.batch.polls.iter().map(|poll| poll.transaction_id))
@@ -62,7 +62,7 @@ impl Recording {
             .collect()
     }
 
-    /// Takes out everything about the transactions that `of` names.
+    /// Splits off everything about the transactions that `of` selects.
     pub(super) fn split_off(&mut self, of: impl Fn(Uuid) -> bool) -> Self {
         Self {
             batch: self.batch.split_off(&of),
@@ -73,12 +73,12 @@ impl Recording {
         }
     }
 
-    /// Nothing, written as this one is. It was never tried.
+    /// An empty one under the same replica, never tried.
     fn empty(&self) -> Self {
         Self { replica: self.replica, since: self.since, stripped: self.stripped, ..Self::default() }
     }
 
-    /// Takes in another one under the same replica; neither was ever written.
+    /// Merges another one under the same replica; neither was ever tried.
     pub(super) fn absorb(&mut self, mut other: Self) {
         self.batch.polls.append(&mut other.batch.polls);
         self.batch.entries.append(&mut other.batch.entries);
@@ -93,9 +93,10 @@ impl Recording {
         self.replica == other.replica && self.stripped == other.stripped
     }
 
-    /// Parts of a recording that the database refuses, the first to be tried first: its halves; of a single transaction first the polls
-    /// alone, because they are facts whatever is refused about the rest, then all of it without what the provider said. One part, and it
-    /// alone: nothing is left to take apart.
+    /// Parts of a recording that the database refuses, in the order in which to try them: its
+    /// halves; of a single transaction first the polls alone, because they must be recorded
+    /// whatever happens to the rest, then all of it without the provider's texts. A single part
+    /// means that nothing is left to split.
     pub(super) fn take_apart(mut self) -> Vec<Self> {
         self.forget_attempts();
         let ids = self.ids();
@@ -112,13 +113,14 @@ impl Recording {
         vec![self]
     }
 
-    /// Whether nothing is left to take apart.
+    /// Whether nothing is left to split.
     pub(super) fn is_atom(&self) -> bool {
         let rest = self.batch.entries.len() + self.batch.dropped.len();
         self.stripped && (self.batch.polls.is_empty() || rest == 0) && self.ids().len() <= 1
     }
 
-    /// What it says of rows is built on what the database has lost. The polls are facts all the same.
+    /// Drops its row changes, which are based on rows that the database has lost. The polls are
+    /// kept.
     pub(super) fn keep_polls_alone(&mut self) {
         self.batch.entries.clear();
         self.batch.dropped = self.batch.polls.iter().map(|poll| poll.transaction_id).collect();
@@ -127,12 +129,12 @@ impl Recording {
         self.notices.clear();
     }
 
-    /// It is known not to be written: the next attempt is another batch.
+    /// It is certainly not written: the next attempt is another batch.
     pub(super) fn forget_attempts(&mut self) {
         (self.number, self.timeouts, self.attempt) = (0, 0, Attempt::default());
     }
 
-    /// Takes out what the provider said: it is all of it that is not ours.
+    /// Takes out the provider's texts: all else is this program's own.
     fn strip(&mut self) {
         self.stripped = true;
         for poll in &mut self.batch.polls {

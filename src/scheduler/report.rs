@@ -1,4 +1,4 @@
-//! What the engine tells becomes log lines and metrics.
+//! Turns the engine's notices into log lines and metrics.
 
 use super::engine::Engine;
 use super::lane::LaneSpec;
@@ -17,7 +17,7 @@ use tracing::{debug, error, info, warn};
 pub(super) struct Reporter {
     lanes: Vec<Arc<LaneSpec>>,
     metrics: Arc<Metrics>,
-    /// Words that the documentation does not know and that were told already.
+    /// Undocumented statuses that were reported already.
     words: HashSet<(usize, String)>,
     since: Instant,
     next_summary: Instant,
@@ -26,27 +26,27 @@ pub(super) struct Reporter {
     transitions: u64,
     lateness: Vec<Duration>,
     failures: BTreeMap<&'static str, u64>,
-    /// Lines of the log that were dropped, as far as it was told.
+    /// Lines of the log that were dropped, as far as reported.
     dropped: u64,
     outage: Outage,
 }
 
-/// A summary comes this often while there is work.
+/// How often a summary is written while there is work.
 const BUSY: Duration = Duration::from_secs(10);
-/// And this often while there is none.
+/// And how often while there is none.
 const IDLE: Duration = Duration::from_secs(60);
-/// How long what is due has waited is looked at this often: all of it is gone through.
+/// How often the waits of due transactions are measured, which goes through all of them.
 const AGES_EVERY: Duration = Duration::from_millis(250);
-/// The lateness of at most so many polls is kept for a summary.
+/// The lateness of at most this many polls is kept for a summary.
 const MOST_SAMPLES: usize = 100_000;
-/// So many unknown words are remembered.
+/// At most this many unknown statuses are remembered.
 const MOST_WORDS: usize = 1000;
 
 impl Reporter {
     /// A reporter whose first summary comes after [`BUSY`].
     #[must_use]
     pub(super) fn new(lanes: Vec<Arc<LaneSpec>>, metrics: Arc<Metrics>, now: Instant) -> Self {
-        // What another reporter told before a reload.
+        // What another reporter counted before a reload.
         let told = metrics.outage.load(Relaxed);
         let outage = Outage { told, back_since: told.then_some(now), ..Outage::default() };
         Self {
@@ -146,7 +146,8 @@ impl Reporter {
         let spec = &self.lanes[lane];
         self.metrics.accounts[lane].poll(outcome, lateness, latency);
         self.polls += 1;
-        // What is held back by an open circuit is late by its provider's fault, and its metrics tell it.
+        // A poll that an open circuit delays is late by its provider's fault, and the circuit's
+        // metrics show it.
         let asked = !self.metrics.accounts[lane].circuit_open.load(Relaxed);
         if asked && self.lateness.len() < MOST_SAMPLES {
             self.lateness.push(lateness);
@@ -157,7 +158,8 @@ impl Reporter {
         match error {
             Some(error) => {
                 *self.failures.entry(spec.provider).or_default() += 1;
-                // An account that repeats an unknown word is told once; every other failure is told when it happens.
+                // An unknown status is reported once for each account; every other failure is
+                // reported when it happens.
                 if outcome == "unknown_word" && !new_word {
                     return;
                 }
@@ -228,7 +230,7 @@ impl Reporter {
         );
     }
 
-    /// Keeps the gauges, and writes the summary when its time has come.
+    /// Updates the gauges, and writes the summary when it is due.
     pub(super) fn advance(&mut self, engine: &Engine, pollers: &[Arc<Poller>], now: Instant) {
         self.metrics.turn(now);
         self.metrics.ready.store(engine.has_database(), Relaxed);
@@ -241,7 +243,8 @@ impl Reporter {
         if now >= self.next_ages {
             self.next_ages = now + AGES_EVERY;
             for ((lane, poller), metrics) in engine.lanes().iter().zip(pollers).zip(&self.metrics.accounts) {
-                // What waits for a token is in flight, or is tried again in a while, and is late all the same.
+                // A transaction that waits for a token is in flight or is tried again later, and is
+                // late all the same.
                 let tokenless = poller.waits_for_token_since().filter(|_| lane.in_flight() > 0 || lane.idle() > 0);
                 let tokenless = tokenless.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
                 let waited = lane.oldest_due(now).max(tokenless);
@@ -259,7 +262,7 @@ impl Reporter {
         }
     }
 
-    /// Tells how many lines of the log are missing, as soon as there is room for that.
+    /// Reports how many lines of the log are missing, as soon as there is room for that line.
     fn tell_dropped_lines(&mut self) {
         let count = telemetry::lines_dropped() - self.dropped;
         if count > 0 && telemetry::flows() {
@@ -307,22 +310,22 @@ impl Reporter {
     }
 }
 
-/// A database that is lost and found ten times a second is lost, and told of once.
+/// Reports a database that comes and goes ten times a second as unavailable, once.
 #[derive(Default)]
 struct Outage {
-    /// Its loss was told, and its return was not.
+    /// Its loss was reported, and its return was not.
     told: bool,
-    /// Since when it is back.
+    /// Since when it has been back.
     back_since: Option<Instant>,
-    /// When its return was told last.
+    /// When its return was last reported.
     over_at: Option<Instant>,
     /// How often it was lost again soon after that.
     relapses: u32,
 }
 
-/// The database is back when it has been there for so long, the first time.
+/// The first time, the database counts as back after being available for this long.
 const STEADY: Duration = Duration::from_secs(1);
-/// Each time it is lost again within a minute, it has to be there twice as long, up to this.
+/// Each time it is lost again within a minute, it has to be available twice as long, up to this.
 const LONGEST_STEADY: Duration = Duration::from_secs(60);
 
 impl Outage {
@@ -330,7 +333,7 @@ impl Outage {
         (STEADY * 2_u32.saturating_pow(self.relapses.min(16))).min(LONGEST_STEADY)
     }
 
-    /// It is lost. True when that is to be told.
+    /// It is lost. True when that is to be reported.
     fn is_lost(&mut self, now: Instant) -> bool {
         self.back_since = None;
         if self.told {
@@ -347,7 +350,7 @@ impl Outage {
         self.back_since = Some(now);
     }
 
-    /// Whether it is to be told now that it is back.
+    /// Whether its return is to be reported now.
     fn is_over(&mut self, now: Instant) -> bool {
         let steady = self.steady();
         let over = self.told && self.back_since.is_some_and(|since| now.saturating_duration_since(since) >= steady);

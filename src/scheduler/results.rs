@@ -1,4 +1,5 @@
-//! What one poll's answer means for its transaction: journal row, decision, evidence. Pure: nothing here looks at a clock or a queue.
+//! What one poll's answer means for its transaction: journal row, decision, evidence. Pure: nothing
+//! here reads a clock or a queue.
 
 use super::clock::DatabaseClock;
 use super::held::Held;
@@ -26,11 +27,11 @@ pub(super) struct Answer {
     pub(super) status: Option<u16>,
     /// The answer's body.
     pub(super) body: Bytes,
-    /// What it means, scrubbed.
+    /// Its outcome, scrubbed.
     pub(super) outcome: Outcome,
 }
 
-/// A poll as the journal and the log know it.
+/// A poll for the journal and the log.
 pub(super) struct Journaled {
     /// When it was sent, by the database's clock, or a little later.
     pub(super) sent: DateTime<Utc>,
@@ -48,28 +49,29 @@ pub(super) struct Followed {
     pub(super) reason: Option<String>,
 }
 
-/// The redaction of everything that an answer about this transaction says.
+/// The redaction of answers about this transaction.
 pub(super) fn redaction<'a>(spec: &'a LaneSpec, held: &'a Held) -> Redaction<'a> {
     let ask = held.ask();
     Redaction::new(spec.asks.secrets(ask), spec.asks.kept(ask))
 }
 
-/// Why no request can be made of the row; `None`: one can. The moment and the token are the poller's business.
+/// Why no request can be made of the row; `None`: one can. Time and token are left to the poller.
 pub(super) fn request_refused(spec: &LaneSpec, held: &Held) -> Option<String> {
     let ask = Ask { token: Some("-"), ..held.ask() };
-    // It has no known way to panic; if a row finds one, that row is to blame.
+    // No panic is known in here; should a row cause one, that row is to blame.
     let request = catch_unwind(AssertUnwindSafe(|| spec.asks.request(ask).map(drop)));
     request.unwrap_or_else(|_| Err("paypoll failed to make the request".into())).err()
 }
 
-/// When it was sent by the database's clock. Whoever waits from here, with whatever clock, waits long enough. Should the clock be known
-/// better by now than when the poll fell due: it was not sent before that, and the journal does not say so either.
+/// When it was sent, by the upper bound of the database's clock: a wait counted from here is long
+/// enough by any clock. It is never before the due time, even when the clock is known better by
+/// now.
 fn sent_at(held: &Held, at: Instant, clock: &DatabaseClock) -> DateTime<Utc> {
     let early = since(clock.latest(at), held.due);
     after(clock.latest(at), if early < CLOCK_STEP { early } else { Duration::ZERO })
 }
 
-/// The journal's row, and what the log is told.
+/// The journal's row, and the notice for the log.
 pub(super) fn journaled(held: &Held, spec: &LaneSpec, answer: &Answer, clock: &DatabaseClock) -> Journaled {
     let declaration = spec.asks.declaration();
     let transaction = &held.transaction;
@@ -108,11 +110,12 @@ pub(super) fn journaled(held: &Held, spec: &LaneSpec, answer: &Answer, clock: &D
     Journaled { sent, poll, notice }
 }
 
-/// Decides, and writes the decision into the transaction in memory. `jitter` in 0..1 places the next poll within its range.
+/// Decides, and writes the decision into the transaction in memory. `jitter` in 0..1 places the
+/// next poll within its range.
 pub(super) fn follow(held: &mut Held, spec: &LaneSpec, answer: Answer, sent: DateTime<Utc>, now: Instant, jitter: f64) -> Followed {
     let mut decision = spec.rules.decide(&held.transaction, &answer.outcome, sent, jitter);
     let evidence = decision.change.as_ref().map(|_| evidence(spec, held, &answer, sent));
-    // Its copy of the details would make the next line copy all of them.
+    // Its copy of the details would force the next line to copy all of them.
     drop(answer.outcome);
     if let Some(details) = decision.details.take() {
         let details = redaction(spec, held).json(Arc::unwrap_or_clone(details));
@@ -126,7 +129,8 @@ pub(super) fn follow(held: &mut Held, spec: &LaneSpec, answer: Answer, sent: Dat
         let transition = Transition { from, source: change.source, evidence };
         return Followed { due: None, transition: Some(transition), reason: change.reason };
     };
-    // Where the provider measures, the request arrived at some moment until now: the documented gap counts from now on.
+    // Where the provider measures, the request arrived at some moment until now: the documented gap
+    // counts from now on.
     let due = (answer.at + (next - sent).to_std().unwrap_or_default()).max(now + spec.rules.floors.every);
     held.due = after(sent, due.saturating_duration_since(answer.at));
     let reason = change.as_ref().and_then(|change| change.reason.clone());
@@ -144,7 +148,7 @@ fn evidence(spec: &LaneSpec, held: &Held, answer: &Answer, sent: DateTime<Utc>) 
     })
 }
 
-/// The change of state, as the log is told of it.
+/// The change of state, as a notice for the log.
 pub(super) fn transition_notice(held: &Held, from: crate::domain::State, reason: Option<String>) -> Notice {
     let transaction = &held.transaction;
     Notice::Transition {

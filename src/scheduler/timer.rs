@@ -1,4 +1,4 @@
-//! Waking up at a moment, not at the millisecond after it, which is as exact as the runtime's own timers are.
+//! Waking up at a moment, not up to a millisecond after it as the runtime's own timers do.
 
 use std::time::Instant;
 
@@ -37,7 +37,8 @@ mod exact {
         /// Waits until then.
         pub(in super::super) async fn until(&self, at: Instant) {
             if self.expire(at).await.is_err() {
-                // No known way to get here. What the runtime has is late by a millisecond, and never early.
+                // Not known to happen. The runtime's timer is late by up to a millisecond, and
+                // never early.
                 tokio::time::sleep_until(at.into()).await;
             }
         }
@@ -48,7 +49,8 @@ mod exact {
             let once = Itimerspec { it_interval: Timespec::default(), it_value: value };
             timerfd_settime(&self.descriptor, TimerfdTimerFlags::empty(), &once)?;
             loop {
-                // The kernel's answer costs no budget of the runtime's: a loop that is always due would let no other task run.
+                // Reading the timer costs none of the runtime's budget: a loop that is always due
+                // would let no other task run.
                 consume_budget().await;
                 let mut ready = self.descriptor.readable().await?;
                 match read(self.descriptor.get_ref(), &mut [0; 8]) {

@@ -1,5 +1,5 @@
-//! An account's access token: fetched once for everybody who waits for it, renewed early, and not asked for again at once when it
-//! could not be had.
+//! An account's access token: fetched once for all polls that wait for it, renewed early, and not
+//! requested again at once after a failure.
 
 use crate::domain::Outcome;
 use crate::providers::Token;
@@ -19,13 +19,13 @@ pub(super) struct Tokens {
 #[derive(Default)]
 struct State {
     token: Option<Kept>,
-    /// The request under way. Its result, whatever it is, is everybody's who waits for it.
+    /// The request under way. Its result, whatever it is, goes to every caller that waits for it.
     under_way: Option<Arc<Request>>,
-    /// Requests in a row that brought no token.
+    /// Failed requests in a row.
     failures: u32,
-    /// No request before that.
+    /// No new request before that.
     pause_until: Option<Instant>,
-    /// Since when somebody has waited while there is no token.
+    /// Since when callers have waited while there is no token.
     missing_since: Option<Instant>,
 }
 
@@ -48,7 +48,7 @@ struct Failure {
 pub(super) enum Refusal {
     /// What the provider answered, or did not.
     Provider(Outcome),
-    /// Nothing was sent, for want of something of our own.
+    /// Nothing was sent: this machine lacks the means to.
     NotSent(String),
 }
 
@@ -56,20 +56,21 @@ pub(super) enum Refusal {
 pub(super) enum NoToken {
     /// The request failed. `first`: this caller sent it, the others waited for the same one.
     Failed {
-        /// How.
+        /// Its cause.
         refusal: Refusal,
         /// Until the next request.
         pause: Duration,
-        /// Whether to tell of it.
+        /// Whether to report it.
         first: bool,
     },
-    /// The last request failed a moment ago: nobody asks again before this time is over.
+    /// The last request failed a moment ago: there is no new one before this time is over.
     Later(Duration),
 }
 
-/// A token is renewed when so much of its lifetime is left. Until its end it still serves, should the renewal fail.
+/// A token is renewed when this much of its lifetime is left. Should the renewal fail, it is used
+/// until its end.
 const RENEW_EARLY: f64 = 0.1;
-/// A longer token is none: it would be sent, and kept in memory, with every poll.
+/// A longer token is refused: it would be sent, and kept in memory, with every poll.
 const LONGEST_TOKEN: usize = 16 * 1024;
 
 impl Tokens {
@@ -78,9 +79,11 @@ impl Tokens {
         Self { pause: Box::new(pause), state: Mutex::default() }
     }
 
-    /// A token that is not the one that was `refused`; `fetch` sends the request for a new one where it is needed.
+    /// A token that is not the one that was `refused`; `fetch` sends the request for a new one
+    /// where it is needed.
     ///
-    /// Whoever stops waiting takes nothing away from the others: if it was the caller that sent the request, the next one sends it.
+    /// A caller that stops waiting does not affect the others: if it was the one that sent the
+    /// request, the next one sends it again.
     pub(super) async fn get<F>(&self, refused: Option<&SecretString>, fetch: impl FnOnce() -> F) -> Result<SecretString, NoToken>
     where
         F: Future<Output = Result<Token, Refusal>>,
@@ -103,12 +106,12 @@ impl Tokens {
         }
     }
 
-    /// Since when somebody has waited while there is no token; `None` while there is one.
+    /// Since when callers have waited while there is no token; `None` while there is one.
     pub(super) fn missing_since(&self) -> Option<Instant> {
         self.state().missing_since
     }
 
-    /// Takes in what a request brought.
+    /// Stores the result of a request.
     fn keep(&self, fetched: Result<Token, Refusal>, issued_at: Instant, now: Instant) -> Result<SecretString, Failure> {
         let mut state = self.state();
         state.under_way = None;
@@ -129,7 +132,7 @@ impl Tokens {
                 state.failures = state.failures.saturating_add(1);
                 let pause = (self.pause)(state.failures).max(wanted);
                 state.pause_until = Some(now + pause);
-                // What is left of the old one's life is used: it is not known to be bad.
+                // The old token is used until its end: it is not known to be bad.
                 match state.token.as_ref().filter(|token| token.ends_at > now) {
                     Some(old) => Ok(old.value.clone()),
                     None => Err(Failure { refusal, pause }),
@@ -206,7 +209,8 @@ mod tests {
         Tokens::new(|failures| SECOND * failures)
     }
 
-    /// What a caller gets: the token, the pause before the next request, or the failure and whether it was the caller's own.
+    /// What a caller gets: the token, the pause before the next request, or the failure and whether
+    /// it was the caller's own.
     fn shown(result: &Result<SecretString, NoToken>) -> String {
         match result {
             Ok(token) => token.expose_secret().to_owned(),

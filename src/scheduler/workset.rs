@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
 
-/// How long to wait for a request that is still in flight from an earlier registration, before looking again.
+/// How long to wait for a request that is still in flight from an earlier registration, before
+/// checking again.
 const STILL_OUT: Duration = Duration::from_millis(100);
 
 /// The transactions in memory.
@@ -20,9 +21,9 @@ pub(super) struct WorkSet {
     providers: Vec<Vec<usize>>,
     /// Each lane's provider.
     provider_of: Vec<usize>,
-    /// Where each transaction is that was claimed under the present registration.
+    /// The place of each transaction that was claimed under the present registration.
     index: HashMap<Uuid, Slot>,
-    /// Others' writes about transactions that were away, or were just being claimed: their fence.
+    /// Fences of other writers' changes to transactions that were in flight or just being claimed.
     superseded: HashMap<Uuid, i64>,
     /// Makes keys unique, and counts turns.
     sequence: u64,
@@ -54,19 +55,19 @@ enum Place {
     Away,
 }
 
-/// Where a transaction is that somebody else has written.
+/// Where a transaction was found that another writer has changed.
 pub(super) enum Superseded {
-    /// It was waiting or ready, and is taken out.
+    /// It was waiting or ready, and was taken out.
     AtHand(Box<Held>),
-    /// In flight, being claimed or being recorded: it is found out when it is back.
+    /// In flight, being claimed or being recorded: handled when it is back.
     Away,
-    /// It is this replica's in the database alone.
+    /// This replica owns it in the database, but does not have it in memory.
     Unknown,
 }
 
 /// What became of a transaction whose time has come.
 pub(super) enum Woken {
-    /// It can be asked about.
+    /// It can be polled.
     Ready,
     /// Its window is over, for this reason.
     Over(Box<Held>, &'static str),
@@ -124,7 +125,7 @@ impl WorkSet {
         self.lanes.iter().map(Lane::idle).sum()
     }
 
-    /// Whether it was claimed under the present registration and is still ours.
+    /// Whether it was claimed under the present registration and is still owned.
     pub(super) fn contains(&self, id: Uuid) -> bool {
         self.index.contains_key(&id)
     }
@@ -136,13 +137,15 @@ impl WorkSet {
     pub(super) fn wait(&mut self, held: Box<Held>, due: Instant) {
         self.sequence += 1;
         let (lane, sequence) = (held.lane, self.sequence);
-        // After a failover that lost the claim, it may have been claimed anew: what was held before is nothing any more.
+        // After a failover that lost the claim, it may have been claimed anew: the earlier copy is
+        // void.
         drop(self.evict(held.transaction.id));
         self.put(&held, Place::Waiting { lane, due, sequence });
         self.lanes[lane].waiting_mut().insert(due, sequence, held);
     }
 
-    /// The database's clock was set forward: everything waits by what it shows now. Documented floors hold by this process's own memory.
+    /// The database's clock was set forward: due times count by the new time. Documented floors
+    /// hold by this process's own memory.
     pub(super) fn replan(&mut self, clock: &DatabaseClock) {
         for lane in 0..self.lanes.len() {
             for held in self.lanes[lane].waiting_mut().take().collect::<Vec<_>>() {
@@ -165,7 +168,8 @@ impl WorkSet {
         }
     }
 
-    /// Whether this is what is held of the transaction. After a failover it may have been claimed anew while this was away.
+    /// Whether this is the current copy of the transaction. After a failover it may have been
+    /// claimed anew while this one was in flight.
     pub(super) fn is_current(&self, held: &Held) -> bool {
         self.index.get(&held.transaction.id).is_some_and(|slot| (slot.claim, slot.fence) == (held.claim, held.fence))
     }
@@ -186,7 +190,8 @@ impl WorkSet {
     pub(super) fn wake(&mut self, now: Instant, lane: usize, clock: Option<&DatabaseClock>) -> Option<Woken> {
         loop {
             let (due, sequence, held) = self.lanes[lane].waiting_mut().pop_due(now)?;
-            // The clock is known better than when the last poll was written down: its floor holds by the journal too.
+            // The clock is known better than when the last poll was written down: its floor holds
+            // by the journal too.
             let ahead = clock.map_or(Duration::ZERO, |clock| since(clock.latest(now), held.due));
             let later = (!ahead.is_zero() && ahead < CLOCK_STEP).then(|| now + ahead);
             // From an earlier registration it may still be in flight.
@@ -216,7 +221,7 @@ impl WorkSet {
         }
     }
 
-    /// It comes back from being asked about.
+    /// It comes back from its poll.
     pub(super) fn returned(&mut self, held: &Held) {
         self.in_flight -= 1;
         self.lanes[held.lane].returned(held);
@@ -227,7 +232,8 @@ impl WorkSet {
         self.put(held, Place::Away);
     }
 
-    /// What was known of it under this fence is written: it is not ours any more. By now it may have been claimed anew.
+    /// What was known of it under this fence is written: it is not ours any more. By now it may
+    /// have been claimed anew.
     pub(super) fn forget(&mut self, id: Uuid, fence: i64) {
         if self.index.get(&id).is_some_and(|slot| slot.fence == fence && matches!(slot.place, Place::Away)) {
             self.index.remove(&id);
@@ -243,7 +249,8 @@ impl WorkSet {
         drained
     }
 
-    /// Nothing is ours any more as it is here. What was in flight comes back, and is not current then. Takes out the rest.
+    /// Every copy here is void. Those in flight are not current when they come back. Takes out the
+    /// rest.
     #[expect(clippy::vec_box, reason = "they travel boxed")]
     pub(super) fn lose_all(&mut self) -> Vec<Box<Held>> {
         self.index.clear();
@@ -252,10 +259,10 @@ impl WorkSet {
     }
 }
 
-/// What others wrote.
+/// Changes by other writers.
 impl WorkSet {
-    /// Somebody else has written the transaction: it is not polled any more. Takes it out where it was at hand; where it is away, or was
-    /// just being claimed, that is remembered.
+    /// Another writer has changed the transaction: this copy is not polled any more. Takes it out
+    /// where it is at hand; where it is in flight, or just being claimed, that is remembered.
     pub(super) fn supersede(&mut self, id: Uuid, fence: i64, claiming: bool) -> Superseded {
         match self.index.get(&id) {
             Some(slot) if slot.fence >= fence => return Superseded::Away,
@@ -275,28 +282,30 @@ impl WorkSet {
         Superseded::AtHand(held)
     }
 
-    /// Somebody else has written the transaction while it was away or being claimed.
+    /// Another writer has changed the transaction while it was in flight or being claimed.
     pub(super) fn is_superseded(&self, held: &Held) -> bool {
         self.superseded.get(&held.transaction.id).is_some_and(|fence| held.fence < *fence)
     }
 
-    /// A claim has come back: what was remembered of transactions that it might have brought is of no use any more.
+    /// A claim has come back: changes remembered for transactions that it might have brought are no
+    /// longer needed.
     pub(super) fn forget_unclaimed(&mut self) {
         let index = &self.index;
         self.superseded.retain(|id, _| index.contains_key(id));
     }
 }
 
-/// What is asked about next.
+/// What is polled next.
 impl WorkSet {
     /// Lanes with something ready.
     pub(super) fn busy(&self) -> Vec<usize> {
         (0..self.lanes.len()).filter(|number| self.lanes[*number].ready() > 0).collect()
     }
 
-    /// Starts one of `open`'s lanes' transactions: first whoever has nothing in flight, then whose window closes first, then who waited
-    /// longest. A lane that can start nothing now is taken out of `open`, and when it can is noted in `next`. `until` says up to when a
-    /// lane's requests may be sent.
+    /// Starts one of `open`'s lanes' transactions: first the lanes with nothing in flight, then
+    /// those whose window closes first, then those that waited longest. A lane that can start
+    /// nothing now is taken out of `open`, and when it can is noted in `next`. `until` says up to
+    /// when a lane's requests may be sent.
     pub(super) fn start(
         &mut self,
         now: Instant,
@@ -333,8 +342,8 @@ impl WorkSet {
         None
     }
 
-    /// Whether the places in flight that are left, over all accounts, are not another provider's reserve: one provider with many slow
-    /// accounts must not take them all.
+    /// Whether a place in flight is free that is not another provider's reserve: one provider with
+    /// many slow accounts must not take them all.
     fn has_place(&self, lane: usize) -> bool {
         let own = self.provider_of[lane];
         let used = |provider: usize| self.providers[provider].iter().map(|lane| self.lanes[*lane].in_flight()).sum::<u32>();

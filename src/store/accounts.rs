@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use uuid::Uuid;
 
-/// A wish for send slots.
+/// A request for send slots.
 #[derive(Clone, Debug)]
 pub struct Draw {
     /// The provider.
@@ -19,14 +19,16 @@ pub struct Draw {
     pub wanted: u32,
     /// The gap between requests at the account's rate.
     pub gap: Duration,
-    /// How far requests may run ahead of that pace: the burst, less the time by which a slot may be used late.
+    /// How far requests may run ahead of that pace: the burst, less the time by which a slot may be
+    /// used late.
     pub tolerance: Duration,
 }
 
-/// Send slots: the n-th, counted from 0, may be used from `clock + max(0, ahead + n * gap)` on, all in seconds.
+/// Send slots: the n-th, counted from 0, may be used from `clock + max(0, ahead + n * gap)` on, all
+/// in seconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Drawn {
-    /// Which wish it answers.
+    /// Which request it answers.
     pub lane: usize,
     /// The database's clock during the statement.
     pub clock: DateTime<Utc>,
@@ -38,7 +40,7 @@ pub struct Drawn {
     pub slots: u32,
 }
 
-/// What all replicas know of an account.
+/// The state of an account that all replicas share.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AccountState {
     /// The provider.
@@ -55,18 +57,20 @@ pub struct AccountState {
     pub paused: Option<String>,
 }
 
-/// How far ahead of need slots are drawn.
+/// How far ahead of need slots are granted.
 pub const AHEAD: Duration = Duration::from_millis(300);
-/// A slowed account gets back half of its lost pace in this time.
+/// A slowed account regains half of its lost pace in this time.
 const RECOVERY_S: f64 = 20.0;
-/// However often an account is slowed down, it stays this much of its rate.
+/// However often an account is slowed down, it keeps at least this share of its rate.
 const SLOWEST: f64 = 32.0;
 
-/// A virtual-scheduling rate limit (GCRA): `arrival_at` is when the next request would be due if requests came at the account's
-/// rate; one may be sent `tolerance` earlier. First half: the row is locked and the slots counted, none beyond `$6` seconds ahead.
-/// Second half: what was given away is booked. A slowdown is halved again and again, but no more than 64 times: PostgreSQL calls a power
-/// that is too small an error. Nothing is ever booked farther ahead than `farthest`, with whatever slowdown: where it looks so, the
-/// clock was set back, and nobody sits that out.
+/// A virtual-scheduling rate limit (GCRA): `arrival_at` is when the next request would be due if
+/// requests came at the account's rate; one may be sent `tolerance` earlier. First half: the row is
+/// locked and the slots counted, none beyond `$6` seconds ahead. Second half: what was given away
+/// is booked. A slowdown is halved again and again, but no more than 64 times: PostgreSQL calls a
+/// power that is too small an error. Nothing is ever booked farther ahead than `farthest`, with
+/// whatever slowdown: a booking farther ahead means that the clock was set back, and is not waited
+/// for.
 const DRAW: &str = "
     with locked as (
         select x.number, x.wanted, x.tolerance, a.provider, a.account, clock_timestamp() as clock, a.arrival_at, a.held_until,
@@ -104,7 +108,7 @@ impl Store {
         Ok(())
     }
 
-    /// Draws send slots for several accounts.
+    /// Grants send slots to several accounts.
     pub async fn draw(&self, draws: &[Draw]) -> Result<Vec<Drawn>, StoreError> {
         let rows = sqlx::query(DRAW)
             .bind(draws.iter().map(|draw| draw.provider).collect::<Vec<_>>())
@@ -120,7 +124,8 @@ impl Store {
         rows.iter().map(drawn).collect()
     }
 
-    /// The provider asked the account to come slower: nobody sends for `wait`, and the pace is halved and recovers gradually.
+    /// The provider asked for fewer requests: no replica sends for `wait`, and the pace is halved
+    /// and recovers gradually.
     pub async fn slow_down(&self, provider: &str, account: &str, wait: Duration) -> Result<(), StoreError> {
         sqlx::query(
             "update paypoll.accounts
@@ -142,7 +147,7 @@ impl Store {
         Ok(())
     }
 
-    /// Opens the account's circuit. True when it was closed: then this replica says so in the log.
+    /// Opens the account's circuit. True when it was closed: then this replica logs the change.
     pub async fn open_circuit(
         &self,
         provider: &str,
@@ -164,7 +169,7 @@ impl Store {
         Ok(done.rows_affected() == 1)
     }
 
-    /// Closes the account's circuit. True when it was open: then this replica says so in the log.
+    /// Closes the account's circuit. True when it was open: then this replica logs the change.
     pub async fn close_circuit(&self, provider: &str, account: &str) -> Result<bool, StoreError> {
         let done = sqlx::query(
             "update paypoll.accounts set circuit_since = null, circuit_reason = null, probe_at = null
@@ -192,8 +197,8 @@ impl Store {
         Ok(done.rows_affected() == 1)
     }
 
-    /// Takes a key of which at most one request may be in flight, over all replicas; it is free again after `longest`. False when another
-    /// process has it.
+    /// Takes a key of which at most one request may be in flight, over all replicas; it is free
+    /// again after `longest`. False when another process holds it.
     pub async fn take_key(&self, key: &[u8], process: Uuid, longest: Duration) -> Result<bool, StoreError> {
         let done = sqlx::query(
             "insert into paypoll.exclusive_keys as k (key, process, until) values ($1, $2, clock_timestamp() + make_interval(secs => $3))
@@ -218,7 +223,8 @@ impl Store {
         Ok(())
     }
 
-    /// Takes the right to send the one probe of this interval. False when another replica has it, or the circuit is closed.
+    /// Takes the right to send the one probe of this interval. False when another replica has it,
+    /// or the circuit is closed.
     pub async fn take_probe(&self, provider: &str, account: &str, probe_after: Duration) -> Result<bool, StoreError> {
         let done = sqlx::query(
             "update paypoll.accounts set probe_at = clock_timestamp() + make_interval(secs => $3)

@@ -1,9 +1,10 @@
 //! What is pending, due, late and parked, account by account, without ever counting everything.
 //!
-//! A transaction is due by its row's due time alone, whoever owns it: the owner may be wrong about what it owns. One thing is allowed
-//! for. While a living replica polls a transaction fast its row may lag behind by up to [`ROW_LAG`], and then it names a poll that was
-//! sent already. So the row of a living owner counts once it lies further back than that and the owner's lease together; what the
-//! owner itself is late with until then it tells by its own metrics.
+//! A transaction is due by its row's due time alone, not by what its owner believes. There is one
+//! exception. While a living replica polls a transaction fast, its row may lag behind by up to
+//! [`ROW_LAG`], and then its due time is that of a poll that was already sent. So the row of a
+//! living owner counts once it is overdue by more than that lag and the owner's lease together;
+//! until then the owner's own metrics show what it is late with.
 
 use super::{Store, StoreError};
 use chrono::{DateTime, Utc};
@@ -17,10 +18,12 @@ pub const ROW_LAG: Duration = Duration::from_secs(60);
 /// A transaction is late when it has been due for longer than this. What is due for less waits for its turn.
 pub const LATE_AFTER: Duration = Duration::from_secs(5);
 
-/// No count goes beyond this: no answer about the whole table may cost as much as the table is long. At 10,000,000 pending rows the
-/// five providers together take 0.2 s with it, and 3.4 s without.
+/// No count goes beyond this: no answer about the whole table may cost as much as the table is
+/// long. At 10,000,000 pending rows the five providers together take 0.2 s with it, and 3.4 s
+/// without.
 pub const MOST: i64 = 100_000;
-/// Of the transactions that fell due within the lag of a row so many are looked at: their rows must be read for it.
+/// At most this many of the transactions that fell due within the lag are read: for these the index
+/// does not suffice.
 const RECENT: i64 = 100_000;
 
 /// Transactions of an account that no running daemon serves.
@@ -34,7 +37,7 @@ pub struct Unroutable {
     pub count: i64,
 }
 
-/// One account: its transactions, and whether it is asked. The public names of `status --json`.
+/// One account: its transactions, and whether it is polled. The public names of `status --json`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct AccountOverview {
     /// The provider.
@@ -51,8 +54,9 @@ pub struct AccountOverview {
     pub late: i64,
     /// How long the one has waited that has waited longest, in seconds.
     pub oldest_due_s: Option<f64>,
-    /// In how many seconds all that is due will have been asked about, at the account's budget and with what falls due meanwhile, once it
-    /// is asked; `None`: nothing is late, or the budget does not suffice.
+    /// In how many seconds all that is due will have been polled, at the account's budget and with
+    /// what falls due meanwhile, once the account is polled; `None`: nothing is late, or the budget
+    /// does not suffice.
     pub clears_in_s: Option<f64>,
     /// In state `action_required`.
     pub action_required: i64,
@@ -60,7 +64,8 @@ pub struct AccountOverview {
     pub unresolved: i64,
     /// In state `invalid`.
     pub invalid: i64,
-    /// `closed`; `open`: nothing is asked but probes; `paused`: nothing is asked, by an operator's will.
+    /// `closed`; `open`: nothing is sent but probes; `paused`: nothing is sent, because an operator
+    /// wants it so.
     pub circuit: String,
     /// Since when the circuit is open.
     pub circuit_since: Option<DateTime<Utc>>,
@@ -70,7 +75,7 @@ pub struct AccountOverview {
     pub next_probe_at: Option<DateTime<Utc>>,
     /// The provider asked for a pause (`Retry-After`) that lasts until then.
     pub held_until: Option<DateTime<Utc>>,
-    /// Since when an operator keeps the account from being asked.
+    /// Since when an operator has paused the account.
     pub paused_since: Option<DateTime<Utc>>,
     /// When that pause ends by itself.
     pub paused_until: Option<DateTime<Utc>>,
@@ -84,7 +89,7 @@ pub struct AccountOverview {
 }
 
 impl AccountOverview {
-    /// An operator keeps it from being asked.
+    /// An operator has paused it.
     #[must_use]
     pub fn is_paused(&self) -> bool {
         self.circuit == PAUSED
@@ -96,7 +101,7 @@ impl AccountOverview {
         self.circuit_since.is_some()
     }
 
-    /// Nothing is asked, but perhaps for probes.
+    /// Nothing is sent, except perhaps probes.
     #[must_use]
     pub fn is_silent(&self) -> bool {
         self.is_open() || self.is_paused() || self.held_until.is_some()
@@ -108,7 +113,7 @@ impl AccountOverview {
         self.pending + self.action_required + self.due + self.unresolved + self.invalid == 0 && !self.is_silent()
     }
 
-    /// Reckons when the backlog will be worked off at so many requests a second.
+    /// Estimates when the backlog will be worked off at this many requests a second.
     pub fn set_budget(&mut self, per_second: f64) {
         let spare = per_second - self.soon as f64 / 60.0;
         self.clears_in_s = (self.late > 0 && spare > 0.0).then(|| self.due as f64 / spare);
@@ -126,11 +131,11 @@ pub struct Unclaimed {
     pub account: String,
     /// For how long the first of them has been due, in seconds; `None` where none is due.
     pub oldest_s: Option<f64>,
-    /// Nothing is asked but probes.
+    /// Nothing is sent but probes.
     pub circuit_open: bool,
     /// The provider asked for a pause that still lasts, or an operator did.
     pub paused: bool,
-    /// For how long an operator has kept it from being asked, in seconds; `None`: nobody does.
+    /// For how long an operator has paused it, in seconds; `None`: it is not paused.
     pub paused_s: Option<f64>,
 }
 
@@ -149,15 +154,16 @@ pub struct Counts {
     pub invalid: i64,
 }
 
-/// The accounts that have rows like that: one step through an index for each account, whatever lies between. The name of a common
-/// table expression in a `with recursive`, and its text. Empty: all rows.
+/// The accounts that have such rows: one step through an index for each account, however many rows
+/// lie between. The name of a common table expression in a `with recursive`, and its text. Empty:
+/// all rows.
 pub(super) fn accounts_with(name: &str, rows: &str) -> String {
     accounts_up_to(name, rows, i32::MAX)
 }
 
-/// So many accounts are shown that no daemon ever served: a feeder can invent any number.
+/// At most this many accounts that no daemon ever served are shown: a feeder can invent any number.
 pub const MOST_ACCOUNTS: i32 = 1000;
-/// Among so many, in the order of their names, those are looked for that nobody serves.
+/// Accounts that are not served are searched among this many, in the order of their names.
 const SEARCHED: i32 = 20_000;
 
 /// As [`accounts_with`], the first ones in the order of their names, and no more than `most`.
@@ -177,14 +183,14 @@ fn accounts_up_to(name: &str, rows: &str, most: i32) -> String {
     )
 }
 
-/// Rows that are polled, and rows that are parked, as their indexes name them.
+/// Rows that are polled, and rows that are parked, as their indexes are defined.
 const POLLED: &str = "next_poll_at is not null";
 const PARKED: &str = "state in ('unresolved', 'invalid')";
 /// An operator's pause lasts.
 pub(super) const IS_PAUSED: &str = "(a.paused_at is not null and coalesce(a.paused_until > now(), true))";
 
-/// The rows of a living owner are looked at up to the lag that they may have. Of what fell due since, no more than the first 1000 of an
-/// account are read: what stands behind more of them than that has been due for a shorter time than they have.
+/// Rows of a living owner count up to the lag that they may have. Of those that fell due since,
+/// only an account's first 1000 are read: all after them became due later.
 const UNCLAIMED: &str = "
     select k.provider, k.account, d.oldest, a.circuit_since is not null as circuit_open,
            coalesce(a.held_until > now(), false) or {paused} as paused,
@@ -214,9 +220,10 @@ const COUNTS: &str = "
            from (select t.state from paypoll.transactions t
                   where t.provider = k.provider and t.state in ('unresolved', 'invalid') limit $2) c) u";
 
-/// What is due is counted in two halves. `d`: in the order in which they fall due, all polled transactions, from the index alone; those
-/// further back than the border are due, whoever owns them. `r`: the few that fell due since and that no living replica owns. Where
-/// nothing is asked the border is now: whoever owns a row there does not poll it.
+/// What is due is counted in two halves. `d`: in the order in which they fall due, all polled
+/// transactions, from the index alone; those before the border are due, whether they are owned or
+/// not. `r`: the few that fell due since and that no living replica owns. Where nothing is sent the
+/// border is now: there even an owner does not poll its rows.
 fn overview() -> String {
     let [polled, parked] = [("polled", POLLED), ("parked", PARKED)].map(|(name, rows)| accounts_up_to(name, rows, MOST_ACCOUNTS));
     format!(
@@ -269,7 +276,8 @@ fn overview() -> String {
 }
 
 impl Store {
-    /// Accounts with polled transactions that neither `own` nor any living replica serves, [`MOST_ACCOUNTS`] at most.
+    /// Accounts with polled transactions that neither `own` nor any living replica serves,
+    /// [`MOST_ACCOUNTS`] at most.
     pub async fn unroutable(&self, own: &[(String, String)]) -> Result<Vec<Unroutable>, StoreError> {
         let polled = accounts_up_to("polled", POLLED, SEARCHED);
         let sql = format!(
@@ -295,14 +303,15 @@ impl Store {
             .collect()
     }
 
-    /// Every account that has a polled or parked transaction or is served by somebody.
+    /// Every account that has a polled or parked transaction or is served.
     pub async fn overview(&self) -> Result<Vec<AccountOverview>, StoreError> {
         let query = sqlx::query(sqlx::AssertSqlSafe(overview()));
         let rows = query.bind(ROW_LAG.as_secs_f64()).bind(LATE_AFTER.as_secs_f64()).fetch_all(&self.pool).await?;
         rows.iter().map(account).collect()
     }
 
-    /// How late these accounts are by their rows, with what no living replica holds or can be holding.
+    /// How late these accounts are by their rows, counting only transactions that no living replica
+    /// can have in memory.
     pub async fn unclaimed(&self, accounts: &[(&str, &str)]) -> Result<Vec<Unclaimed>, StoreError> {
         let (providers, names): (Vec<&str>, Vec<&str>) = accounts.iter().copied().unzip();
         let query = sqlx::query(sqlx::AssertSqlSafe(UNCLAIMED.replace("{paused}", IS_PAUSED)));

@@ -19,7 +19,7 @@ pub struct ClaimOrder {
     pub replica: ReplicaId,
     /// This process.
     pub process: Uuid,
-    /// Raised by every claim of the process: proves that it was committed.
+    /// Raised by every claim of the process: proves whether it was committed.
     pub number: i64,
     /// The living.
     pub members: Membership,
@@ -29,7 +29,7 @@ pub struct ClaimOrder {
     pub horizon: DateTime<Utc>,
     /// Rows that were refused not long ago: left alone for now.
     pub avoid: Vec<Uuid>,
-    /// Rows that this replica owns without having them in memory: made free first.
+    /// Rows that this replica owns without having them in memory: released first.
     pub abandoned: Vec<Uuid>,
 }
 
@@ -40,7 +40,8 @@ pub struct LaneRoom {
     pub provider: &'static str,
     /// The account.
     pub account: Arc<str>,
-    /// What fell due before this was claimed by an earlier look, so that this one need not read past it.
+    /// What fell due before this was claimed by an earlier cycle, so this one need not read past
+    /// it.
     pub since: DateTime<Utc>,
     /// At most so many that are new or have been polled all along.
     pub room: usize,
@@ -48,7 +49,8 @@ pub struct LaneRoom {
     pub backlog_since: DateTime<Utc>,
     /// At most so many of those.
     pub backlog_room: usize,
-    /// Which of the due rows does this replica own? From this due time on, so many that one statement stays short; `None`: not asked.
+    /// Survey the due rows that this replica owns, from this due time on, as many as keep the
+    /// statement short; `None`: no survey.
     pub survey: Option<DateTime<Utc>>,
 }
 
@@ -66,19 +68,20 @@ impl LaneRoom {
 pub struct Candidate {
     /// The transaction, with the counts and the progress that its row and its journal give.
     pub transaction: Transaction,
-    /// Which of the lanes asked for it belongs to.
+    /// Which of the requested lanes it belongs to.
     pub lane: usize,
-    /// When it was to be looked at.
+    /// Its due time.
     pub due: DateTime<Utc>,
-    /// No daemon has seen it before.
+    /// It was never claimed before.
     pub fresh: bool,
-    /// It was taken from an owner who may have sent a poll that nobody recorded.
+    /// It was taken from a dead owner, which may have sent a poll without recording it.
     pub orphan: bool,
-    /// No poll before this: an owner before may have sent one that nobody recorded.
+    /// No poll before this: an earlier owner may have sent one without recording it.
     pub not_before: Option<DateTime<Utc>>,
-    /// Polls that the journal knows and the row did not: already counted, but not yet moved over in the plan.
+    /// Polls that were in the journal but not in the row: already counted, but the plan has not
+    /// advanced for them yet.
     pub unplanned: Vec<DateTime<Utc>>,
-    /// Why the row cannot be asked about.
+    /// Why no request can be made of the row.
     pub flaw: Option<String>,
     /// Reopened, or inserted long after its initiation: it waits behind what is new.
     pub backlog: bool,
@@ -89,7 +92,7 @@ pub struct Candidate {
 /// What to do with a candidate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Placement {
-    /// Hold it: its poll is due then, soon.
+    /// Keep it in memory: its poll is due then, soon.
     Hold(DateTime<Utc>),
     /// Leave it in the table until then.
     Later(DateTime<Utc>),
@@ -97,10 +100,10 @@ pub enum Placement {
     Leave,
 }
 
-/// A transaction that this replica holds.
+/// A transaction that this replica has claimed and keeps in memory.
 #[derive(Debug)]
 pub struct Claimed {
-    /// Which of the lanes asked for it belongs to.
+    /// Which of the requested lanes it belongs to.
     pub lane: usize,
     /// The transaction.
     pub transaction: Transaction,
@@ -108,13 +111,13 @@ pub struct Claimed {
     pub fence: i64,
     /// When its poll is due.
     pub due: DateTime<Utc>,
-    /// Why the row cannot be asked about.
+    /// Why no request can be made of the row.
     pub flaw: Option<String>,
     /// See [`Candidate::backlog`].
     pub backlog: bool,
 }
 
-/// What a look found in one account.
+/// What a claim cycle found in one account.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LaneFound {
     /// How many that are new or have been polled all along.
@@ -129,14 +132,15 @@ pub struct LaneFound {
     pub survey: Option<DateTime<Utc>>,
 }
 
-/// What a look found.
+/// What a claim cycle found.
 #[derive(Debug, Default)]
 pub struct Claim {
-    /// The transactions that are now held.
+    /// The transactions that are now in memory.
     pub held: Vec<Claimed>,
-    /// For each lane asked for.
+    /// For each requested lane.
     pub found: Vec<LaneFound>,
-    /// Due rows that this replica owned before the claim, as far as they were surveyed: the transaction and its fence.
+    /// The surveyed due rows that this replica owned before the claim: the transaction and its
+    /// fence.
     pub own: Vec<(Uuid, i64)>,
     /// Rows that could not be read or taken, and why. All others were.
     pub refused: Vec<(Uuid, String)>,
@@ -144,18 +148,22 @@ pub struct Claim {
     pub clock: Option<DateTime<Utc>>,
 }
 
-/// First half: one account after the other, in the order in which transactions fall due, what nobody alive holds; what is new or has been
-/// polled all along apart from the backlog, so that none of it waits behind a bulk retry.
-/// Second half (`for … skip locked`): rows that another replica is just taking are its own.
+/// First half: one account after the other, in the order in which transactions fall due, those that
+/// no living replica owns; what is new or has been polled all along apart from the backlog, so that
+/// none of it waits behind a bulk retry. Second half (`for … skip locked`): rows that another
+/// replica is just claiming are left to it.
 ///
-/// An owner absent from the alive list as of `$6` is dead for good; whoever registered later has an id above `$5`. So an owner that this
-/// replica has not heard of yet is never mistaken for a dead one, and neither is one whose number was given out again after a failover.
+/// An owner absent from the alive list as of `$6` is permanently expired; replicas that registered
+/// later have an id above `$5`. So an owner that this replica has not heard of yet is never
+/// mistaken for a dead one, and neither is one whose number was issued again after a failover.
 ///
 /// A state that only a newer version polls is left to it.
 ///
-/// Owner 0: its last owner let it go without writing it. Free to take, but with what its journal knows.
+/// Owner 0: its last owner released it without writing the row. Free to claim, but its journal has
+/// polls that the row does not.
 ///
-/// No value is read without a bound: a row from before the bounds is set aside, and its values stay where they are.
+/// No value is read without a bound: a row from before the bounds were enforced is set aside, and
+/// its values are not read.
 macro_rules! free {
     ($class:literal, $since:literal, $room:literal) => {
         concat!(
@@ -201,7 +209,7 @@ const SELECT: &str = concat!(
      order by lane.number, t.next_poll_at"
 );
 
-/// Of each account the rows that fell due from a moment on, a bounded number, whoever owns them.
+/// Of each account the rows that fell due from a moment on, a bounded number, whether owned or not.
 const SURVEY: &str = "
     select lane.number, t.id, t.fence, t.next_poll_at, t.owner = $4 as own
       from unnest($1::text[], $2::text[], $3::timestamptz[]) with ordinality as lane (provider, account, since, number)
@@ -214,10 +222,10 @@ const SURVEY: &str = "
      where lane.since is not null
      order by lane.number, t.next_poll_at";
 
-/// So many rows are surveyed at once.
+/// At most this many rows are surveyed at once.
 const SURVEYED: usize = 5000;
 
-/// What the journal knows of transactions whose owner died: polls that are not counted in their rows.
+/// The journal's polls of transactions whose owner died, as far as their rows do not count them.
 const JOURNAL: &str = "
     select p.transaction_id, p.sent_at, p.outcome
       from unnest($1::uuid[], $2::timestamptz[]) as t (id, polled_at)
@@ -225,7 +233,8 @@ const JOURNAL: &str = "
      where p.sent_at > $3
      order by p.transaction_id, p.sent_at";
 
-/// Takes what is to be held, and leaves the rest for later, all under a new fence. The number proves that it was committed.
+/// Claims what is to be kept in memory, and plans the rest for later, all under a new fence. The
+/// number proves whether it was committed.
 const UPDATE: &str = "
     with numbered as (
         insert into paypoll.commits as c (process, stream, number) values ($13, 1, $14)
@@ -240,10 +249,12 @@ const UPDATE: &str = "
            as x (id, owner, due, attempts, failures, not_found, polled_at, opened_at, phase, phase_since, gaps, not_before, fence, answered)
      where t.id = x.id and t.fence = x.fence";
 
-/// Frees what an earlier claim may have taken although its answer got lost. Waits for a commit that is still under way.
+/// Releases what an earlier claim may have taken although its answer got lost. Waits for a commit
+/// that is still under way.
 const RELEASE: &str = "update paypoll.transactions set owner = null, fence = fence + 1 where id = any ($1) and owner = $2";
 
-/// Frees what this replica owns and does not have in memory, whatever the cause. The journal knows more of it than its row.
+/// Releases what this replica owns and does not have in memory, whatever the cause. The journal may
+/// have polls that the row does not.
 const ABANDON: &str = "
     update paypoll.transactions set owner = 0, fence = fence + 1 where id = any ($1) and owner = $2 and next_poll_at is not null";
 
@@ -255,10 +266,12 @@ impl Store {
         rows.iter().map(|row| Ok((row.try_get("id")?, row.try_get("fence")?))).collect()
     }
 
-    /// Takes due transactions of the accounts in `order` until its horizon. `place` says of each what to do with it.
+    /// Claims due transactions of the accounts in `order` up to its horizon. `place` decides what
+    /// to do with each.
     ///
-    /// When it fails, `unsure` says which transactions may have been taken nevertheless: this replica does not hold them, and as their
-    /// living owner keeps them from all others. Given again with the next claim, they are released first.
+    /// When it fails, `unsure` names the transactions that may have been claimed nevertheless: this
+    /// replica does not have them in memory, and as their living owner it keeps them from all
+    /// others. Passed to the next claim, they are released first.
     pub async fn claim(
         &self,
         order: &ClaimOrder,
@@ -302,7 +315,7 @@ impl Store {
 /// A transaction with what to do with it.
 type Placed = (Candidate, Placement);
 
-/// Makes free what this replica owns in the database alone.
+/// Releases what this replica owns in the database without having it in memory.
 async fn free(tx: &mut PgConnection, order: &ClaimOrder, unsure: &[Uuid]) -> Result<(), StoreError> {
     for (statement, ids) in [(RELEASE, unsure), (ABANDON, &order.abandoned)] {
         if !ids.is_empty() {
@@ -312,8 +325,8 @@ async fn free(tx: &mut PgConnection, order: &ClaimOrder, unsure: &[Uuid]) -> Res
     Ok(())
 }
 
-/// The database refuses what was decided, and one row is to blame: each is written by itself, unless somebody else has taken it
-/// meanwhile. What is refused is left as it is and told.
+/// The database refuses the write, and one row is to blame: each is written by itself, unless
+/// another replica has claimed it meanwhile. Refused rows are left as they are and reported.
 async fn take_singly(
     tx: &mut PgConnection,
     order: &ClaimOrder,
@@ -378,7 +391,8 @@ async fn survey(tx: &mut PgConnection, order: &ClaimOrder, claim: &mut Claim) ->
         }
     }
     for ((count, last), (lane, found)) in seen.into_iter().zip(order.lanes.iter().zip(&mut claim.found)) {
-        // A moment at which more fell due than are looked at: on past it, for this time.
+        // More rows fell due at this one moment than are surveyed at once: skip the rest of them,
+        // this time.
         let stuck = lane.survey.is_some_and(|from| from >= last);
         found.survey = (count >= most).then(|| if stuck { last + TimeDelta::microseconds(1) } else { last });
     }
@@ -412,7 +426,7 @@ async fn select(tx: &mut PgConnection, order: &ClaimOrder, claim: &mut Claim) ->
             (found.ordinary, found.last) = (found.ordinary + 1, Some(due));
         }
         claim.clock = Some(row.try_get("clock")?);
-        // What cannot be read is this row's trouble alone.
+        // A row that cannot be read does not affect the others.
         match candidate(row, lane, number, due, backlog) {
             Ok(candidate) => candidates.push(candidate),
             Err(error) => claim.refused.push((row.try_get("id")?, error.to_string())),
@@ -421,7 +435,7 @@ async fn select(tx: &mut PgConnection, order: &ClaimOrder, claim: &mut Claim) ->
     Ok(candidates)
 }
 
-/// Counts the polls that the dead owner journaled but did not write into the row.
+/// Counts the polls that the dead owner wrote into the journal but not into the row.
 async fn add_journal(tx: &mut PgConnection, candidates: &mut [Candidate]) -> Result<(), StoreError> {
     let orphans: HashMap<Uuid, usize> =
         candidates.iter().enumerate().filter(|(_, candidate)| candidate.orphan).map(|(at, c)| (c.transaction.id, at)).collect();
@@ -446,8 +460,8 @@ async fn add_journal(tx: &mut PgConnection, candidates: &mut [Candidate]) -> Res
     Ok(())
 }
 
-/// Polls that were sent later than this are not in the transaction's row. Before its first one, also those from before its initiation:
-/// the database's clock may have been set back meanwhile.
+/// Polls that were sent later than this are not in the transaction's row. Before its first one,
+/// also those from before its initiation: the database's clock may have been set back meanwhile.
 fn counted_until(transaction: &Transaction) -> DateTime<Utc> {
     let initiated = transaction.initiated_at;
     transaction.last_polled_at.unwrap_or(initiated.checked_sub_days(Days::new(1)).unwrap_or(initiated))
@@ -500,7 +514,7 @@ fn candidate(row: &PgRow, lane: &LaneRoom, number: usize, due: DateTime<Utc>, ba
         flaw = Some("amount is no number that an answer could be compared with");
         None
     });
-    // The one column that PostgreSQL takes and this cannot always read.
+    // The one column whose values PostgreSQL accepts but this code cannot always read.
     let params = row.get::<Option<Value>>("params").unwrap_or_else(|_| {
         flaw = Some("params cannot be read: they are nested too deeply");
         None

@@ -1,4 +1,5 @@
-//! Declared providers as the database knows them: registered under the hash of their file, and served under one file at a time.
+//! Declared providers in the database: registered under the hash of their file, and served under
+//! one file at a time.
 
 use super::{Store, StoreError};
 use crate::domain::Floors;
@@ -37,8 +38,8 @@ impl Store {
         Ok(())
     }
 
-    /// Holds a provider under a file for so long. `None` when it is held; else the hash of the file under which another living replica
-    /// serves it.
+    /// Takes the lease of a provider under a file for this long. `None` when it is taken; else the
+    /// hash of the file under which another living replica serves it.
     pub async fn hold_declaration(
         &self,
         holder: Uuid,
@@ -56,13 +57,13 @@ impl Store {
         Ok(held)
     }
 
-    /// Gives back what a replica holds.
+    /// Releases a replica's leases.
     pub async fn release_declarations(&self, holder: Uuid) -> Result<(), StoreError> {
         sqlx::query("select paypoll.release_declarations($1)").bind(holder).execute(&self.pool).await?;
         Ok(())
     }
 
-    /// What every file that was ever served forbade, by its hash.
+    /// The floors of every file that was ever served, by its hash.
     pub async fn declared_floors(&self) -> Result<HashMap<Vec<u8>, Floors>, StoreError> {
         let rows =
             sqlx::query("select decode(sha256, 'hex') as hash, floors from paypoll.declarations").fetch_all(&self.pool).await?;

@@ -1,26 +1,28 @@
-//! What a failed statement says about the database: the one place that decides it, by SQLSTATE and never by a server's words.
+//! What a failed statement says about the database. Decided here alone, by SQLSTATE and never by
+//! the server's message.
 
 use sqlx::postgres::PgDatabaseError;
 use std::time::Duration;
 use uuid::Uuid;
 
-/// Why a statement did not do its work.
+/// Why a statement failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The database said no, or could not be reached.
+    /// The database refused, or could not be reached.
     #[error("{}", words(.0))]
     Database(#[from] sqlx::Error),
     /// The database neither answered nor broke the connection.
     #[error("the database did not answer within {} s", .0.as_secs())]
     Silent(Duration),
-    /// A new connection led to another server than the one before, or it was restarted meanwhile. Nothing is written there before the
-    /// heartbeat has compared what that server knows with what this process knows.
+    /// A new connection led to another server than the one before, or it was restarted meanwhile.
+    /// Nothing is written there before the heartbeat has compared that server's history with what
+    /// this process has committed.
     #[error("the database's server was restarted, or another one has taken its place")]
     Moved,
     /// Reading what the database holds ended in a panic: a value that no version of paypoll writes.
     #[error("what the database holds cannot be read")]
     Unreadable,
-    /// A column of one row holds what cannot be read.
+    /// A column of one row has a value that cannot be read.
     #[error("column {column} of {table} {id} cannot be read: {why}")]
     Corrupt {
         /// The table.
@@ -38,7 +40,7 @@ pub enum StoreError {
     /// The connection string cannot be read.
     #[error("database.url: {0}")]
     Url(String),
-    /// The database, or the session with it, is not as paypoll needs it.
+    /// The database or the session has not the settings that paypoll needs.
     #[error("{0}")]
     Unfit(String),
 }
@@ -48,11 +50,11 @@ pub enum StoreError {
 pub enum Trouble {
     /// The database cannot be reached, or does not take writes now: wait until it does.
     Unavailable,
-    /// Another transaction was in the way: the same again.
+    /// A conflict with another transaction: the same again.
     Conflict,
-    /// The statement took longer than it may: the database is slow, or something hangs on one of the rows.
+    /// The statement took longer than it may: the database is slow, or it hangs on one of the rows.
     TimedOut,
-    /// The database refuses what the statement says: the same again is refused again.
+    /// The database refuses the statement's content: the same statement would be refused again.
     Refused,
 }
 
@@ -82,7 +84,8 @@ impl StoreError {
         }
     }
 
-    /// The journal has no partition for the day of a poll. The server reports it as a violated check that no constraint made.
+    /// The journal has no partition for the day of a poll. The server reports it as a violated
+    /// check that no constraint made.
     #[must_use]
     pub fn is_missing_partition(&self) -> bool {
         let Self::Database(sqlx::Error::Database(error)) = self else { return false };
@@ -97,19 +100,21 @@ impl StoreError {
         self.code().is_some_and(|code| code == "25006")
     }
 
-    /// A lock was not to be had in time.
+    /// A lock was not granted in time.
     #[must_use]
     pub fn is_lock_timeout(&self) -> bool {
         self.code().is_some_and(|code| code == "55P03")
     }
 }
 
-/// What a SQLSTATE says. Refusal is the rule, because it concerns what was written; the exceptions are listed.
+/// Classifies a SQLSTATE. Refusal is the default, because most codes concern the statement's
+/// content; the exceptions are listed.
 fn of_code(code: &str) -> Trouble {
     match code {
         // query_canceled: `statement_timeout`, or an administrator.
         "57014" => Trouble::TimedOut,
-        // lock_not_available: after rows that are locked were left out, only a table's lock is still waited for.
+        // lock_not_available: after rows that are locked were left out, only a table's lock is
+        // still waited for.
         "55P03" => Trouble::Unavailable,
         // read_only_sql_transaction: a standby, or a primary that was demoted.
         "25006" => Trouble::Unavailable,
@@ -124,7 +129,8 @@ fn of_code(code: &str) -> Trouble {
     }
 }
 
-/// What the database or the way to it says. Of the database's own errors only its sentence: sqlx adds a line of PostgreSQL's source.
+/// The message of the database or of the connection. Of the database's own errors only its
+/// sentence: sqlx adds a line of PostgreSQL's source.
 pub(super) fn words(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::Database(error) => error.message().to_owned(),

@@ -1,5 +1,5 @@
-//! One transaction's life, for `paypoll show` and for the page: its row, its changes of state, its polls, and what its next poll
-//! waits for.
+//! One transaction's life, for `paypoll show` and for the page: its row, its changes of state, its
+//! polls, and what its next poll waits for.
 
 use super::backlog::{IS_PAUSED, accounts_with};
 use super::{Store, StoreError};
@@ -23,13 +23,13 @@ pub struct Extent {
 }
 
 impl Extent {
-    /// All there is.
+    /// Everything.
     pub const ALL: Self = Self { events: i64::MAX, text: 1_000_000, params: true };
     /// What the page shows: what the lookup needs is never read for it.
     pub const PAGE: Self = Self { events: 200, text: 4_000, params: false };
 }
 
-/// Everything that is known of one transaction.
+/// Everything known about one transaction.
 #[derive(Clone, Debug, Serialize)]
 pub struct Life {
     /// Its row.
@@ -104,7 +104,8 @@ pub struct Surroundings {
     pub now: DateTime<Utc>,
     /// A living replica serves the account.
     pub served: bool,
-    /// The living replica that has the transaction in memory: its row may lag behind by up to [`super::ROW_LAG`].
+    /// The living replica that has the transaction in memory: its row may lag behind by up to
+    /// [`super::ROW_LAG`].
     pub owner: Option<i64>,
     /// Why the account's circuit is open; `None`: it is closed.
     pub circuit: Option<String>,
@@ -114,9 +115,10 @@ pub struct Surroundings {
     pub probe_at: Option<DateTime<Utc>>,
     /// The provider asked the account for a pause until then.
     pub held_until: Option<DateTime<Utc>>,
-    /// An operator keeps the account from being asked: why, who, since when and until when.
+    /// An operator has paused the account: why, who, since when and until when.
     pub pause: Option<Pause>,
-    /// How many transactions of the account were due before it, and how many are due; `None` where it is not due.
+    /// How many transactions of the account were due before it, and how many are due; `None` where
+    /// it is not due.
     pub queue: Option<(i64, i64)>,
     /// From when its plan counts, and how far it has come in it.
     pub anchors: Option<(Anchors, Progress)>,
@@ -150,13 +152,13 @@ pub struct Found {
     pub state: String,
 }
 
-/// So many transactions share a reference at most that are told apart.
+/// At most this many transactions with the same reference are told apart.
 const MOST_HITS: i64 = 50;
 /// A transaction's place in the queue is counted up to this.
 pub const QUEUE: i64 = 100_000;
 
-/// First half: every account there is, one step through the unique index for each; in each account the reference, one more step. So no
-/// index on the reference alone is needed.
+/// First half: every account there is, one step through the unique index for each; in each account
+/// the reference, one more step. So no index on the reference alone is needed.
 fn by_reference() -> String {
     let known = accounts_with("known", "");
     format!(
@@ -201,8 +203,8 @@ const POLLS: &str = "
     select due_at, sent_at, latency_ms, http_status, outcome, left(error, $3) as error
       from (select * from paypoll.polls where transaction_id = $1 order by sent_at desc limit $2) x order by sent_at";
 
-/// A column of JSON, or the beginning of its text where that is longer than the parameter says. What no version of paypoll writes (it may
-/// be a gigabyte) is not even unpacked.
+/// A column of JSON, or the beginning of its text where that is longer than the parameter says.
+/// What no version of paypoll writes (it may be a gigabyte) is not even unpacked.
 fn cut(column: &str, parameter: &str) -> String {
     format!(
         "case when pg_column_size({column}) > 200000 then jsonb_build_object('too long to be shown', pg_column_size({column}))
@@ -212,7 +214,8 @@ fn cut(column: &str, parameter: &str) -> String {
 }
 
 impl Store {
-    /// The lives of the transactions that have this id or this reference: none, one, or several where accounts share a reference.
+    /// The lives of the transactions that have this id or this reference: none, one, or several
+    /// where accounts share a reference.
     pub async fn lives(&self, id_or_reference: &str, extent: Extent) -> Result<Vec<Life>, StoreError> {
         let mut ids: Vec<Uuid> = self.by_reference(id_or_reference).await?.into_iter().map(|found| found.id).collect();
         if let Ok(id) = Uuid::try_parse(id_or_reference)
@@ -227,7 +230,8 @@ impl Store {
         Ok(lives)
     }
 
-    /// The transactions that a person may mean: with that reference, with that id, or with an id that begins like it.
+    /// The transactions that a person may mean: with that reference, with that id, or with an id
+    /// that begins like it.
     pub async fn named(&self, name: &str) -> Result<Vec<Found>, StoreError> {
         let mut found = self.by_reference(name).await?;
         if let Some((first, last)) = ids_like(name) {

@@ -1,8 +1,8 @@
 //! Several hosts in one connection string, as libpq reads them: which of them is used.
 //!
-//! A keeper stays connected to the host that is used and notices within a second when it is gone or takes no writes any more; then it
-//! tries the hosts in turn until one is as wanted, and leads the pool there. Nothing of this happens where one host is named and
-//! nothing is wanted of it.
+//! A keeper stays connected to the host that is used and notices within a second when it is gone or
+//! takes no writes any more; then it tries the hosts in turn until one is suitable, and directs the
+//! pool there. None of this happens where a single host is named without any requirement.
 
 use super::errors::{StoreError, words};
 use super::session::connect_options;
@@ -11,19 +11,20 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, Connection};
 use std::time::Duration;
 
-/// A host that has not answered by then is passed over.
+/// A host that has not answered within this time is skipped.
 const HOST_TIMEOUT: Duration = Duration::from_secs(2);
-/// How often the keeper asks the host that is used whether it still is as wanted, and how long it waits between two rounds of all.
+/// How often the keeper checks that the host in use is still suitable, and how long it waits
+/// between two rounds of all hosts.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// What is wanted of a host: `target_session_attrs`.
+/// The requirement on a host: `target_session_attrs`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wanted {
-    /// That it can be reached.
+    /// It can be reached.
     Any,
-    /// That it is no standby.
+    /// It is no standby.
     Primary,
-    /// That its sessions can write.
+    /// Its sessions can write.
     ReadWrite,
 }
 
@@ -39,7 +40,7 @@ impl Wanted {
         }
     }
 
-    /// Asks for what keeps a host from being used, null where nothing does.
+    /// The query for what keeps a host from being used; null where nothing does.
     const fn question(self) -> &'static str {
         match self {
             Self::Any => "select null::text",
@@ -52,7 +53,7 @@ impl Wanted {
     }
 }
 
-/// The hosts of a connection string, and what is wanted of the one that is used.
+/// The hosts of a connection string, and the requirement on the one that is used.
 #[derive(Clone, Debug)]
 pub(super) struct Hosts {
     all: Vec<PgConnectOptions>,
@@ -78,7 +79,8 @@ impl Hosts {
         &self.all[host]
     }
 
-    /// The first host that is as wanted, beginning with `first`, and a session there. An error says of each host why it is not used.
+    /// The first suitable host, beginning with `first`, and a session there. An error says for each
+    /// host why it is not used.
     pub(super) async fn find(&self, first: usize) -> Result<(usize, PgConnection), StoreError> {
         let mut refused = Vec::new();
         for host in (0..self.all.len()).map(|next| (first + next) % self.all.len()) {
@@ -107,7 +109,7 @@ impl Hosts {
         why.map_or(Ok(()), Err)
     }
 
-    /// Returns when the host of this session is not as wanted any more.
+    /// Returns when the host of this session is no longer suitable.
     pub(super) async fn watch(&self, connection: &mut PgConnection) {
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
@@ -134,7 +136,7 @@ fn place(options: &PgConnectOptions) -> String {
     }
 }
 
-/// One connection string for each host, and what is wanted of them.
+/// One connection string for each host, and the requirement on them.
 fn expanded(url: &str) -> Result<(Vec<String>, Option<Wanted>), StoreError> {
     let (head, query) = url.split_once('?').unwrap_or((url, ""));
     let (mut kept, mut lists, mut wanted) = (Vec::new(), Lists::default(), None);

@@ -6,14 +6,16 @@ use super::{Store, StoreError};
 use chrono::{DateTime, Days, NaiveDate, Utc};
 use sqlx::postgres::PgConnection;
 
-/// Not `COPY`: the library sends its end in a packet of its own, and where the server acknowledges late that costs 40 ms a batch.
+/// Not `COPY`: the library sends the end of the copy in a packet of its own, and where the server
+/// delays its acknowledgement that costs 40 ms a batch.
 const APPEND: &str = "
     insert into paypoll.polls (transaction_id, provider, account, due_at, sent_at, latency_ms, http_status, outcome, error,
                                declaration)
     select * from unnest($1::uuid[], $2::text[], $3::text[], $4::timestamptz[], $5::timestamptz[], $6::int[], $7::smallint[],
                          $8::text[], $9::text[], $10::bytea[])";
 
-/// How many days ahead partitions are made: long enough to survive a long weekend without anybody.
+/// How many days ahead partitions are made: long enough to survive a long weekend without an
+/// operator.
 const DAYS_AHEAD: u64 = 7;
 
 /// Appends journal rows within the caller's transaction.
@@ -38,8 +40,8 @@ pub(super) async fn append(tx: &mut PgConnection, polls: &[Poll]) -> Result<(), 
 }
 
 impl Store {
-    /// Makes the journal's partitions for the days to come and, if need be, for `oldest`: a poll that was sent before a long
-    /// outage of the database is still to be recorded.
+    /// Makes the journal's partitions for the days to come and, if need be, for `oldest`: a poll
+    /// that was sent before a long outage of the database is still to be recorded.
     pub async fn make_journal(&self, oldest: Option<DateTime<Utc>>) -> Result<(), StoreError> {
         let today = self.today().await?;
         let first = oldest.map_or(today, |oldest| oldest.date_naive().min(today));

@@ -1,30 +1,31 @@
-//! What an operator may move: an account's pause, and the next probe of an open circuit.
+//! An operator's controls: an account's pause, and the next probe of an open circuit.
 
 use super::{Store, StoreError};
 use chrono::{DateTime, Utc};
 use sqlx::{Connection, Row};
 use std::time::Duration;
 
-/// What a probe on demand met.
+/// The result of requesting a probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Probe {
     /// The next one is sent now.
     Asked {
         /// Why the circuit is open.
         reason: Option<String>,
-        /// An operator has paused the account: nothing is asked, not even that.
+        /// An operator has paused the account: nothing is sent, not even a probe.
         paused: bool,
         /// A living replica serves the account.
         served: bool,
     },
-    /// The circuit is closed: the account is asked anyway.
+    /// The circuit is closed: the account is polled anyway.
     Closed,
     /// No daemon has ever served the account.
     Unknown,
 }
 
 impl Store {
-    /// The accounts of a provider that daemons have served or that have transactions, in the order of their names.
+    /// The accounts of a provider that daemons have served or that have transactions, in the order
+    /// of their names.
     pub async fn accounts_of(&self, provider: &str) -> Result<Vec<String>, StoreError> {
         let sql = "
             with recursive known as (
@@ -42,7 +43,8 @@ impl Store {
         Ok(sqlx::query_scalar("select name from paypoll.providers order by registered_at, name").fetch_all(&self.pool).await?)
     }
 
-    /// Keeps accounts of a provider from being asked, all at once. Returns until when; `None`: until they are resumed.
+    /// Pauses accounts of a provider, all at once. Returns until when; `None`: until they are
+    /// resumed.
     pub async fn pause(
         &self,
         provider: &str,
@@ -71,7 +73,7 @@ impl Store {
         Ok(until)
     }
 
-    /// Has accounts of a provider asked again, all at once. Returns of each whether it was paused.
+    /// Resumes accounts of a provider, all at once. Returns for each whether it was paused.
     pub async fn resume(&self, provider: &str, accounts: &[String], actor: &str) -> Result<Vec<bool>, StoreError> {
         let mut connection = self.pool.acquire().await?;
         let mut tx = connection.begin().await?;
@@ -85,7 +87,8 @@ impl Store {
         Ok(were)
     }
 
-    /// Has the next probe of an open circuit sent at once. The account's budget and the provider's own pause still hold.
+    /// Has the next probe of an open circuit sent at once. The account's budget and the provider's
+    /// own pause still hold.
     pub async fn probe_now(&self, provider: &str, account: &str) -> Result<Probe, StoreError> {
         let row = sqlx::query(
             "update paypoll.accounts a
@@ -108,7 +111,8 @@ impl Store {
     }
 }
 
-/// Says in the transaction's changes who makes them; the database adds the login, which nobody can forge.
+/// Records who makes the transaction's changes; the database adds the login, which cannot be
+/// forged.
 pub(super) async fn sign(tx: &mut sqlx::PgConnection, actor: &str) -> Result<(), StoreError> {
     sqlx::query("select set_config('paypoll.actor', $1, true)").bind(actor).execute(tx).await?;
     Ok(())

@@ -1,8 +1,10 @@
-//! Lists of transactions: filtered, in pages, and cheap however many there are.
+//! Lists of transactions: filtered, in pages, and cheap however many transactions there are.
 //!
-//! Every page is put together from small pieces of an index: for each account and state the next few, then the first of all of them.
-//! Two orders, one after the other: what is polled, the most overdue first; then what has ended, the latest change first. Where only the
-//! row itself tells whether a filter fits, no more than [`LOOKED_AT`] rows of each account and state are read, and the answer says so.
+//! Every page is put together from small pieces of an index: for each account and state the next
+//! few, then the first of all of them. Two orders, one after the other: what is polled, the most
+//! overdue first; then what has ended, the latest change first. Where only the row itself tells
+//! whether a filter fits, no more than [`LOOKED_AT`] rows of each account and state are read, and
+//! the answer says so.
 
 use super::backlog::accounts_with;
 use super::problems::WHY;
@@ -108,9 +110,9 @@ pub struct Page {
     pub rows: Vec<Listed>,
     /// Where the next page begins; `None`: there is none.
     pub next: Option<Cursor>,
-    /// Not all rows could be looked at for a filter that only a row itself answers: there may be more.
+    /// Not all rows could be read for a filter that no index answers: there may be more.
     pub is_cut: bool,
-    /// Where no reference begins as it was asked: the nearest ones, in the order of the index.
+    /// Where no reference begins like that: the nearest ones, in the order of the index.
     pub near: Vec<Listed>,
 }
 
@@ -118,7 +120,7 @@ pub struct Page {
 pub const LOOKED_AT: i64 = 20_000;
 /// Of an account's references so many are read from the first one on that could begin with a prefix.
 const PREFIXED: i64 = 2_000;
-/// So many accounts are looked through.
+/// At most this many accounts are searched.
 const ACCOUNTS: i64 = 5_000;
 
 const COLUMNS: &str = "t.id, t.provider, t.account, t.reference, t.state, left(t.provider_state, 300) as provider_state,
@@ -201,7 +203,8 @@ impl Store {
         Ok(())
     }
 
-    /// Whether an account has so many polled rows that not all were looked at: asked where none of those that were fits.
+    /// Whether an account has so many polled rows that not all were read: checked where none of
+    /// those that were fits.
     async fn has_many(&self, filter: &Filter) -> Result<bool, StoreError> {
         let mut query = self.start(filter);
         query.push(format!(
@@ -232,8 +235,8 @@ impl Store {
         query
     }
 
-    /// What begins with `prefix`, in the order of the references, account by account. Where the database's collation mixes other
-    /// references in between, those are read and left out.
+    /// What begins with `prefix`, in the order of the references, account by account. Where the
+    /// database's collation mixes other references in between, those are read and left out.
     async fn by_prefix(
         &self,
         filter: &Filter,
@@ -295,7 +298,8 @@ fn is_looked_at(filter: &Filter, polled: bool) -> bool {
     polled && filter.reason.is_none() && (filter.older.is_some() || filter.since.is_some())
 }
 
-/// The next few of an account in a state: `id`, `at`, and whether it fits; one that does not says that there are more than were read.
+/// The next few of an account in a state: `id`, `at`, and whether it fits; one that does not says
+/// that there are more than were read.
 fn lane(query: &mut QueryBuilder<Postgres>, filter: &Filter, state: State, after: Option<(DateTime<Utc>, Uuid)>, limit: usize) {
     let polled = state.is_polled();
     let is_by_reason = filter.reason.is_some();

@@ -67,7 +67,8 @@ pub enum SchemaError {
 pub enum Schema {
     /// It is the one that this binary was built for, of that version.
     Current(i64),
-    /// It has further migrations. They only add to what this binary knows: a version later removes what the one before still needs.
+    /// It has further migrations. They only add to what this binary knows: a version later removes
+    /// what the one before still needs.
     Newer {
         /// Its version.
         found: i64,
@@ -85,7 +86,8 @@ impl Schema {
     }
 }
 
-/// How a migration begins that may not run inside a transaction: a single statement that keeps nobody waiting.
+/// How a migration begins that may not run inside a transaction: a single statement that blocks no
+/// other session.
 const ALONE: &str = "-- no-transaction";
 
 fn migrator() -> Migrator {
@@ -118,10 +120,11 @@ pub struct Migrated {
     pub applied: Vec<(i64, String)>,
 }
 
-/// How often a replica looks whether another one has finished.
+/// How often a replica checks whether another one has finished.
 const TURN_EVERY: Duration = Duration::from_millis(100);
 
-/// Brings the schema to this binary's version, or leaves a newer one as it is. Several at once are safe: they take turns.
+/// Brings the schema to this binary's version, or leaves a newer one as it is. Several at once are
+/// safe: they take turns.
 pub async fn migrate(url: &str) -> Result<Migrated, SchemaError> {
     let hosts = Hosts::of(url, &[("statement_timeout", "0")])?;
     let mut connection = match hosts.is_plain() {
@@ -141,8 +144,9 @@ pub async fn migrate(url: &str) -> Result<Migrated, SchemaError> {
     Ok(Migrated { schema, applied })
 }
 
-/// Waits until nobody else migrates. Who waits for a lock holds a snapshot, and an index that is made concurrently waits for every
-/// snapshot: so nobody waits in the database. The turn ends with the connection.
+/// Waits until no other process migrates. A session that waits for a lock holds a snapshot, and an
+/// index that is built concurrently waits for every snapshot: so the wait is not in the database.
+/// The turn ends with the connection.
 async fn take_turn(connection: &mut PgConnection) -> Result<(), StoreError> {
     while !sqlx::query_scalar("select pg_try_advisory_lock(hashtext('paypoll.migrate'))").fetch_one(&mut *connection).await? {
         tokio::time::sleep(TURN_EVERY).await;
@@ -161,7 +165,8 @@ async fn applied(connection: &mut PgConnection) -> Result<Vec<(i64, String)>, St
     rows.fetch_all(connection).await?.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
 }
 
-/// Drops indexes whose making was broken off: they are kept up to date, serve nobody, and stand in the way of the next attempt.
+/// Drops indexes whose building was interrupted: they cost every write, serve no query, and block
+/// the next attempt.
 async fn drop_unfinished(connection: &mut PgConnection) -> Result<(), StoreError> {
     let broken: Vec<String> = sqlx::query_scalar(
         "select format('%I', c.relname) from pg_index i join pg_class c on c.oid = i.indexrelid
@@ -175,8 +180,9 @@ async fn drop_unfinished(connection: &mut PgConnection) -> Result<(), StoreError
     Ok(())
 }
 
-/// Gives the journal's days that were there before it the index of errors, the latest first: one after the other, and without keeping
-/// anybody from writing. Days that are made later have it from the start.
+/// Gives the journal's days that were there before it the index of errors, the latest first: one
+/// after the other, and without blocking writers. Days that are created later have it from the
+/// start.
 async fn index_journal(connection: &mut PgConnection) -> Result<(), StoreError> {
     let days: Vec<String> = sqlx::query_scalar(
         "select c.relname::text from pg_inherits i join pg_class c on c.oid = i.inhrelid

@@ -1,9 +1,11 @@
 //! PostgreSQL: every statement that paypoll runs.
 //!
-//! The store writes what it is told and decides nothing. Its rules: whoever writes a transaction carries the fence of his claim;
-//! the database's clock is the only one; no statement's cost grows with the number of transactions that are not due.
+//! The store decides nothing. Its rules: every write to a transaction carries the fence of its
+//! claim; the database's clock is the only one; no statement's cost grows with the number of
+//! transactions that are not due.
 //!
-//! Statements are checked against a real, migrated PostgreSQL by the tests instead of at compile time: a build needs no database.
+//! Statements are checked against a real, migrated PostgreSQL by the tests instead of at compile
+//! time: a build needs no database.
 
 mod accounts;
 mod audit;
@@ -60,21 +62,23 @@ pub struct Store {
     pool: PgPool,
     doubts: Doubts,
     hosts: Arc<Hosts>,
-    /// Where several hosts are named: whether the one that the pool leads to is as wanted, and why none is. `None`: not known yet.
+    /// Where several hosts are named: whether the one that the pool leads to is as wanted, and why
+    /// none is. `None`: not known yet.
     used: Option<watch::Receiver<Option<Result<(), String>>>>,
 }
 
-/// How long a statement waits for a free connection before the database counts as lost.
+/// How long a statement waits for a free connection before the database counts as unavailable.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A connection that is doubted must answer within this time.
+/// A suspect connection must answer within this time.
 const PING_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// When the connections were last doubted, and why.
+/// When the connections last became suspect, and why.
 ///
-/// A network can lose a connection without a word, and the system waits for a quarter of an hour before it calls it broken; so where one
-/// statement has waited too long, every connection of that time is doubted. Where the server was demoted or a new connection leads to
-/// another one, those of before are closed: what was committed on the old one may be gone, and it may still answer.
+/// A network can drop a connection silently, and the system needs a quarter of an hour to notice;
+/// so where one statement has waited too long, every connection of that time is suspect. Where the
+/// server was demoted or a new connection leads to another one, the earlier ones are closed: what
+/// was committed on the old server may be gone, and it may still answer.
 #[derive(Clone)]
 struct Doubts {
     last: watch::Sender<Doubt>,
@@ -102,8 +106,8 @@ impl Doubts {
         });
     }
 
-    /// Notices when a new connection leads to another server. Whatever waits for the database then fails, this connection's first
-    /// statement included.
+    /// Notices when a new connection leads to another server. Every statement under way then fails,
+    /// this connection's first one included.
     async fn greet(self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
         let started = sqlx::query_scalar("select pg_postmaster_start_time()").fetch_one(connection).await?;
         let before = self.server.lock().unwrap_or_else(PoisonError::into_inner).replace(started);
@@ -113,7 +117,7 @@ impl Doubts {
         Ok(())
     }
 
-    /// False when the connection leads to where the database was before. Errors when it has lived through the last doubt and does not
+    /// False when the connection leads to an earlier server. Errors when it is suspect and does not
     /// answer now; an error closes it at once.
     async fn check(self, connection: &mut PgConnection, metadata: PoolConnectionMetadata) -> Result<bool, sqlx::Error> {
         let doubt = *self.last.borrow();
@@ -135,13 +139,14 @@ impl Store {
         Self::with_options(database, &[])
     }
 
-    /// A store for the daemon: its statements know which rows they want. In a small table the planner would rather read all of it for
-    /// each of them.
+    /// A store for the daemon: its statements know which rows they want. In a small table the
+    /// planner would otherwise read all of it each time.
     pub fn open_for_polling(database: &Database) -> Result<Self, StoreError> {
         Self::with_options(database, &[("enable_hashjoin", "off"), ("enable_mergejoin", "off")])
     }
 
-    /// A store of two connections for whoever looks at a few rows of many: the planner does not know how few they are.
+    /// A store of two connections for reading a few rows of many: the planner does not know how few
+    /// they are.
     pub fn open_for_ops(database: &Database) -> Result<Self, StoreError> {
         let options = [("enable_seqscan", "off"), ("enable_hashjoin", "off"), ("enable_mergejoin", "off")];
         Self::with_options(&Database { url: database.url.clone(), max_connections: 2, ..*database }, &options)
@@ -155,7 +160,8 @@ impl Store {
         let pool = PgPoolOptions::new()
             .max_connections(database.max_connections)
             .acquire_timeout(ACQUIRE_TIMEOUT)
-            // A connection that broke while idle is found out by the statement that uses it, which is tried again anyway.
+            // A connection that broke while idle is found out by the statement that uses it, which
+            // is tried again anyway.
             .test_before_acquire(false)
             .after_connect(move |connection, _| Box::pin(new.clone().greet(connection)))
             .before_acquire(move |connection, metadata| Box::pin(idle.clone().check(connection, metadata)))
@@ -178,7 +184,8 @@ impl Store {
         Ok(store)
     }
 
-    /// Errors, and says why, unless the pool leads to a host that is as the connection string wants it.
+    /// Errors, and says why, unless the pool leads to a host that meets the connection string's
+    /// requirement.
     async fn host(&self) -> Result<(), StoreError> {
         let Some(mut used) = self.used.clone() else { return Ok(()) };
         let known = used.wait_for(Option::is_some).await.map(|used| used.clone());
@@ -188,13 +195,15 @@ impl Store {
         }
     }
 
-    /// Does some work on the database, and gives it up when that takes longer than `limit`, or when other work was given up meanwhile:
-    /// then no connection of that time is trusted without an answer. What was given up may have been done all the same.
+    /// Does some work on the database, and gives it up when that takes longer than `limit`, or when
+    /// other work was given up meanwhile: then no connection of that time is trusted without an
+    /// answer. What was given up may have been done all the same.
     pub async fn within<T>(&self, limit: Duration, work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
         let mut doubts = self.doubts.last.subscribe();
-        // Kept until the silence is noted: the connection that it drops is doubted when it comes back to the pool.
+        // Kept until the silence is noted: the connection that it drops is doubted when it comes
+        // back to the pool.
         let mut work = pin!(work);
-        // Whoever waits for the result would wait for ever.
+        // Otherwise the caller would wait for ever.
         let result = poll_fn(|context| {
             let poll = catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context)));
             poll.unwrap_or(task::Poll::Ready(Err(StoreError::Unreadable)))
@@ -212,7 +221,8 @@ impl Store {
             self.doubts.raise(true);
         }
         match result {
-            // A pool that waited in vain does not say what for (a role's connection limit, say); one more attempt does.
+            // A pool that waited in vain does not say what for (a role's connection limit, say);
+            // one more attempt does.
             Err(StoreError::Database(sqlx::Error::PoolTimedOut)) => {
                 Err(self.reach().await.err().unwrap_or(sqlx::Error::PoolTimedOut.into()))
             }
@@ -253,7 +263,7 @@ impl Store {
     }
 }
 
-/// Leads the pool to a host that is as wanted, for as long as there is somebody who uses it.
+/// Directs the pool to a suitable host, for as long as the pool is in use.
 async fn lead(hosts: &Hosts, pool: &PgPool, doubts: &Doubts, told: &watch::Sender<Option<Result<(), String>>>) {
     let mut used = 0;
     loop {

@@ -1,6 +1,8 @@
-//! What stands in the way: why transactions are parked, which errors are frequent, who serves the accounts, what happened lately.
+//! Problems: why transactions are parked, which errors are frequent, who serves the accounts, what
+//! happened lately.
 //!
-//! Anybody who reaches the ops port may ask as often as he likes, so every statement here is bounded, whatever the tables hold.
+//! The ops port may be queried at any rate, so every statement here is bounded, whatever the tables
+//! contain.
 
 use super::{AccountOverview, Store, StoreError, Unroutable};
 use chrono::{DateTime, Utc};
@@ -11,7 +13,7 @@ use sqlx::{AssertSqlSafe, Row};
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
-/// Everything that a person who is called at night wants to know first.
+/// Everything that an operator on call needs first.
 #[derive(Clone, Debug, Serialize)]
 pub struct Situation {
     /// The database's clock when it was looked at.
@@ -19,7 +21,7 @@ pub struct Situation {
     /// Every account that has a polled or parked transaction or was ever served.
     #[serde(rename = "providers")]
     pub accounts: Vec<AccountOverview>,
-    /// Accounts with polled transactions that nobody serves.
+    /// Accounts with polled transactions that no replica serves.
     pub unroutable: Vec<Unroutable>,
     /// Parked transactions by reason, the most frequent first.
     pub parked: Vec<Parked>,
@@ -107,7 +109,7 @@ pub struct RecentEvent {
     pub at: DateTime<Utc>,
     /// What kind: `circuit_opened`, `account_paused`, `replica_started`, `operator`.
     pub kind: String,
-    /// Whom it concerns: `provider/account`, a replica; nothing where it is several.
+    /// What it concerns: `provider/account`, a replica; nothing where it is several.
     pub subject: Option<String>,
     /// Who did it, where it was somebody.
     pub who: Option<String>,
@@ -115,7 +117,7 @@ pub struct RecentEvent {
     pub what: String,
 }
 
-/// A transaction that nobody has asked about although it is due.
+/// A transaction that has not been polled although it is due.
 #[derive(Clone, Debug)]
 pub struct Overdue {
     /// The transaction.
@@ -132,18 +134,19 @@ pub struct Overdue {
 
 /// Parked transactions are counted exactly up to this, for each reason.
 pub const EXACT: i64 = 10_000;
-/// Reasons may be free text: so many different ones are told apart.
+/// Reasons may be free text: at most this many different ones are told apart.
 const KINDS: i64 = 300;
-/// Of an account's polls within the last hour so many that met an error are looked at.
+/// At most this many of an account's failed polls within the last hour are read.
 pub const ERRORS: i64 = 5_000;
-/// So many of the last changes by others than the daemon are looked at for what operators did.
+/// At most this many of the last changes not made by the daemon are searched for operators'
+/// actions.
 const CHANGES: i64 = 5_000;
 
 /// How the index `transactions_by_reason` names a reason.
 pub(super) const WHY: &str = "coalesce(left(reason, 100), '')";
 
-/// First half: one step through the index for each account and reason, apart for both states. Second half: each counted, from the latest
-/// on, and the last poll of the latest.
+/// First half: one step through the index for each account and reason, apart for both states.
+/// Second half: each counted, from the latest on, and the last poll of the latest.
 fn parked() -> String {
     let kinds = |state: &str| {
         format!(
@@ -202,7 +205,8 @@ const FREQUENT: &str = "
             order by count(*) desc, max(p.sent_at) desc limit 3) e
      order by k.provider, k.account, e.count desc";
 
-/// What the tables still know of the last hour. A circuit that has closed again leaves nothing behind but the daemon's log.
+/// What the tables still show of the last hour. A circuit that has closed again leaves a trace only
+/// in the daemon's log.
 const EVENTS: &str = "
     select circuit_since as at, 'circuit_opened' as kind, provider || '/' || account as subject, null as who,
            left(coalesce(circuit_reason, ''), 300) as what
@@ -275,7 +279,8 @@ impl Store {
         sqlx::query(EVENTS).bind(CHANGES).fetch_all(&self.pool).await?.iter().map(recent).collect()
     }
 
-    /// The transactions that have been due for longer than `seconds`, some for each account, the longest first.
+    /// The transactions that have been due for longer than `seconds`, some for each account, the
+    /// longest first.
     pub async fn overdue(&self, seconds: f64) -> Result<Vec<Overdue>, StoreError> {
         sqlx::query(OVERDUE).bind(seconds).fetch_all(&self.pool).await?.iter().map(overdue).collect()
     }

@@ -44,13 +44,13 @@ pub struct Entry {
     pub id: Uuid,
     /// The fence of the claim; the write raises it by one.
     pub fence: i64,
-    /// Whether this replica goes on holding it.
+    /// Whether this replica keeps it.
     pub hold: bool,
     /// Its state from now on.
     pub state: State,
     /// The change of state, if there is one.
     pub transition: Option<Transition>,
-    /// The provider's word, if it said one since the last write.
+    /// The provider's status, if an answer had one since the last write.
     pub word: Option<String>,
     /// The explanation, if there is a new one; `Some(None)` takes the old one away.
     pub reason: Option<Option<String>>,
@@ -66,7 +66,7 @@ pub struct Entry {
     pub not_found: u32,
     /// When the last poll was sent.
     pub last_polled_at: Option<DateTime<Utc>>,
-    /// When to look next; `None` when final or parked.
+    /// When it is due next; `None` when final or parked.
     pub next: Option<DateTime<Utc>>,
     /// When it last came into `action_required` or left it.
     pub action_at: Option<DateTime<Utc>>,
@@ -81,25 +81,27 @@ pub struct Transition {
     pub from: State,
     /// Who or what changed it.
     pub source: Source,
-    /// HTTP status, redacted body, when asked and answered; `None` where no answer stands behind it.
+    /// HTTP status, redacted body, times of the request and of the answer; `None` where no answer
+    /// stands behind it.
     pub evidence: Option<Value>,
 }
 
 /// What is written together.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
-    /// Journal rows. They are facts and are kept even of transactions that were lost to somebody else.
+    /// Journal rows. They are kept even when the transaction now belongs to another owner.
     pub polls: Vec<Poll>,
     /// Rows to write.
     pub entries: Vec<Entry>,
-    /// Transactions that somebody else has taken over: their polls so far are counted in their rows.
+    /// Transactions that another replica or writer has taken over: their polls so far are counted
+    /// in their rows.
     pub dropped: Vec<Uuid>,
-    /// Rows that another session keeps locked are left out at once, and not only when they have been waited for.
+    /// Rows that another session keeps locked are left out at once, without waiting for them first.
     pub skip_locked: bool,
 }
 
 impl Batch {
-    /// Takes out everything about the transactions that `of` names.
+    /// Splits off everything about the transactions that `of` selects.
     #[must_use]
     pub fn split_off(&mut self, of: impl Fn(Uuid) -> bool) -> Self {
         Self {
@@ -114,14 +116,15 @@ impl Batch {
 /// What became of a batch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Recorded {
-    /// Entries that were refused: somebody else has written the transaction since it was claimed.
+    /// Entries that were refused: another writer has changed the transaction since it was claimed.
     pub refused: HashSet<Uuid>,
     /// Another session keeps their rows locked: nothing about them was written.
     pub locked: HashSet<Uuid>,
     /// The replica has lost its lease: only the journal was written.
     pub lease_lost: bool,
-    /// The database has lost batches that this process was told are committed; this is the last one that it had. Only the journal was
-    /// written: by what was lost, somebody else's write may have the fence that this process believes to be its own.
+    /// The database has lost batches that were acknowledged as committed; this is the last one that
+    /// it has. Only the journal was written: after the loss, another replica's write may have the
+    /// fence that this process believes is its own.
     pub history_cut: Option<i64>,
 }
 
@@ -133,8 +136,10 @@ impl Recorded {
     }
 }
 
-/// Raises the number that proves the commit; where it stands as high already, an earlier attempt was committed. Whoever is still committing
-/// that one is waited for. What is changed here is signed with the replica's number. The lease is held while the replica's row is there; the lock keeps it there until this transaction has ended.
+/// Raises the number that proves the commit; where it is that high already, an earlier attempt was
+/// committed. An attempt that is still committing is waited for. Changes made here are signed with
+/// the replica's number. The lease is held while the replica's row is there; the lock keeps it
+/// there until this transaction has ended.
 const LEASE: &str = "
     with numbered as (
         insert into paypoll.commits as c (process, stream, number) values ($3, 0, $4)
@@ -145,19 +150,22 @@ const LEASE: &str = "
            (select id from paypoll.replicas where id = $1 and process = $3 for key share) is not null as held,
            set_config('lock_timeout', $2, true), set_config('paypoll.actor', concat('replica ', $1::text), true)";
 
-/// A lock is waited for so long at first: a row that a console keeps locked must not hold up all that is recorded with it. When such
-/// rows are left out, only a table's lock is still waited for.
+/// How long the first attempt waits for a lock: a row that a console keeps locked must not hold up
+/// everything that is recorded with it. When such rows are left out, only a table's lock is still
+/// waited for.
 const LOCK_TIMEOUT: &str = "250ms";
 
-/// Locks what is to be written and tells what cannot be: rows that are there and that another session has locked.
+/// Locks the rows to be written and returns those that cannot be: rows that exist and that another
+/// session has locked.
 const LOCKED: &str = "
     with free as materialized (
         select id from paypoll.transactions where id = any ($1) order by id for no key update skip locked)
     select id from paypoll.transactions where id = any ($1) except select id from free";
 
-/// First half: the rows that still carry the owner and the fence of their claim (after a failover that lost the claim, somebody else's may
-/// have the same fence); a poll of an earlier owner that was counted since the claim may be
-/// younger than what the claimant knows. Second half: one transition for each change of state.
+/// First half: the rows that still carry the owner and the fence of their claim (after a failover
+/// that lost the claim, another claim may have the same fence); a poll of an earlier owner that was
+/// counted since the claim may be younger than the claim's last poll. Second half: one transition
+/// for each change of state.
 const ENTRIES: &str = "
     with x as (
         select * from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::bool[], $8::text[], $9::text[],
@@ -186,12 +194,14 @@ const ENTRIES: &str = "
     )
     select id from written";
 
-/// Before [`LATE`], in a statement of its own: whoever is just claiming one of these is waited for, and [`LATE`] sees that he holds it.
+/// Before [`LATE`], in a statement of its own: a claim of one of these that is under way is waited
+/// for, and [`LATE`] then sees its owner.
 const LOCK: &str = "select from paypoll.transactions where id = any ($1) order by id for no key update";
 
-/// Lets go of transactions that this replica may no longer write, and counts their polls. Where another living replica holds one, that
-/// one has counted all but the polls of this batch. Where none does, polls that are older than what the row knows are counted here. The
-/// rest is in the journal: whoever claims the transaction next reads it there (owner 0), and where nobody will, it is counted here too.
+/// Releases transactions that this replica may no longer write, and counts their polls. Where
+/// another living replica owns one, it has counted all but the polls of this batch. Where none
+/// does, polls older than the row's last one are counted here. The rest is in the journal: the next
+/// claim reads it there (owner 0), and where there will be none, it is counted here too.
 const LATE: &str = "
     with lost as (
         select t.id, t.created_at, t.last_polled_at, r.id is not null and r.id <> $4 as held, t.next_poll_at is null as settled
@@ -221,9 +231,10 @@ const LATE: &str = "
      where t.id = l.id";
 
 impl Store {
-    /// Writes a batch. Each of its parts is written exactly once, also when the connection breaks during the commit: `attempt`
-    /// remembers what became of it if it was committed, and the same batch is given again with it and with the same `number`. A number
-    /// rises from batch to batch of one process, and none is given while an earlier one is in doubt.
+    /// Writes a batch. Each of its parts is written exactly once, also when the connection breaks
+    /// during the commit: `attempt` remembers what became of it if it was committed, and the same
+    /// batch is given again with it and with the same `number`. A number rises from batch to batch
+    /// of one process, and none is given while an earlier one is in doubt.
     pub async fn record(&self, writer: Writer, batch: &Batch, attempt: &mut Attempt) -> Result<Recorded, StoreError> {
         let mut connection = self.pool.acquire().await?;
         match write_all(&mut connection, writer, batch, batch.skip_locked, attempt).await {
@@ -244,11 +255,12 @@ pub struct Writer {
     pub process: Uuid,
     /// The batch's number.
     pub number: i64,
-    /// The last one of which the process was told that it is committed.
+    /// The last one that is known to be committed.
     pub acknowledged: i64,
 }
 
-/// What an attempt to write a batch must remember until its outcome is known: what became of it if it was committed.
+/// What an attempt to write a batch must remember until it is known whether it was committed: its
+/// result in that case.
 #[derive(Debug, Default)]
 pub struct Attempt(pub Option<Recorded>);
 
@@ -276,7 +288,7 @@ async fn write_all(
     let before: i64 = lease.try_get("before")?;
     let history_cut = (before < writer.acknowledged).then_some(before);
     let mut recorded = Recorded { lease_lost: !lease.try_get::<bool, _>("held")?, history_cut, ..Recorded::default() };
-    // Without a lease nothing is this replica's, whoever may have its number by now.
+    // Without a lease this replica owns nothing, even if its number was issued again.
     let own = if recorded.lease_lost { ReplicaId(0) } else { writer.replica };
     let journal_only = recorded.is_journal_only();
     let mut free = Cow::Borrowed(batch);

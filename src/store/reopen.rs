@@ -40,7 +40,7 @@ pub struct Group {
 /// What became of one transaction that was to be reopened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reopened {
-    /// The id that was asked for.
+    /// The requested id.
     pub id: Uuid,
     /// Provider, account, reference; `None` where there is no such transaction.
     pub name: Option<(String, String, String)>,
@@ -70,7 +70,7 @@ const GROUPS: &str = "
       left join lateral (select error from paypoll.polls p where p.transaction_id = g.example order by p.sent_at desc limit 1) p on true
      order by g.count desc, g.provider, g.account";
 
-/// The rows asked for, locked, each with what forbids to reopen it.
+/// The requested rows, locked, each with the reason why it may not be reopened.
 const ASKED: &str = r#"
     with asked as (
         select * from unnest($1::uuid[]) with ordinality as x (id, number)
@@ -87,9 +87,10 @@ const ASKED: &str = r#"
            for no key update
     )"#;
 
-/// A new window: it counts from now, and nothing of the old one but the polls that were sent is held against it. Polls that only the
-/// journal knows, because whoever sent them died or was overruled, are counted here, so that the floor since the last one holds.
-/// An owner stays: he may have a poll in flight and has not let go yet, or he is dead and whoever takes over looks into the journal.
+/// A new window: it counts from now, and of the old one only the number of polls is kept. Polls
+/// that only the journal has, because their sender died or was superseded, are counted here, so
+/// that the floor since the last one holds. An owner stays: it may have a poll in flight and has
+/// not released the row yet, or it is dead and the replica that takes over reads the journal.
 const REOPEN: &str = "
     , counted as (
         select f.*, j.polls, j.polled_at
@@ -112,7 +113,7 @@ const REOPEN: &str = "
         select id, from_state, 'pending', provider_state, $2, 'operator' from reopened
     )";
 
-/// In the order in which they were asked for.
+/// In the requested order.
 const ANSWER: &str = "
     select a.id, f.provider, f.account, f.reference, f.state, f.reason,
            case when f.id is null then 'there is no such transaction' else f.obstacle end as obstacle
@@ -160,8 +161,8 @@ impl Store {
         rows.iter().map(reopened).collect()
     }
 
-    /// Reopens what may be reopened of `ids`, all in one statement, and says of each what became of it. `because` and `actor` stand in
-    /// the transitions. No id may be given twice.
+    /// Reopens what may be reopened of `ids`, all in one statement, and says of each what became of
+    /// it. `because` and `actor` stand in the transitions. No id may be given twice.
     pub async fn reopen(&self, ids: &[Uuid], because: Option<&str>, actor: &str) -> Result<Vec<Reopened>, StoreError> {
         let mut connection = self.pool.acquire().await?;
         let mut tx = connection.begin().await?;

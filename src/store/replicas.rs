@@ -1,4 +1,4 @@
-//! Which replicas are alive: registration, heartbeat, and what others changed of what they own.
+//! Which replicas are alive: registration, heartbeat, and other writers' changes to what they own.
 
 use super::{Store, StoreError};
 use chrono::{DateTime, Utc};
@@ -19,21 +19,22 @@ pub struct ReplicaId(pub i64);
 pub struct Membership {
     /// Their numbers, rising.
     pub living: Vec<i64>,
-    /// The highest number known by then: whoever has a higher one registered later.
+    /// The highest number known by then: a replica with a higher one registered later.
     pub newest: i64,
     /// Every living replica that registered before this one leaves room for all replicas up to this number.
     pub complied: i64,
-    /// For every other living replica all before it leave room: none of them is a newcomer.
+    /// For every other living replica all before it leave room: none of them is new.
     pub settled: bool,
     /// The accounts of those that do not serve the same ones as we do.
     pub others: Arc<BTreeMap<i64, BTreeSet<(String, String)>>>,
-    /// How many transactions each other living replica that serves the same accounts holds.
+    /// How many transactions each other living replica that serves the same accounts has in memory.
     pub peers: Vec<i64>,
 }
 
 impl Membership {
-    /// What the replica `own` concludes from the living, rising, each with the newest replica that it leaves room for. Whoever registered
-    /// later has known the earlier ones from the start, and left them room.
+    /// What the replica `own` concludes from the living, in rising order, each with the newest
+    /// replica that it leaves room for. Replicas that registered later have known the earlier ones
+    /// from the start, and left them room.
     #[must_use]
     pub fn new(own: i64, living: &[(i64, i64)]) -> Self {
         let earlier = |than: i64| living.iter().filter(move |(id, _)| *id < than).map(|(_, complied)| *complied);
@@ -65,22 +66,25 @@ pub struct Beat {
     pub members: Membership,
     /// The database's clock during the statement.
     pub clock: DateTime<Utc>,
-    /// The number of the last batch that this process recorded, as far as the database's history goes; 0: none.
+    /// The number of the last batch that this process recorded, as far as the database's history
+    /// goes; 0: none.
     pub recorded: i64,
     /// The same for its claims.
     pub claimed: i64,
-    /// When somebody first noticed that the server was restarted or is another one, if ever: what was committed just before may be gone.
+    /// When a replica first noticed that the server was restarted or is another one, if ever: what
+    /// was committed just before may be gone.
     pub cut_at: Option<DateTime<Utc>>,
-    /// Another living replica has not been heard of since then: it may still poll what it claimed in a history that is gone.
+    /// Another living replica has not been heard of since then: it may still poll what it claimed
+    /// in a history that is gone.
     pub unaware: bool,
 }
 
-/// A transaction that somebody else has written.
+/// A transaction that another writer has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Override {
     /// The transaction.
     pub id: Uuid,
-    /// Its fence now: whoever claimed it under a lower one may not write it any more.
+    /// Its fence now: a claim under a lower one may not write it any more.
     pub fence: i64,
 }
 
@@ -88,13 +92,15 @@ pub struct Override {
 const REGISTER: &str = "
     insert into paypoll.replicas (lease, complied, accounts, host, process) values (make_interval(secs => $1), 0, $2, $3, $4) returning id";
 
-/// Processes that are long gone.
+/// Removes processes that are long gone.
 const FORGET: &str = "delete from paypoll.commits where at < clock_timestamp() - interval '7 days'";
 
-/// Renews the lease; then, where this replica may judge, deletes those whose lease has run out, by the database's clock and by the
-/// judge's idea of it; then lists the living. Whoever is just recording holds his lease (`skip locked`): should he stand still in the
-/// middle of it, the server ends his session, and until then nobody else's heartbeat waits for him. Only accounts that differ from
-/// our own are told: mostly none do.
+/// Renews the lease; then, where this replica may expire others, deletes those whose lease has run
+/// out, both by the database's clock and by this replica's reckoning of it; then lists the living.
+/// A replica that is just recording has its row locked and is not expired (`skip locked`): should
+/// it stand still in the middle of that, the server ends its session, and until then no other
+/// heartbeat waits for it. Only accounts that differ from this replica's own are returned: usually
+/// none do.
 const BEAT: &str = "
     with beat as (
         update paypoll.replicas set heartbeat_at = clock_timestamp(), complied = $2, held = $5 where id = $1 and process = $4 returning id
@@ -118,8 +124,8 @@ const BEAT: &str = "
       left join paypoll.replicas own on own.id = $1
      order by r.id";
 
-/// What others have changed of what a replica owns. A row leaves this list when its owner lets go of it; of more than this the rest is told
-/// next time.
+/// Other writers' changes to what a replica owns. A row leaves this list when its owner releases
+/// it; what exceeds the limit is returned next time.
 const OVERRIDES: &str = "
     select id, fence from paypoll.transactions where owner = $1 and superseded_fence = fence order by id limit 1000";
 
@@ -148,9 +154,10 @@ impl Store {
         Ok(ReplicaId(id))
     }
 
-    /// Renews the lease. `complied` is the newest replica that this one leaves room for, `held` how many transactions it holds; `judge` says whether it may declare others
-    /// dead: one whose own heartbeat is stale cannot tell who else is dead. It is what the judge takes the database's clock
-    /// to show, so that nobody dies because that clock was set forward.
+    /// Renews the lease. `complied` is the newest replica that this one leaves room for, `held` how
+    /// many transactions it has in memory. `judge` says whether it may expire others (a replica
+    /// whose own heartbeat is stale must not): it is the database's time as this replica reckons
+    /// it, so that no replica is expired because that clock was set forward.
     pub async fn beat(
         &self,
         replica: ReplicaId,
@@ -166,8 +173,8 @@ impl Store {
         let mut beat = Beat { alive: false, members, clock: epoch, recorded: 0, claimed: 0, cut_at: None, unaware: false };
         let (mut living, mut others, mut peers) = (Vec::with_capacity(rows.len()), BTreeMap::new(), Vec::new());
         for row in &rows {
-            // Null where nobody is registered at all.
-            // The statement lists its own row as it was before it.
+            // Null where no replica is registered at all. The statement lists its own row as it was
+            // before the update.
             let own = |(id, before): (i64, i64)| (id, if id == replica.0 { complied } else { before });
             living.extend(row.try_get::<Option<i64>, _>("id")?.zip(row.try_get("complied")?).map(own));
             beat.alive = row.try_get("alive")?;
@@ -186,7 +193,7 @@ impl Store {
         Ok(beat)
     }
 
-    /// Gives the lease back.
+    /// Deregisters the replica.
     pub async fn deregister(&self, replica: ReplicaId, process: Uuid) -> Result<(), StoreError> {
         sqlx::query("delete from paypoll.replicas where id = $1 and process = $2")
             .bind(replica.0)
@@ -196,7 +203,8 @@ impl Store {
         Ok(())
     }
 
-    /// Transactions of this replica that a callback handler, an operator or a feeder has changed since it claimed them.
+    /// Transactions of this replica that a callback handler, an operator or a feeder has changed
+    /// since it claimed them.
     pub async fn overrides(&self, replica: ReplicaId) -> Result<Vec<Override>, StoreError> {
         let rows = sqlx::query(OVERRIDES).bind(replica.0).fetch_all(&self.pool).await?;
         rows.iter().map(|row| Ok(Override { id: row.try_get("id")?, fence: row.try_get("fence")? })).collect()
@@ -212,13 +220,14 @@ mod tests {
         // The replica itself and the living, each with the newest one that it leaves room for.
         for (own, living, complied, settled) in [
             (1, &[(1, 0)][..], i64::MAX, true),
-            // A newcomer takes nothing away from those that he found.
+            // A new replica takes no share from those that it found.
             (1, &[(1, 1), (2, 0)], i64::MAX, false),
             (2, &[(1, 2), (2, 2), (3, 0)], 2, false),
             // The first one was killed, or has not heard of it yet.
             (2, &[(1, 1), (2, 0)], 1, true),
             (2, &[(1, 2), (2, 0)], 2, true),
-            // The second one was killed too before anybody heard of it: what it has in flight is the newcomer's own.
+            // The second one was killed too before any other heard of it: the reserve goes to the
+            // new replica.
             (3, &[(1, 1), (2, 2), (3, 0)], 1, false),
             (3, &[(1, 2), (2, 2), (3, 0)], 2, true),
             (3, &[(1, 3), (2, 3), (3, 3)], 3, true),

@@ -7,13 +7,15 @@ use sqlx::{AssertSqlSafe, Connection, Row};
 use std::fs::File;
 use std::str::FromStr;
 
-/// What every session sets, whatever database and role say otherwise. A statement that takes longer than its time-out is given up: the
-/// daemon then says that it lost the database, and tries again.
+/// What every session sets, whatever the defaults of database and role are. A statement that
+/// exceeds its time-out is cancelled: the daemon then reports the database as unavailable, and
+/// tries again.
 ///
-/// `search_path`: a login that may create a function or an operator in a schema that comes before `pg_catalog`, or one that fits better
-/// than PostgreSQL's own, would have it run with our rights. `enable_nestloop`, `enable_indexscan`: without them every statement reads
-/// whole tables. `jit`: whatever seems dear would be compiled, every time. The isolation: each statement sees what is committed when it
-/// begins; fences and feed rest on that.
+/// `search_path`: a login that may create a function or an operator in a schema that comes before
+/// `pg_catalog`, or one that fits better than PostgreSQL's own, would have it run with our rights.
+/// `enable_nestloop`, `enable_indexscan`: without them every statement reads whole tables. `jit`:
+/// every statement with a high estimated cost would be compiled, each time. The isolation: each
+/// statement sees what is committed when it begins; fences and feed rest on that.
 const SETTINGS: [(&str, &str); 8] = [
     ("search_path", "pg_catalog"),
     ("statement_timeout", "10s"),
@@ -25,7 +27,7 @@ const SETTINGS: [(&str, &str); 8] = [
     ("timezone", "UTC"),
 ];
 
-/// The parameters of a connection string that are obeyed.
+/// The parameters of a connection string that are honoured.
 const PARAMETERS: [&str; 18] = [
     "application_name",
     "dbname",
@@ -58,7 +60,7 @@ pub(super) fn connect_options(url: &str) -> Result<PgConnectOptions, StoreError>
     Ok(options.options(SETTINGS))
 }
 
-/// What stands behind the question mark, decoded.
+/// The part after the question mark, decoded.
 fn parameters(url: &str) -> Vec<(String, String)> {
     let decoded = |text: &str| percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
     let query = url.split_once('?').map_or("", |(_, query)| query);
@@ -67,7 +69,8 @@ fn parameters(url: &str) -> Vec<(String, String)> {
     pairs.map(|(key, value)| (decoded(key), decoded(value))).collect()
 }
 
-/// Errors and names the parameter that would not be obeyed, and the file that cannot be read: what meets it later does not say which.
+/// Errors and names a parameter that would not be honoured, or a file that cannot be read: later
+/// errors do not say which.
 fn check_parameters(parameters: &[(String, String)]) -> Result<(), StoreError> {
     for (key, value) in parameters {
         if !PARAMETERS.contains(&&**key) && !key.starts_with("options[") && key != "statement-cache-capacity" {
@@ -76,7 +79,7 @@ fn check_parameters(parameters: &[(String, String)]) -> Result<(), StoreError> {
             let key = if is_name { key.clone() } else { "that is not quoted here".to_owned() };
             let mend = match &*key {
                 "connect_timeout" => "set database.connect_timeout instead".to_owned(),
-                // paypoll does not do it; not to ask for it is what happens anyway.
+                // paypoll does not support it; turning it off is what happens anyway.
                 "channel_binding" if ["disable", "prefer"].contains(&&**value) => continue,
                 _ => format!("take it out. Known are {}", PARAMETERS.join(", ")),
             };
@@ -98,7 +101,8 @@ fn without_url(error: &sqlx::Error) -> String {
     }
 }
 
-/// Errors unless the database keeps text in UTF-8: in another encoding a byte that is none stops whoever reads it.
+/// Errors unless the database keeps text in UTF-8: in another encoding an invalid byte makes every
+/// read fail.
 pub(super) async fn check_encoding(connection: &mut PgConnection) -> Result<(), StoreError> {
     let encoding: String = sqlx::query_scalar("select current_setting('server_encoding')").fetch_one(connection).await?;
     if encoding == "UTF8" {
@@ -109,7 +113,8 @@ pub(super) async fn check_encoding(connection: &mut PgConnection) -> Result<(), 
     )))
 }
 
-/// The settings without which the daemon's promises do not hold, as the session has them. Time-outs may be others than ours.
+/// The settings without which the daemon's promises do not hold, as the session has them. Time-outs
+/// may be others than ours.
 const SESSION: &str = "
     select s.name, s.setting,
            case s.name when 'search_path' then s.setting in ('pg_catalog', 'pg_catalog, pg_temp')
@@ -194,12 +199,13 @@ const WORK: &[(&str, &str)] = &[
 /// Functions that `paypoll run` and the other commands call, but that are not to be tried.
 const FUNCTIONS: &[&str] = &["paypoll.prune_journal(date)", "paypoll.shown_params(uuid)"];
 
-/// How long the trial waits for a lock: others are at work.
+/// How long the trial waits for a lock: other sessions are at work.
 const LOCK_TIMEOUT: &str = "set local lock_timeout = '5s'";
 
 impl Store {
-    /// Errors and names what is missing, unless `paypoll run` could work in such a session: its settings, the rows it sees, the rights of
-    /// its role. Tries what it does in a transaction that is rolled back. Needs the schema.
+    /// Errors and names what is missing, unless `paypoll run` could work in such a session: its
+    /// settings, the rows it sees, the rights of its role. Tries what it does in a transaction that
+    /// is rolled back. Needs the schema.
     pub async fn check_session(&self) -> Result<(), StoreError> {
         let mut connection = self.pool.acquire().await?;
         let mut tx = connection.begin().await?;

@@ -1,4 +1,5 @@
-//! What an account may send and when: slots of the budget that all replicas share, and this process's own pace.
+//! What an account may send and when: slots of the budget that all replicas share, and this
+//! process's own pace.
 
 use crate::config::Rate;
 use governor::clock::{Clock as _, FakeRelativeClock};
@@ -10,10 +11,11 @@ use std::collections::VecDeque;
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
-/// Send slots that this process has drawn from the account's shared budget.
+/// Send slots that this process has reserved from the account's shared budget.
 pub(super) struct Slots {
     grants: VecDeque<Grant>,
-    /// How late a slot may be used. Later it is void: unused slots must not pile up into a burst that the budget does not know.
+    /// How late a slot may be used. After that it is void: unused slots must not pile up into a
+    /// burst beyond the budget.
     grace: Duration,
     /// The burst, less the grace.
     pub(super) tolerance: Duration,
@@ -22,7 +24,7 @@ pub(super) struct Slots {
 
 pub(super) struct Grant {
     pub(super) base: Instant,
-    /// How much later than at its true moment a slot may be thought to be.
+    /// By how much a slot's moment may be overestimated.
     pub(super) slack: Duration,
     pub(super) ahead: f64,
     pub(super) gap: f64,
@@ -67,7 +69,8 @@ impl Slots {
         self.grants.iter().map(|grant| grant.count - grant.first_valid(now, self.grace).min(grant.count)).sum()
     }
 
-    /// `Ok` when the next slot may be used, until then; else when it may, or `None` when there is none.
+    /// `Ok` when the next slot may be used, with its end; else when it may, or `None` when there is
+    /// none.
     pub(super) fn ready(&mut self, now: Instant) -> Result<Instant, Option<Instant>> {
         while let Some(grant) = self.grants.front_mut() {
             grant.used = grant.first_valid(now, self.grace);
@@ -105,7 +108,8 @@ impl Grant {
     }
 }
 
-/// `governor` with a clock that is told the time: this process alone never goes faster than the account's rate either.
+/// `governor` with a clock that is given the time: this process alone never exceeds the account's
+/// rate either.
 pub(super) struct Pace {
     limiter: RateLimiter<NotKeyed, InMemoryState, FakeRelativeClock, NoOpMiddleware<Nanos>>,
     clock: FakeRelativeClock,

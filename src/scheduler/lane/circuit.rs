@@ -1,4 +1,4 @@
-//! When to stop asking for an account, and how to find out that it answers again.
+//! When to stop polling an account, and how to find out that it answers again.
 
 use super::refusals::{DIFFERENT, Refusals};
 use crate::domain::Health;
@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
 
-/// Whether the account is asked at all.
+/// Whether the account is polled at all.
 #[derive(Debug)]
 pub struct Circuit {
     limit: u32,
@@ -20,22 +20,22 @@ pub struct Circuit {
 struct Open {
     probe_at: Instant,
     probe: Probe,
-    /// The transaction that was last asked about since it opened.
+    /// The transaction that was last polled since it opened.
     probing: Option<Uuid>,
-    /// When the database was asked for the probe.
+    /// When the probe was requested from the database.
     asked_at: Instant,
     /// The database knows it too.
     confirmed: bool,
-    /// Since when no transaction was found that a probe could ask about.
+    /// Since when no transaction was found that a probe could use.
     idle_since: Option<Instant>,
 }
 
-/// How far the next probe has come.
+/// The progress of the next probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Probe {
-    /// Nobody has asked for it.
+    /// It was not requested.
     Idle,
-    /// The database is asked whether this replica may send it.
+    /// It is requested from the database.
     Asked,
     /// This replica may send it.
     Granted,
@@ -44,11 +44,11 @@ enum Probe {
 /// A change that all replicas must know of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CircuitChange {
-    /// Stop asking, for this reason.
+    /// Stop polling, for this reason.
     Open(String),
-    /// Ask again.
+    /// Poll again.
     Close,
-    /// Ask again, because there was nothing left to probe with for long.
+    /// Poll again, because there was nothing to probe with for long.
     Abandon,
 }
 
@@ -60,7 +60,8 @@ impl Circuit {
         Self { limit, failures: 0, failed: HashSet::new(), refusals: Refusals::default(), open: None }
     }
 
-    /// Counts an outcome. An open circuit is closed by the answer to a probe alone: what was sent before it opened says nothing new.
+    /// Counts an outcome. An open circuit is closed by the answer to a probe alone: requests sent
+    /// before it opened say nothing new.
     pub fn on_outcome(&mut self, id: Uuid, health: Health) -> Option<CircuitChange> {
         match health {
             Health::Usable => self.refusals.on_usable(id),
@@ -117,7 +118,8 @@ impl Circuit {
         }
     }
 
-    /// The database does not know of an open circuit. One that was opened here a moment ago stays: it is on its way there.
+    /// The database knows no open circuit. One that was opened here a moment ago stays open: the
+    /// notice is under way.
     pub fn is_unknown(&mut self) {
         if self.open.is_some_and(|open| open.confirmed) {
             self.set_closed();
@@ -130,8 +132,8 @@ impl Circuit {
         self.reset();
     }
 
-    /// Whether there is a transaction to probe with, as was just found out. True when there has been none for long: an alarm that nothing
-    /// can end would teach people to ignore it.
+    /// Whether there is a transaction to probe with, as was just found out. True when there has
+    /// been none for long: an alarm that nothing can end teaches people to ignore it.
     pub fn note_probe_candidates(&mut self, now: Instant, any: bool) -> bool {
         let Some(open) = &mut self.open else { return false };
         open.idle_since = if any { None } else { open.idle_since.or(Some(now)) };
@@ -148,7 +150,7 @@ impl Circuit {
         self.open.is_some()
     }
 
-    /// Whether to ask the database for the right to probe; if so, notes that it is asked.
+    /// Whether to request the right to probe from the database; if so, notes the request.
     pub fn asks_for_probe(&mut self, now: Instant) -> bool {
         match &mut self.open {
             Some(open) if open.probe == Probe::Idle && open.probe_at <= now => {
@@ -160,13 +162,14 @@ impl Circuit {
         }
     }
 
-    /// Whether the time for a probe has come, and nobody was asked for it yet.
+    /// Whether a probe is due that was not requested yet.
     #[must_use]
     pub fn is_due(&self, now: Instant) -> bool {
         self.open.is_some_and(|open| open.probe == Probe::Idle && open.probe_at <= now)
     }
 
-    /// A probe that was granted and could not be sent is given up after half an interval: the next one's turn may be near.
+    /// A granted probe that could not be sent is given up after half an interval: the next one may
+    /// be near.
     pub fn expire(&mut self, now: Instant, interval: Duration) {
         if let Some(open) = &mut self.open
             && open.probe == Probe::Granted
@@ -176,7 +179,7 @@ impl Circuit {
         }
     }
 
-    /// Asks again at `next`.
+    /// Requests it again at `next`.
     pub fn set_idle(&mut self, next: Instant) {
         if let Some(open) = &mut self.open {
             (open.probe, open.probe_at) = (Probe::Idle, next);
@@ -189,8 +192,9 @@ impl Circuit {
         self.open.filter(|open| open.probe == Probe::Idle).map(|open| open.probe_at)
     }
 
-    /// The database's answer; `next` is when to ask again. A circuit that the database does not know, although there was time to tell
-    /// it, is closed: nobody would ever close it otherwise.
+    /// The database's answer; `next` is when to request again. A circuit that the database still
+    /// does not know, although there was time to report it, is closed: nothing else would ever
+    /// close it.
     pub fn on_probe_asked(&mut self, granted: bool, next: Instant) {
         if !granted && self.open.is_some_and(|open| !open.confirmed) {
             return self.set_closed();

@@ -1,13 +1,16 @@
-//! When each reference was last asked about, by this process's own memory.
+//! When each reference was last polled, by this process's own memory.
 //!
-//! The plan and the row say when the next poll is due. This is beside them: whatever the database says after a restore, a failover or a
-//! jump of its clock, and whoever exchanges references between rows, a living process asks nobody again before the documented floor.
+//! The plan and the row say when the next poll is due. This is a second guard: whatever the
+//! database says after a restore, a failover or a jump of its clock, and even when references are
+//! exchanged between rows, a running process never polls a reference again before the documented
+//! floor.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::time::{Duration, Instant};
 
-/// The references of one account that were asked about less than the floor ago. Where the provider documents none, nothing is kept.
+/// The references of one account that were polled less than the floor ago. Where the provider
+/// documents none, nothing is kept.
 pub(super) struct Floor {
     floor: Duration,
     hashing: BuildHasherDefault<DefaultHasher>,
@@ -21,19 +24,19 @@ impl Floor {
         Self { floor, hashing: BuildHasherDefault::default(), last: HashMap::new(), order: VecDeque::new() }
     }
 
-    /// A request was on its way until `now`.
+    /// A request was under way until `now`.
     pub(super) fn on_sent(&mut self, now: Instant, reference: &str) {
         if self.floor.is_zero() {
             return;
         }
         self.forget(now);
-        // Two references with one hash make one of them wait longer than it must, and none shorter.
+        // A hash collision makes a reference wait longer than it must, never shorter.
         let key = self.hashing.hash_one(reference);
         self.last.insert(key, now);
         self.order.push_back((now, key));
     }
 
-    /// Not to be asked about before that; `None`: now.
+    /// Not to be polled before that; `None`: now.
     pub(super) fn not_before(&mut self, now: Instant, reference: &str) -> Option<Instant> {
         if self.last.is_empty() {
             return None;

@@ -1,6 +1,7 @@
-//! One provider account's queue and budget: how many requests may be in flight, at what pace, and whether the account is asked at all.
+//! One provider account's queue and budget: how many requests may be in flight, at what pace, and
+//! whether the account is polled at all.
 //!
-//! A lane is told the time and what happened; it never looks at a clock and never sends anything.
+//! A lane is given the time and what happened; it never reads a clock and never sends anything.
 
 mod budget;
 mod circuit;
@@ -32,19 +33,19 @@ pub struct LaneSpec {
     pub provider: &'static str,
     /// The account's name.
     pub account: Arc<str>,
-    /// Asks and reads.
+    /// Builds requests and reads answers.
     pub asks: Arc<dyn Provider>,
-    /// When to ask, and what follows from an answer.
+    /// When to poll, and what follows from an answer.
     pub rules: Rules,
-    /// No answer after this long is no answer.
+    /// An answer that takes longer counts as none.
     pub timeout: Duration,
     /// Requests in flight, over all replicas.
     pub max_in_flight: u32,
     /// Requests per second, over all replicas.
     pub rate: Rate,
-    /// When to stop asking.
+    /// When to stop polling.
     pub circuit: CircuitRule,
-    /// Whether it may be asked at all.
+    /// Whether it may be polled at all.
     pub permit: Permit,
 }
 
@@ -59,15 +60,15 @@ pub struct Lane {
     in_flight: HashMap<Uuid, Instant>,
     /// This replica's share of the account's requests in flight.
     share: u32,
-    /// Whether the account is asked at all.
+    /// Whether the account is polled at all.
     circuit: Circuit,
     /// A request for slots is under way.
     drawing: bool,
-    /// Before that no slots are to be had.
+    /// No slots are available before that.
     next_draw: Instant,
-    /// Polls sent since slots were last drawn.
+    /// Polls sent since slots were last requested.
     sent_since_draw: u32,
-    /// When it last sent, by count of all polls: who waited longest comes first.
+    /// When it last sent, by count of all polls: the lane that waited longest comes first.
     last_turn: u64,
     /// Keys of which at most one request may be in flight.
     busy: HashSet<Box<str>>,
@@ -76,18 +77,19 @@ pub struct Lane {
     floor: Floor,
     /// The provider asked this process for a pause until then.
     paused_until: Option<Instant>,
-    /// It asked another process, as the database said last.
+    /// The provider asked another process for a pause, as last read from the database.
     told_until: Option<Instant>,
-    /// An operator wants nothing sent, as the database said last.
+    /// An operator wants nothing sent, as last read from the database.
     suspended: bool,
 }
 
-/// Transactions held ready for each request that may be in flight: enough to go on with while the next claim is under way, which takes
-/// the database some 20 ms for 500 of them.
+/// Transactions kept ready for each request that may be in flight: enough to work on while the next
+/// claim is under way, which takes the database some 20 ms for 500 of them.
 const READY: usize = 16;
-/// How soon a lane that may not be asked looks whether it may again.
+/// How soon a lane that may not be polled checks whether it may again.
 const WITHHELD: Duration = Duration::from_secs(1);
-/// Of what may be held ready, the backlog takes one in so many while anything else is due.
+/// While anything else is due, the backlog takes one in this many of the transactions that are kept
+/// ready.
 pub const BACKLOG_SHARE: usize = 5;
 
 /// How many more transactions a lane has room for.
@@ -100,7 +102,7 @@ pub struct Room {
 }
 
 impl Room {
-    /// No more than so many of each.
+    /// At most this many of each.
     #[must_use]
     pub fn at_most(self, most: usize) -> Self {
         Self { ordinary: self.ordinary.min(most), backlog: self.backlog.min(most) }
@@ -150,7 +152,7 @@ impl Lane {
         &mut self.waiting
     }
 
-    /// How many could be asked about now, but for the budget.
+    /// How many could be polled now, but for the budget.
     #[must_use]
     pub fn ready(&self) -> usize {
         self.ready.len()
@@ -161,7 +163,7 @@ impl Lane {
         self.ready.insert(key, held);
     }
 
-    /// Takes out one whose time had come.
+    /// Takes out one that was ready.
     pub(super) fn remove_ready(&mut self, key: ReadyKey) -> Option<Box<Held>> {
         self.ready.remove(&key)
     }
@@ -190,8 +192,8 @@ impl Lane {
         self.waiting.len() + self.ready.len()
     }
 
-    /// How long the transaction has waited that has waited longest. One in flight counts where it is out for longer than its time-out:
-    /// it waits for a token.
+    /// The longest wait of a transaction here. One in flight counts when it takes longer than its
+    /// time-out: it waits for a token.
     #[must_use]
     pub fn oldest_due(&self, now: Instant) -> Duration {
         let ready = self.ready.dues().map(|due| now.saturating_duration_since(due));
@@ -215,7 +217,7 @@ impl Lane {
         self.share = share;
     }
 
-    /// Whether the account is asked at all.
+    /// Whether the account is polled at all.
     #[must_use]
     pub fn circuit(&self) -> &Circuit {
         &self.circuit
@@ -228,14 +230,15 @@ impl Lane {
 
 /// How much it should have.
 impl Lane {
-    /// How many transactions this replica should hold ready for the account: no more than can start soon, so that what it cannot
-    /// serve stays free for others.
+    /// How many transactions this replica should keep ready for the account: no more than can start
+    /// soon, so that the rest stays free for other replicas.
     fn target(&self) -> usize {
         let by_rate = (self.spec.rate.per_second * 2.0).ceil().min(1e9) as usize + 1;
         (self.share as usize * READY).min(by_rate.max(2))
     }
 
-    /// How many more transactions it has room for: none while the account is not asked, but for a probe.
+    /// How many more transactions it has room for: none while the account is not polled, except for
+    /// a probe.
     #[must_use]
     pub fn room(&self, now: Instant, soon: Instant) -> Room {
         if self.spec.permit.is_withheld() {
@@ -246,8 +249,8 @@ impl Lane {
             return Room { ordinary: probe, backlog: probe };
         }
         let target = self.target();
-        // What is in memory falls due again and again. Re-polls may use at most half of the room so that new work is not kept out;
-        // overdue work may use all.
+        // What is in memory falls due again and again. Re-polls may use at most half of the room so
+        // that new work is not kept out; overdue work may use all.
         let repolls = self.waiting.due_until(soon).min(target / 2);
         let backlog = self.ready.backlog();
         Room {
@@ -256,14 +259,15 @@ impl Lane {
         }
     }
 
-    /// Whether more than a quarter of what it should hold is missing. As half of it may be taken by what falls due again, a larger share
-    /// might never be.
+    /// Whether more than a quarter of what it should keep is missing. A larger share might never be
+    /// missing, because re-polls may take up to half of the room.
     #[must_use]
     pub fn is_running_low(&self, now: Instant, soon: Instant) -> bool {
         self.room(now, soon).ordinary * 4 > self.target()
     }
 
-    /// How many send slots it should draw: what is ready or falls due until `soon`, or as many as it used lately.
+    /// How many send slots it should request: as many as are ready or fall due until `soon`, or as
+    /// many as it used lately.
     #[must_use]
     pub fn wants_slots(&self, now: Instant, soon: Instant) -> u32 {
         if self.drawing || self.next_draw > now || self.is_paused(now) || self.share == 0 {
@@ -277,14 +281,15 @@ impl Lane {
         need.max(self.sent_since_draw)
     }
 
-    /// When it will draw for what is ready now.
+    /// When it will request slots for what is ready now.
     #[must_use]
     pub fn awaits_draw(&self) -> Option<Instant> {
         let waits = !self.drawing && !self.suspended && self.ready.len() > 0 && self.share > 0 && self.slots.is_empty();
         waits.then(|| self.paused_until.max(self.told_until).map_or(self.next_draw, |until| until.max(self.next_draw)))
     }
 
-    /// Slots are asked for: how far requests may run ahead of the pace in the shared budget, and the pace's gap.
+    /// Starts a request for slots: how far requests may run ahead of the pace in the shared budget,
+    /// and the pace's gap.
     pub(super) fn start_draw(&mut self) -> (Duration, Duration) {
         self.drawing = true;
         (self.slots.tolerance, self.slots.gap)
@@ -295,24 +300,24 @@ impl Lane {
         self.drawing = false;
     }
 
-    /// Whether slots are asked for.
+    /// Whether a request for slots is under way.
     #[must_use]
     pub fn is_drawing(&self) -> bool {
         self.drawing
     }
 
-    /// No slots are to be had before that.
+    /// No slots are available before that.
     pub(super) fn draw_after(&mut self, at: Instant) {
         self.next_draw = at;
     }
 
-    /// Takes over slots that were drawn at `base`, or up to `slack` before.
+    /// Adds slots that were granted at `base`, or up to `slack` before.
     pub fn add_slots(&mut self, base: Instant, slack: Duration, ahead: f64, gap: f64, count: u32) {
         self.sent_since_draw = 0;
         self.slots.add(Grant { base, slack, ahead, gap, used: 0, count });
     }
 
-    /// Nobody knows any more of when the slots are.
+    /// The moments of the slots are no longer known: drops them.
     pub fn void_slots(&mut self) {
         self.slots.clear();
     }
@@ -320,13 +325,14 @@ impl Lane {
 
 /// What it sends.
 impl Lane {
-    /// Whose turn it is among accounts: first whoever has nothing in flight, then whose window closes first, then who waited longest.
+    /// Whose turn it is among accounts: first lanes with nothing in flight, then those whose window
+    /// closes first, then those that waited longest.
     #[must_use]
     pub fn turn(&self) -> (bool, Option<Urgency>, u64) {
         (!self.in_flight.is_empty(), self.ready.first_urgency(), self.last_turn)
     }
 
-    /// The first ready transaction that may be asked about beside those in flight.
+    /// The first ready transaction that may be polled beside those in flight.
     fn startable(&self) -> Option<ReadyKey> {
         self.ready.next(|held| self.spec.asks.exclusive_key(held.ask()).is_none_or(|key| !self.busy.contains(key)))
     }
@@ -337,8 +343,8 @@ impl Lane {
         !self.is_paused(now) && self.in_flight() < self.share && self.slots.ready(now).is_ok() && self.startable().is_some()
     }
 
-    /// Takes out a transaction to be asked about now, and says until when its request must be on its way; `Err` says when to try again,
-    /// where that is known. `turn` counts all polls.
+    /// Takes out a transaction to be polled now, and says until when its request must be sent;
+    /// `Err` says when to try again, where that is known. `turn` counts all polls.
     pub(super) fn start(&mut self, now: Instant, turn: u64) -> Result<(Box<Held>, Instant), Option<Instant>> {
         let key = self.startable().filter(|_| self.circuit.may_send()).ok_or(None)?;
         if self.spec.permit.is_withheld() {
@@ -376,12 +382,13 @@ impl Lane {
         }
     }
 
-    /// A request about this reference was on its way until now.
+    /// A request about this reference was under way until now.
     pub(super) fn was_sent(&mut self, now: Instant, reference: &str) {
         self.floor.on_sent(now, reference);
     }
 
-    /// By this process's own memory the provider must not be asked about this reference before that, whatever the database says.
+    /// By this process's own memory, when this reference may be polled again, whatever the database
+    /// says.
     pub(super) fn not_before(&mut self, now: Instant, reference: &str) -> Option<Instant> {
         self.floor.not_before(now, reference)
     }
@@ -395,9 +402,11 @@ impl Lane {
         self.slots.clear();
     }
 
-    /// What the database knows of a pause. Replaces what it said before: when its clock is corrected, the pause is too.
+    /// The pause in the database. Replaces the earlier reading: when the database's clock is
+    /// corrected, the pause is too.
     pub fn pause_as_told(&mut self, now: Instant, until: Option<Instant>) {
-        // One that is over comes to lie at another moment with each correction of the clock, and is over all the same.
+        // With each correction of the clock, the end of a past pause moves, and the pause is over
+        // all the same.
         let until = until.filter(|until| *until > now);
         if until > self.told_until {
             self.slots.clear();
@@ -419,7 +428,7 @@ impl Lane {
         self.suspended
     }
 
-    /// Whether the provider's pause or an operator's lasts.
+    /// Whether a pause lasts, the provider's or an operator's.
     #[must_use]
     pub fn is_paused(&self, now: Instant) -> bool {
         self.suspended || self.paused_until.max(self.told_until).is_some_and(|until| until > now)

@@ -1,4 +1,4 @@
-//! Transactions whose time has come, in the order in which they are asked about.
+//! Transactions whose time has come, in the order in which they are polled.
 
 use super::BACKLOG_SHARE;
 use crate::scheduler::held::Held;
@@ -27,8 +27,9 @@ pub struct ReadyKey {
     pub sequence: u64,
 }
 
-/// The queue: what is new or has been polled all along, and beside it the backlog of what was reopened or inserted long after its
-/// initiation. While both are there, the backlog has one turn in [`BACKLOG_SHARE`], so that no bulk retry delays new transactions.
+/// The queue: what is new or has been polled all along, and beside it the backlog of what was
+/// reopened or inserted long after its initiation. While both have entries, the backlog has one
+/// turn in [`BACKLOG_SHARE`], so that no bulk retry delays new transactions.
 #[derive(Default)]
 pub(super) struct Ready {
     ordinary: BTreeMap<ReadyKey, Box<Held>>,

@@ -1,10 +1,11 @@
-//! Refusals of credentials that came with rows: when they say something about the whole account.
+//! Refusals of credentials that came with rows: when they concern the whole account.
 
 use std::collections::{HashMap, HashSet};
 use uuid::Uuid;
 
-/// Five different rows that are refused one after another tell of the account. A row that was refused while others were answered tells of
-/// itself alone, however often it is refused again: so rows that are bad do not disturb the good ones beside them.
+/// Five different rows that are refused one after another indicate a fault of the account. A row
+/// that was refused while others were answered is itself to blame, however often it is refused
+/// again: so bad rows do not disturb the good ones beside them.
 #[derive(Debug, Default)]
 pub(super) struct Refusals {
     /// Refused since the last usable answer, each for the first time.
@@ -17,7 +18,7 @@ pub(super) struct Refusals {
     sent: HashMap<Uuid, u64>,
 }
 
-/// So many different rows.
+/// This many different rows.
 pub(super) const DIFFERENT: usize = 5;
 /// Bounds the memory. What is forgotten counts once more.
 const MOST_KNOWN: usize = 10_000;
@@ -25,14 +26,14 @@ const MOST_KNOWN: usize = 10_000;
 impl Refusals {
     /// A request about this row was sent.
     pub(super) fn on_sent(&mut self, id: Uuid) {
-        // Some come back in ways that nobody tells.
+        // Some come back without a result.
         if self.sent.len() > MOST_KNOWN {
             self.sent.clear();
         }
         self.sent.insert(id, self.usable);
     }
 
-    /// It came back with anything but what the other two say.
+    /// It came back with any other result.
     pub(super) fn on_other(&mut self, id: Uuid) {
         self.sent.remove(&id);
     }
@@ -48,14 +49,15 @@ impl Refusals {
         self.known.remove(&id);
     }
 
-    /// The account is asked again: what was refused so far is forgotten, but for what is known to be bad by itself.
+    /// The account is polled again: refusals so far are forgotten, except for rows that are known
+    /// to be bad themselves.
     pub(super) fn begin_anew(&mut self) {
         self.fresh.clear();
     }
 
-    /// It was refused. Whether so many were, one after another, that the account is concerned.
+    /// It was refused. True when enough were, one after another, that the account is to blame.
     pub(super) fn on_refused(&mut self, id: Uuid) -> bool {
-        // Whoever was answered since it was sent was answered by the same account.
+        // Rows answered since it was sent were answered by the same account.
         let alone = self.sent.remove(&id).is_some_and(|usable| usable < self.usable);
         if alone {
             self.fresh.remove(&id);
@@ -103,7 +105,7 @@ mod tests {
             }
             answer(&mut refusals, 100);
         }
-        // Ten of them in a row by now: all are known to be bad by themselves.
+        // Ten of them in a row by now: all are known to be bad themselves.
         for number in 5..9 {
             assert!(!refuse(&mut refusals, number));
         }

@@ -1,10 +1,11 @@
-//! Held transactions whose time has not come.
+//! Transactions in memory whose time has not come.
 
 use crate::scheduler::held::Held;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// Held transactions by due time. The loop asks at every turn how many fall due soon, so they are counted as they come and go.
+/// Transactions by due time. The loop needs at every turn how many fall due soon, so they are
+/// counted as they come and go.
 pub struct Waiting {
     by_due: BTreeMap<(Instant, u64), Box<Held>>,
     /// How many fall due in which tick after `base`.
@@ -16,13 +17,14 @@ pub struct Waiting {
 const TICK: Duration = Duration::from_millis(20);
 
 impl Waiting {
-    /// Nobody waits. What falls due before `base` counts as falling due then.
+    /// Empty. What falls due before `base` counts as falling due then.
     #[must_use]
     pub fn new(base: Instant) -> Self {
         Self { by_due: BTreeMap::new(), counts: BTreeMap::new(), base }
     }
 
-    /// Waits until `due`. Of those that fall due at the same moment the lower `sequence` comes first; the pair is unique.
+    /// Waits until `due`. Of those that fall due at the same moment the lower `sequence` comes
+    /// first; the pair is unique.
     pub fn insert(&mut self, due: Instant, sequence: u64, held: Box<Held>) {
         *self.counts.entry(self.tick(due)).or_default() += 1;
         self.by_due.insert((due, sequence), held);

@@ -60,8 +60,8 @@ fn moment(at: Option<DateTime<Utc>>) -> String {
     at.map_or_else(String::new, |at| at.to_rfc3339_opts(SecondsFormat::Millis, true))
 }
 
-/// A cell. What a spreadsheet would take for a formula gets an apostrophe before it: whoever inserts rows must not run anything on the
-/// machine of whoever reads the list.
+/// A cell. What a spreadsheet would take for a formula gets an apostrophe before it: a feeder must
+/// not be able to run anything on the machine of a reader of the list.
 fn escaped(cell: &str) -> String {
     let is_number = !cell.is_empty() && cell.chars().all(|c| c.is_ascii_digit() || matches!(c, '.' | '-' | '+'));
     let is_formula = !is_number && cell.starts_with(['=', '+', '-', '@', '\t', '\r']);

@@ -1,7 +1,8 @@
 //! Declared providers while the daemon runs: registered at the start, and served only while no living replica has read another file.
 //!
-//! Each replica holds a lease for each declared provider under the hash of its file. Whoever comes with another file waits until the last
-//! holder of the first one is gone, and says so: two files would call one answer by two names.
+//! Each replica holds a lease for each declared provider under the hash of its file. A replica with
+//! another file waits until the last holder of the first one is gone, and says so: two files would
+//! call one answer by two names.
 
 use crate::config::Config;
 use crate::providers::declared::Declaration;
@@ -18,10 +19,12 @@ use uuid::Uuid;
 const EVERY: Duration = Duration::from_secs(2);
 /// How long a lease outlives its last renewal.
 const LEASE: Duration = Duration::from_secs(30);
-/// Without a renewal for so long nothing is sent any more: it ends before the lease does, whatever the clocks say.
+/// Without a renewal for this long nothing is sent any more: it is shorter than the lease, whatever
+/// the clocks say.
 const CERTAIN: Duration = Duration::from_secs(20);
 
-/// Whether a provider may be asked by this replica: a declared one may not as long as another file is served. Cheap to clone.
+/// Whether this replica may poll a provider: a declared one may not be polled as long as another
+/// file is served. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Permit(Arc<AtomicBool>);
 
@@ -48,13 +51,13 @@ struct Served {
     declaration: &'static Declaration,
     permit: Permit,
     held_at: Option<Instant>,
-    /// The other file that was told of.
+    /// The other file that was reported.
     told: Option<String>,
 }
 
 impl Declarations {
-    /// Registers the enabled declared providers; none of them may be asked yet. The permits belong to the providers in the order of the
-    /// configuration.
+    /// Registers the enabled declared providers; none of them may be polled yet. The permits belong
+    /// to the providers in the order of the configuration.
     pub async fn register(config: &Config, store: &Store) -> Result<(Self, Vec<Permit>), StoreError> {
         let mut served = Vec::new();
         let mut permits = Vec::with_capacity(config.providers.len());
@@ -71,7 +74,7 @@ impl Declarations {
         Ok((declarations, permits))
     }
 
-    /// Takes what is free and renews it until nothing is sent any more, then gives everything back.
+    /// Takes free leases and renews them until nothing is sent any more, then releases them.
     pub async fn keep(mut self, drained: CancellationToken) {
         if self.served.is_empty() {
             return;
@@ -83,7 +86,7 @@ impl Declarations {
                 () = tokio::time::sleep(EVERY) => self.renew().await,
             }
         }
-        // Where it fails, whoever waits for it waits for the lease to end.
+        // If this fails, a replica that waits for the lease waits for its end.
         drop(tokio::time::timeout(EVERY, self.store.release_declarations(self.holder)).await);
     }
 
@@ -119,7 +122,7 @@ impl Declarations {
                         served.told = Some(other);
                     }
                 }
-                // The loop tells that the database is lost.
+                // The loop reports that the database is unavailable.
                 Ok(Err(_)) | Err(_) => {}
             }
             served.permit.withhold(served.held_at.is_none_or(|at| at.elapsed() >= CERTAIN));

@@ -1,6 +1,7 @@
 //! What is wrong, and why a transaction waits, in sentences: the same ones in `paypoll status` and `show` and on the page.
 //!
-//! Knows what the store found and how times and counts are written; asks nobody, and decides nothing.
+//! Knows what the store found and how times and counts are written; queries nothing, and decides
+//! nothing.
 
 use crate::config::{self, Config};
 use crate::domain::{Ending, Plan, State};
@@ -79,7 +80,7 @@ impl Rules {
     }
 }
 
-/// So many accounts that nobody serves are told of by name.
+/// At most this many accounts that no replica serves are named.
 const MOST_UNSERVED: usize = 10;
 
 /// What is wrong, the worst first; one good sentence where nothing is.
@@ -156,7 +157,7 @@ fn no_daemon(situation: &Situation) -> Option<Sentence> {
     Some(Sentence { tone, text, account: None })
 }
 
-/// What is wrong with an account; `None` where it is asked and nothing of it is late.
+/// What is wrong with an account; `None` where it is polled and nothing of it is late.
 fn standing(account: &AccountOverview, situation: &Situation) -> Option<Sentence> {
     let (now, whose) = (situation.as_of, plain(&name(&account.provider, &account.account)));
     let is_served = !situation.unroutable.iter().any(|row| (&row.provider, &row.account) == (&account.provider, &account.account));
@@ -287,7 +288,7 @@ pub struct Reason {
     pub again: Option<&'static str>,
 }
 
-/// What is known of a reason; `None` for the provider's words and for others'.
+/// What is known of a reason; `None` for texts of the provider and of others.
 #[must_use]
 pub fn reason(name: &str) -> Option<&'static Reason> {
     REASONS.iter().find(|reason| reason.name == name)
@@ -337,7 +338,7 @@ fn ended(life: &Life) -> String {
     }
 }
 
-/// What keeps the whole account from being asked.
+/// What keeps the whole account from being polled.
 fn obstacle(life: &Life) -> Option<String> {
     let (row, around) = (&life.transaction, &life.surroundings);
     let whose = plain(&name(&row.provider, &row.account));

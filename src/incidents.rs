@@ -1,4 +1,5 @@
-//! What the log told lately, kept for the page and counted for `/metrics`: a circuit that has closed again leaves no trace in the tables.
+//! Recent incidents of the log, kept for the page and counted for `/metrics`: a circuit that has
+//! closed again leaves no trace in the tables.
 //!
 //! The log is the one place where everything that happens passes. What concerns one transaction, and regular lines, are not kept.
 
@@ -12,7 +13,7 @@ use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer};
 
-/// So many are kept.
+/// At most this many are kept.
 const KEPT: usize = 200;
 /// Events that come regularly, or for single transactions.
 const REGULAR: [&str; 5] = [event::TRANSITION, event::POLL, event::POLL_FAILED, event::ROW_INVALID, event::SUMMARY];

@@ -1,5 +1,5 @@
-//! paypoll takes pending payment transactions out of PostgreSQL, asks each payment provider for their fate under that provider's
-//! documented rules, and writes every transition back.
+//! paypoll takes pending payment transactions out of PostgreSQL, polls each payment provider for
+//! their outcome under that provider's documented rules, and writes every transition back.
 //!
 //! # The map
 //!
@@ -10,31 +10,36 @@
 //!              └──────► providers ──► wire    domain
 //! ```
 //!
-//! - [`domain`]: what a transaction is, what an answer means for it, when to ask again. Pure.
+//! - [`domain`]: what a transaction is, what an answer means for it, when to poll again. Pure.
 //! - [`providers`]: the five providers, one file each: the documented request, the documented words. Pure.
 //! - [`wire`]: requests and responses as values; strict JSON, percent-encoding, redaction. Pure.
 //! - [`transport`]: HTTP. Knows no provider.
 //! - [`store`]: PostgreSQL: every statement, and no decision.
-//! - [`scheduler`]: the loop. Its [`engine`](scheduler::engine) is a state machine that is told the time and what happened; the rest of
-//!   it carries out what the engine says. The only place that spawns tasks, but for servers.
+//! - [`scheduler`]: the loop. Its [`engine`](scheduler::engine) is a state machine that is given
+//!   the time and what happened; the rest of it carries out what the engine says. The only place
+//!   that spawns tasks, but for servers.
 //! - [`ops`], [`metrics`], [`telemetry`], [`incidents`]: what the daemon shows of itself. [`upkeep`]: housekeeping.
-//! - [`explain`], [`text`], [`csv`]: what people are told, in the same words by the commands and on the page.
+//! - [`explain`], [`text`], [`csv`]: texts for people, the same in the commands and on the page.
 //! - [`config`], [`cli`], [`commands`]: what can be set, typed and done.
 //! - [`simulator`] and [`postgres`]: the five providers and a database for the demo, the tests and a user's staging.
 //!
-//! # From a row to a final word
+//! # From a row to a final status
 //!
-//! A look *claims* what falls due within the next second, in the order in which it falls due, with `FOR UPDATE SKIP LOCKED`; each claim
-//! raises the row's *fence* and names the replica that holds it. The poll is *sent* at its due instant, when the account's *lane* has
-//! a slot of the shared budget. What comes back, whatever it is, becomes an *outcome*; the outcome leads to one *decision*; and the
-//! decision is *recorded* in one database transaction with its *transition* and its row of the *journal*.
+//! Each claim cycle *claims* what falls due within the next second, in the order in which it falls
+//! due, with `FOR UPDATE SKIP LOCKED`; each claim raises the row's *fence* and names the replica
+//! that holds it. The poll is *sent* at its due instant, when the account's *lane* has a slot of
+//! the shared budget. What comes back, whatever it is, becomes an *outcome*; the outcome leads to
+//! one *decision*; and the decision is *recorded* in one database transaction with its *transition*
+//! and its row of the *journal*.
 //!
 //! # What always holds
 //!
-//! - Only a documented final word, in a well-formed answer about our own identifier, makes a transaction final. A deadline parks it.
-//! - Whoever writes a row carries the fence of his claim. A late answer meets a raised fence and changes nothing.
-//! - A replica's heartbeat is its lease. It sends only while an answer would still come within the lease; whoever takes over assumes
-//!   that what may have been sent was sent.
+//! - Only a documented final status, in a well-formed answer about our own identifier, makes a
+//!   transaction final. A deadline parks it.
+//! - Every write to a row carries the fence of its claim. A late answer meets a raised fence and
+//!   changes nothing.
+//! - A replica's heartbeat is its lease. It sends only while an answer would still come within the
+//!   lease; the replica that takes over assumes that what may have been sent was sent.
 //! - While the next poll comes within a minute, a transaction stays in its owner's memory, and a poll costs the database one row of a
 //!   batched append; the row itself is written once a minute. The journal is the truth about what was sent: counts are rebuilt from it after a crash.
 //! - The database's clock decides what is due; a process only waits by its own.

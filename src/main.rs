@@ -21,7 +21,7 @@ fn main() -> ExitCode {
     ExitCode::from(end(run(&cli)))
 }
 
-/// Says how it ended. Whoever reads standard error and stalls must not keep the process from ending.
+/// Says how it ended. A stalled reader of standard error must not keep the process from ending.
 fn end(result: anyhow::Result<()>) -> u8 {
     let (send, concluded) = mpsc::channel();
     thread::spawn(move || send.send(conclude(result, &mut stderr())));
@@ -29,12 +29,12 @@ fn end(result: anyhow::Result<()>) -> u8 {
     concluded.recv_timeout(FLUSH_TIMEOUT).unwrap_or(1)
 }
 
-/// An error waits so long for its reader.
+/// How long an error waits for its reader.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 fn run(cli: &Cli) -> anyhow::Result<()> {
     let load = |speed| Config::load(&cli.config, config::environment(), speed);
-    // For whoever asks no provider: a secret that is missing is none of its business.
+    // For commands that poll no provider: they do not need its secrets.
     let read = |speed| Config::load_without_secrets(&cli.config, config::environment(), speed);
     let mut out = stdout();
     match &cli.command {
@@ -45,7 +45,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
             let log = telemetry::init(&config.log).map_err(anyhow::Error::msg)?;
             let runtime = one_thread()?;
             let result = runtime.block_on(commands::run::run(config, source, &log));
-            // A name that is still being looked up keeps nobody from ending.
+            // A name lookup under way does not delay the end.
             runtime.shutdown_background();
             result
         }

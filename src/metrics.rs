@@ -99,7 +99,7 @@ pub struct Metrics {
     pub accounts: Vec<AccountMetrics>,
     /// Whether the database is there and this replica holds its lease.
     pub ready: AtomicBool,
-    /// Whether the log has told that the database is lost, and not yet that it is back.
+    /// Whether the log has reported the database as unavailable, and not yet as back.
     pub outage: AtomicBool,
     /// How often the configuration was read anew and applied, and how often refused.
     pub reloads: [AtomicU64; 2],
@@ -107,7 +107,7 @@ pub struct Metrics {
     /// When the loop last turned, in milliseconds since `began`.
     turned_ms: AtomicU64,
     unroutable: Mutex<Vec<Unroutable>>,
-    /// For how many days the journal has partitions; [`UNKNOWN`] while nobody knows.
+    /// For how many days the journal has partitions; [`UNKNOWN`] while that is unknown.
     journal_days_ahead: AtomicI64,
 }
 
@@ -129,7 +129,7 @@ impl Metrics {
         }
     }
 
-    /// Goes on from the counters of the time before a reload, which nobody writes any more.
+    /// Goes on from the counters of the time before a reload, which are no longer written.
     pub fn go_on_from(&self, before: &Self) {
         let add = |to: &[AtomicU64], from: &[AtomicU64]| {
             to.iter().zip(from).for_each(|(to, from)| _ = to.fetch_add(from.load(Relaxed), Relaxed));
@@ -168,7 +168,7 @@ impl Metrics {
         now.saturating_duration_since(self.began + Duration::from_millis(self.turned_ms.load(Relaxed)))
     }
 
-    /// What was last found to wait for an account that nobody serves.
+    /// What was last found to wait for an account that no replica serves.
     #[must_use]
     pub fn unroutable(&self) -> Vec<Unroutable> {
         self.unroutable.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -185,7 +185,7 @@ impl Metrics {
         self.journal_days_ahead.store(days.unwrap_or(UNKNOWN), Relaxed);
     }
 
-    /// Remembers what was found to wait for an account that nobody serves.
+    /// Remembers what was found to wait for an account that no replica serves.
     pub fn set_unroutable(&self, found: Vec<Unroutable>) {
         *self.unroutable.lock().unwrap_or_else(PoisonError::into_inner) = found;
     }

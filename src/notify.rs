@@ -1,4 +1,4 @@
-//! What a service manager is told: systemd's `sd_notify` protocol, which is one datagram for each piece of news.
+//! Notifications to a service manager: systemd's `sd_notify` protocol, one datagram for each.
 //!
 //! Read in the manual page sd_notify(3): `NOTIFY_SOCKET` names the socket, by a path or, after `@`, in the abstract name space;
 //! `WATCHDOG_USEC` says within which time a sign of life must come, for the process of `WATCHDOG_PID`.
@@ -13,9 +13,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
-/// How often to look whether the daemon is ready.
+/// How often to check whether the daemon is ready.
 const STARTING: Duration = Duration::from_millis(20);
-/// How often to look where there is nothing to tell.
+/// How often to check where there is nothing to report.
 const IDLE: Duration = Duration::from_secs(3600);
 /// The loop turns at least once a second; with so much between two turns it does not hang yet.
 const TURNS: Duration = Duration::from_secs(3);
@@ -39,12 +39,12 @@ impl ServiceManager {
     /// The one that listens on `socket`. `watchdog` is the longest it waits between two signs of life.
     pub fn new(socket: &str, watchdog: Option<Duration>) -> io::Result<Self> {
         let here = UnixDatagram::unbound()?;
-        // Whoever does not read must not stop the daemon.
+        // A manager that does not read must not stop the daemon.
         here.set_nonblocking(true)?;
         Ok(Self { socket: here, address: address(socket)?, watchdog })
     }
 
-    /// Tells it something. A manager that does not listen any more is no reason to stop.
+    /// Sends a notification. A manager that does not listen any more is no reason to stop.
     fn tell(&self, news: &str) {
         drop(self.socket.send_to_addr(news.as_bytes(), &self.address));
     }
@@ -66,7 +66,7 @@ fn watchdog(usec: Option<&str>, pid: Option<&str>, own: u32) -> Option<Duration>
     (is_ours && usec > 0).then(|| Duration::from_micros(usec))
 }
 
-/// Tells when the daemon is ready and that it lives until `end`, and that it stops on `stop`.
+/// Reports when the daemon is ready, that it lives until `end`, and that it stops on `stop`.
 pub async fn keep(manager: Arc<ServiceManager>, metrics: Arc<Metrics>, stop: CancellationToken, end: CancellationToken) {
     let mut signs = Signs::new(manager.watchdog, Instant::now());
     loop {
@@ -83,9 +83,9 @@ pub async fn keep(manager: Arc<ServiceManager>, metrics: Arc<Metrics>, stop: Can
     manager.tell("STOPPING=1");
 }
 
-/// What is to be told when.
+/// What is to be reported when.
 struct Signs {
-    /// Between two signs of life; `None` where nobody waits for them.
+    /// Between two signs of life; `None` where none are wanted.
     every: Option<Duration>,
     is_ready: bool,
     last: Instant,
@@ -96,7 +96,7 @@ impl Signs {
         Self { every: watchdog.map(|longest| longest / 2), is_ready: false, last: now }
     }
 
-    /// How long nothing is to be told.
+    /// How long nothing is to be reported.
     fn pause(&self) -> Duration {
         let every = self.every.unwrap_or(IDLE);
         if self.is_ready { every } else { every.min(STARTING) }

@@ -5,8 +5,8 @@
 use chrono::{DateTime, Utc};
 use std::time::Duration;
 
-/// Whether a terminal obeys this character, or it has no shape of its own but changes how its neighbours are shown. Whoever inserts
-/// rows must not steer the reader's eye.
+/// Whether a terminal obeys this character, or it has no shape of its own but changes how its
+/// neighbours are shown. A feeder that inserts rows must not steer the reader's eye.
 #[must_use]
 pub fn is_steering(c: char) -> bool {
     c.is_control()

@@ -1,4 +1,4 @@
-//! Housekeeping beside the loop: the journal's partitions, and rows that nobody serves.
+//! Maintenance beside the loop: the journal's partitions, and rows that no replica serves.
 
 use crate::config::Config;
 use crate::metrics::Metrics;
@@ -14,19 +14,21 @@ use tracing::warn;
 
 /// Partitions are made a week ahead, so an hour lost does no harm.
 const JOURNAL_EVERY: Duration = Duration::from_secs(3600);
-/// How soon after the start, and how often then, rows that nobody serves are looked for.
+/// How soon after the start, and how often after that, rows that no replica serves are searched
+/// for.
 const UNROUTABLE_EVERY: Duration = Duration::from_secs(10);
 /// What takes longer is left to the next time.
 const STEP_TIMEOUT: Duration = Duration::from_secs(60);
-/// The same finding is told again after this long.
+/// The same finding is reported again after this long.
 const TELL_AGAIN: Duration = Duration::from_secs(600);
-/// Of so many accounts that nobody serves each is told of by name; of more, in sum: whoever feeds can invent any number.
+/// Up to this many accounts that no replica serves are reported by name, more of them in sum: a
+/// feeder can invent any number.
 const NAMED: usize = 10;
 /// After a failure the journal is kept again so much sooner.
 const JOURNAL_AGAIN: Duration = Duration::from_secs(60);
-/// The same failure to keep it is told again after this long.
+/// The same failure is reported again after this long.
 const TELL_FAILURE_AGAIN: Duration = Duration::from_secs(3600);
-/// A database that cannot be reached is told of by the loop; here only when it lasts.
+/// A database that cannot be reached is reported by the loop; here only when it lasts.
 const LASTS: u32 = 3;
 
 /// An account.
@@ -39,7 +41,7 @@ pub struct Upkeep {
     retention: Duration,
     /// The accounts that this daemon serves.
     own: Vec<Account>,
-    /// The accounts that it is told to leave to others.
+    /// The accounts that are left to other replicas.
     left: BTreeSet<Account>,
     /// Accounts that nobody served when they were last looked for.
     unserved: BTreeSet<Account>,

@@ -9,7 +9,7 @@ use crate::store::{Store, StoreError};
 use crate::text::{plain, span};
 use crate::transport::Tls;
 use anyhow::bail;
-// Not to ask anybody: the address is read as it will be when requests are sent.
+// No lookup: the address is read as it will be when requests are sent.
 use reqwest::Url;
 use std::io::{self, Write};
 use std::time::{Duration, Instant, SystemTime};

@@ -39,7 +39,7 @@ use view::{Standing, View};
 
 /// Dropayment's window of 3 minutes is 3 s then: a script with a time-out of 2 s, which no speed hurries, still fits in.
 const FASTEST: f64 = 60.0;
-/// How often the tables are looked at.
+/// How often the tables are read.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// The longest that a transaction takes by the rules, without speed; and what slow machines and time-outs need beyond that.
 const MAX_RUN: (Duration, Duration) = (Duration::from_secs(1800), Duration::from_secs(60));

@@ -40,7 +40,8 @@ async fn open_store_for_reading(config: &Config) -> anyhow::Result<Store> {
     reached(Store::open(&config.database)?).await
 }
 
-/// The database, reached and with the schema that this binary needs. Errors name what is wrong and how to mend it.
+/// The database, reached and with the schema that this binary needs. Errors name what is wrong and
+/// how to fix it.
 async fn open_store(config: &Config) -> anyhow::Result<Store> {
     config.database.url()?;
     reached(Store::open_for_ops(&config.database)?).await
@@ -159,7 +160,8 @@ fn user() -> String {
     found.unwrap_or_else(|| format!("uid {id}"))
 }
 
-/// Tells a command's error on `stderr` and gives the exit code: 0 fine, 1 the work failed, 2 usage or configuration error.
+/// Prints a command's error on `stderr` and returns the exit code: 0 fine, 1 the work failed, 2
+/// usage or configuration error.
 ///
 /// Output that nobody reads any more (`paypoll plan dapi | head`) is no error.
 pub fn conclude(result: anyhow::Result<()>, stderr: &mut impl Write) -> u8 {
@@ -168,7 +170,7 @@ pub fn conclude(result: anyhow::Result<()>, stderr: &mut impl Write) -> u8 {
     if error.downcast_ref().is_some_and(is_closed_pipe) {
         return 0;
     }
-    // Where nobody reads the errors either, the exit code still tells.
+    // Where the errors are not read either, the exit code still shows the failure.
     let _ = writeln!(stderr, "{}", told(&error));
     let is_misconfigured = error.is::<ConfigError>()
         || matches!(error.downcast_ref(), Some(StoreError::Url(_)))

@@ -1,5 +1,5 @@
-//! `paypoll pause`, `resume` and `probe`: an operator's hand on whole accounts. What they say stands in `paypoll.accounts`, for every
-//! replica and across restarts.
+//! `paypoll pause`, `resume` and `probe`: an operator's hand on whole accounts. Their effect is
+//! kept in `paypoll.accounts`, for every replica and across restarts.
 
 use super::Known;
 use crate::cli;
@@ -9,7 +9,7 @@ use crate::text::{moment, plain, span};
 use anyhow::bail;
 use std::io::Write;
 
-/// Keeps a provider's accounts, or one of them, from being asked.
+/// Pauses a provider's accounts, or one of them.
 pub async fn pause(config: &Config, args: &cli::Pause, out: &mut impl Write) -> anyhow::Result<()> {
     if args.because.trim().is_empty() {
         return Err(ConfigError::one("--because = \"\": says why, to whoever looks next".into()).into());
@@ -31,7 +31,7 @@ pub async fn pause(config: &Config, args: &cli::Pause, out: &mut impl Write) -> 
     Ok(())
 }
 
-/// Has a provider's accounts, or one of them, asked again.
+/// Resumes a provider's accounts, or one of them.
 pub async fn resume(config: &Config, args: &cli::Resume, out: &mut impl Write) -> anyhow::Result<()> {
     let store = super::open_store(config).await?;
     let (provider, accounts) = meant(&store, config, &args.account).await?;

@@ -63,7 +63,8 @@ impl<'a> Reloads<'a> {
         Ok(Self { known: source.fingerprints()?, source, asked, log })
     }
 
-    /// Waits until the configuration is to be read anew, and reads it. What cannot be read is told, counted, and changes nothing.
+    /// Waits until the configuration is to be read anew, and reads it. A configuration that cannot
+    /// be read is reported and counted, and changes nothing.
     pub async fn next(&self, running: &Config, metrics: &Metrics) -> Read {
         loop {
             self.asked.notified().await;
@@ -109,7 +110,7 @@ impl<'a> Reloads<'a> {
     /// The configuration is in force. `unwritten`: why the last polls of the time before could not be written down.
     pub fn applied(&mut self, read: Read, metrics: &Metrics, unwritten: Option<&str>) {
         let Read { config, mut known, changed, restart } = read;
-        // Told again each time until the restart.
+        // Reported again each time until the restart.
         for key in &restart {
             match self.known.get(key) {
                 Some(before) => known.insert(key.clone(), before.clone()),

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::io::{self, IsTerminal as _, Write};
 use uuid::Uuid;
 
-/// So many are reopened in one statement: few enough for its locks to be short.
+/// How many are reopened in one statement: few enough for its locks to be short.
 const AT_ONCE: usize = 500;
 /// More than so many are reopened only after a yes, and not named one by one.
 const MANY: usize = 100;

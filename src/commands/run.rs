@@ -171,7 +171,8 @@ impl Generation {
         end: CancellationToken,
     ) -> anyhow::Result<Result<bool, String>> {
         let Self { config, daemon, declarations, metrics, .. } = self;
-        // The port stays open until the last answer is written down: whoever looks sees a daemon that stops, not one that is gone.
+        // The port stays open until the last answer is recorded: it shows a daemon that stops, not
+        // one that is gone.
         let drained = CancellationToken::new();
         let ops = match port {
             Some(port) => {
@@ -233,7 +234,8 @@ fn is_final(error: &sqlx::Error) -> bool {
         sqlx::Error::Configuration(_) => true,
         sqlx::Error::Database(error) => {
             error.code().is_some_and(|code| matches!(&*code, "28P01" | "28000" | "3D000"))
-                // A PgBouncer that has not been told to ignore our session settings; its code stands for anything.
+                // A PgBouncer that is not configured to ignore our session settings; its code
+                // stands for anything.
                 || error.message().contains("startup parameter")
         }
         _ => false,
@@ -249,7 +251,7 @@ fn reconnect() -> ExponentialBackoff {
         .build()
 }
 
-/// How often a reload looks whether the database is there again.
+/// How often a reload checks whether the database is available again.
 const READY_EVERY: Duration = Duration::from_millis(100);
 /// Registering declared providers takes no longer than this.
 const REGISTER_LIMIT: Duration = Duration::from_secs(10);

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval};
 
-/// How often `--watch` looks.
+/// How often `--watch` repeats the report.
 const EVERY: Duration = Duration::from_secs(1);
 /// A longer account name is cut in the table.
 const LONGEST_ACCOUNT: usize = 40;
@@ -20,9 +20,9 @@ const LONGEST_ACCOUNT: usize = 40;
 const LONGEST_ACCOUNT_NARROW: usize = 22;
 /// From so many columns on the table has all of its own.
 const WIDE: usize = 118;
-/// Where nobody's window ends: whoever reads lines from a pipe wants one sentence in each.
+/// Where nobody's window ends: a reader of lines from a pipe wants one sentence in each.
 const ENDLESS: usize = 2_000;
-/// So many problems, errors and events are told where there is room for them.
+/// At most this many problems, errors and events are shown where there is room for them.
 const MOST_TOLD: usize = 30;
 /// The alternate screen without cursor and line wrap: what stood in the terminal before stays untouched.
 const ENTER: &str = "\x1b[?1049h\x1b[?25l\x1b[?7l";
@@ -45,7 +45,7 @@ pub async fn run(config: &Config, args: &cli::Status, out: &mut impl Write) -> a
     Ok(())
 }
 
-/// What is looked at.
+/// What to report on.
 struct Look<'a> {
     store: &'a Store,
     rules: Rules,
@@ -278,7 +278,7 @@ fn events(situation: &Situation, width: usize) -> Vec<String> {
     lines
 }
 
-/// Looks again and again. A database that goes away for a while does not end it.
+/// Repeats the report. A database that is unavailable for a while does not end it.
 async fn watch(look: &Look<'_>, out: &mut impl Write) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be listened for")?;
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be listened for")?;
@@ -328,7 +328,7 @@ impl<'a, W: Write> Screen<'a, W> {
 
     fn show(&mut self, situation: &Situation, args: &cli::Status, trouble: Option<&str>) -> io::Result<()> {
         if self.plain {
-            // Whoever reads the lines takes them for current: none are better than old ones.
+            // Lines on a pipe are taken for current ones: better none than old ones.
             return match trouble {
                 Some(trouble) if !args.json => writeln!(self.out, "{}", plain(trouble)),
                 Some(_) => Ok(()),

@@ -69,7 +69,7 @@ pub fn read(file: &Path) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
     let opened = File::open(file)
         .and_then(|file| if file.metadata()?.is_file() { Ok(file) } else { Err(std::io::Error::other("is no file")) });
-    // One byte more than is allowed: whoever reads it says that it is too long.
+    // One byte more than is allowed: the parser then reports that it is too long.
     let read = opened.and_then(|file| file.take(LARGEST as u64 + 1).read_to_end(&mut bytes));
     read.map(|_| bytes).map_err(|error| format!("the file cannot be read ({error})"))
 }

@@ -1,7 +1,8 @@
 //! The configuration: text in layers becomes typed settings here, in the words of the domain; every secret becomes a redacted type.
 //!
-//! Nothing behind this module reads a file, a variable or a text again. `config/default.toml` documents every key and is the lowest
-//! layer. Every mistake is named with its key, its value (never a secret's) and its mend, and all of them at once.
+//! Nothing behind this module reads a file, a variable or a text again. `config/default.toml`
+//! documents every key and is the lowest layer. Every mistake is named with its key, its value
+//! (never a secret's) and its remedy, and all of them at once.
 
 mod declared;
 mod layers;
@@ -127,7 +128,7 @@ pub struct ProviderConfig {
     pub rate: Rate,
     /// When to poll and what ends it, its durations divided by [`Config::speed`].
     pub rules: Rules,
-    /// When to stop asking for an account, its wait divided by [`Config::speed`].
+    /// When to stop polling an account, its wait divided by [`Config::speed`].
     pub circuit: Circuit,
     /// The merchant accounts, in the order of their names; none where the secrets were not read.
     pub accounts: Vec<AccountConfig>,
@@ -144,7 +145,7 @@ pub struct Rate {
     pub burst: u32,
 }
 
-/// When to stop asking for an account.
+/// When to stop polling an account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Circuit {
     /// Failures in a row that open it.
@@ -162,7 +163,8 @@ pub struct AccountConfig {
     pub provider: Arc<dyn Provider>,
 }
 
-/// What is wrong with the configuration: one sentence a line, each with the key, the value (never a secret's) and the mend.
+/// What is wrong with the configuration: one sentence a line, each with the key, the value (never a
+/// secret's) and the remedy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", .0.join("\n"))]
 pub struct ConfigError(Vec<String>);
@@ -231,7 +233,8 @@ impl Config {
         finish(config, problems)
     }
 
-    /// The same for whoever asks no provider: no account is opened, and no secret of one is read or missed.
+    /// The same for commands that poll no provider: no account is opened, and no account's secret
+    /// is read or required.
     pub fn load_without_secrets(
         files: &[PathBuf],
         environment: impl Iterator<Item = (String, String)>,
@@ -289,7 +292,7 @@ fn is_like(text: &str, pattern: &str) -> bool {
     ends.any(|at| is_like(&text[at..], rest))
 }
 
-/// The plan of `provider` as it is configured, divided by `speed`; `None` for a provider that nobody knows.
+/// The plan of `provider` as it is configured, divided by `speed`; `None` for an unknown provider.
 ///
 /// Accounts and secrets are not needed for it.
 pub fn plan(
@@ -306,13 +309,13 @@ pub fn plan(
     finish(Some(plan.flatten().map(|plan| plan.divided(speed))), problems)
 }
 
-/// The plan of `provider` without any configuration; `None` for a provider that nobody knows.
+/// The plan of `provider` without any configuration; `None` for an unknown provider.
 #[must_use]
 pub fn default_plan(provider: &str) -> Option<Plan> {
     plan(provider, &[], std::iter::empty(), 1.0).ok().flatten()
 }
 
-/// How a provider is polled that nobody has configured.
+/// How a provider without configuration is polled.
 #[derive(Clone, Debug)]
 pub struct ProviderDefaults {
     /// When to poll, and what ends it.
@@ -323,7 +326,7 @@ pub struct ProviderDefaults {
     pub longest_retry: Duration,
 }
 
-/// How `provider` is polled without any configuration; `None` for a provider that nobody knows.
+/// How `provider` is polled without any configuration; `None` for an unknown provider.
 #[must_use]
 pub fn defaults_of(provider: &str) -> Option<ProviderDefaults> {
     let (tree, declared) = layers::merged(DEFAULTS, &[], std::iter::empty()).ok()?;

@@ -150,7 +150,7 @@ fn read_accounts(descriptor: &Descriptor, mut section: Section<'_>) -> BTreeMap<
     accounts
 }
 
-/// Whether an address has more than a scheme, a host and a path: then nobody quotes it.
+/// Whether an address has more than a scheme, a host and a path: then it is not quoted in errors.
 fn may_hold_credentials(text: &str) -> bool {
     text.contains(['@', '?', '#'])
 }
@@ -201,9 +201,10 @@ impl Read {
         Some(ProviderDefaults { plan: self.plan?, rate: self.rate?, longest_retry: self.retry?.max })
     }
 
-    /// Whether `--speed` may hurry its rules: only where nobody else's are broken by it.
+    /// Whether `--speed` may shorten its waits: only where no real provider's rules are broken by
+    /// it.
     pub(super) fn check_speed(&self, speed: f64, problems: &Problems) {
-        // What is missing or cannot be read is a mistake of its own, and told as such.
+        // What is missing or cannot be read is a mistake of its own, and reported as such.
         if let (true, Some(url)) = (speed != 1.0 && self.enabled, self.base_url.url().filter(|url| !is_loopback(url))) {
             let url = url.as_str();
             problems.add(format!(
@@ -213,7 +214,7 @@ impl Read {
         }
     }
 
-    /// The lease must outlive a request: else another replica takes over what this one still asks about.
+    /// The lease must outlive a request: else another replica takes over what this one still polls.
     pub(super) fn check_lease(&self, lease: Option<Duration>, problems: &Problems) {
         if let (true, Some(lease), Some(timeout)) = (self.enabled, lease, self.timeout)
             && lease <= timeout + LEASE_MARGIN
@@ -232,7 +233,8 @@ impl Read {
         if matches!(self.base_url, Address::Missing) {
             problems.add(format!("{path}base_url: is missing; set it to the provider's address, or set {path}enabled = false"));
         }
-        // Without an address the accounts are looked at all the same: whoever mends one mistake wants to hear of the others.
+        // Without an address the accounts are checked all the same: all mistakes are reported at
+        // once.
         let is_placed = self.base_url.url().is_some();
         let base_url = self.base_url.url().map_or("http://127.0.0.1", Url::as_str).trim_end_matches('/').to_owned();
         let mut accounts = self.accounts;

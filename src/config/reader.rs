@@ -1,4 +1,5 @@
-//! Reading the merged configuration key by key, so that every mistake is named with its key, its value and its mend.
+//! Reading the merged configuration key by key, so that every mistake is named with its key, its
+//! value and its remedy.
 
 use super::duration;
 use super::layers::{Kind, Table, Value, from_environment, table_from_environment};

@@ -1,4 +1,4 @@
-//! What follows from an outcome: the one place where a transaction's fate is decided.
+//! What follows from an outcome: the one place where a transaction's state is decided.
 
 use super::outcome::{Amount, Health, Outcome, Reported, Status};
 use super::plan::{Ending, Floors, Next, Plan, Progress, Sent};
@@ -60,18 +60,18 @@ impl Source {
 pub struct Change {
     /// The new state.
     pub to: State,
-    /// Why, in the provider's words or one of ours.
+    /// Why, in the provider's text or one of ours.
     pub reason: Option<String>,
     /// Who or what changed it.
     pub source: Source,
 }
 
-/// What to write down after a poll, and when to look at the transaction again.
+/// What to record after a poll, and when the transaction is due again.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Decision {
     /// A change of state, if there is one.
     pub change: Option<Change>,
-    /// When to look again; `None` exactly when the transaction is final or parked.
+    /// When it is due again; `None` exactly when the transaction is final or parked.
     pub next: Option<DateTime<Utc>>,
     /// The provider's own word, if this answer had one. With it the row's `reason` is set to [`Decision::reason`]; without one
     /// (and without a change) it stays.
@@ -93,13 +93,14 @@ pub struct Decision {
 /// What to do with a transaction whose time has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Due {
-    /// Ask the provider.
+    /// Poll the provider.
     Poll,
     /// Its window is over: park it, for this reason.
     Park(&'static str),
 }
 
-/// The reason when a window, or an age, ends without one usable answer in it: asking again in the same way will fail in the same way.
+/// The reason when a window, or an age, ends without one usable answer in it: polling again in the
+/// same way will fail in the same way.
 pub const NO_USABLE_ANSWER: &str = "no_usable_answer";
 /// The reason when the provider does not find a transaction.
 pub const NOT_FOUND: &str = "not_found";
@@ -107,7 +108,7 @@ pub const NOT_FOUND: &str = "not_found";
 pub const AMOUNT_MISMATCH: &str = "amount_mismatch";
 /// The reason when a success is about another currency.
 pub const CURRENCY_MISMATCH: &str = "currency_mismatch";
-/// The reason when asking again with refused credentials would do harm.
+/// The reason when polling again with refused credentials would do harm.
 pub const CREDENTIALS_REJECTED: &str = "credentials_rejected";
 
 impl Rules {
@@ -130,10 +131,11 @@ impl Rules {
         }
     }
 
-    /// When a transaction that was not polled in this window is first to be asked about. May lie in the past: then at once.
+    /// When a transaction that was not polled in this window is first due. May lie in the past:
+    /// then at once.
     #[must_use]
-    pub fn first_look(&self, transaction: &Transaction, draw: f64) -> DateTime<Utc> {
-        self.plan.first_look(transaction.initiated_at, transaction.last_polled_at, draw)
+    pub fn first_look(&self, transaction: &Transaction, jitter: f64) -> DateTime<Utc> {
+        self.plan.first_look(transaction.initiated_at, transaction.last_polled_at, jitter)
     }
 
     /// When the window closes, as far as that is known.
@@ -143,9 +145,10 @@ impl Rules {
         self.plan.ending(&transaction.progress, transaction.anchors(), word).map(|ending| ending.at)
     }
 
-    /// What follows from the outcome of a poll that was sent at `sent`. `draw` in 0..1 places the next poll within its range.
+    /// What follows from the outcome of a poll that was sent at `sent`. `jitter` in 0..1 places the
+    /// next poll within its range.
     #[must_use]
-    pub fn decide(&self, transaction: &Transaction, outcome: &Outcome, sent: DateTime<Utc>, draw: f64) -> Decision {
+    pub fn decide(&self, transaction: &Transaction, outcome: &Outcome, sent: DateTime<Utc>, jitter: f64) -> Decision {
         let (failures, not_found) = outcome::count(outcome.name(), transaction.failures, transaction.not_found);
         let mut change = verdict(transaction, outcome);
         if change.is_none() && self.is_lost(transaction, outcome, not_found, sent) {
@@ -167,10 +170,10 @@ impl Rules {
         let wait = match outcome {
             // The provider's own words: "Try again after 2 minutes", its floor from initiation to the first poll.
             Outcome::TooEarly => self.floors.first,
-            _ if failures > transaction.failures => self.retry.wait(failures, draw),
+            _ if failures > transaction.failures => self.retry.wait(failures, jitter),
             _ => Duration::ZERO,
         };
-        let next = match self.plan.after_poll(&mut progress, anchors, poll, wait.max(self.floors.every), draw) {
+        let next = match self.plan.after_poll(&mut progress, anchors, poll, wait.max(self.floors.every), jitter) {
             _ if change.as_ref().is_some_and(|change| !change.to.is_polled()) => None,
             Next::Look(at) => Some(at),
             Next::Over(ending) => {
@@ -201,15 +204,16 @@ impl Rules {
 }
 
 impl Change {
-    /// Polling ends without a final word.
+    /// Polling ends without a final status.
     #[must_use]
     pub fn park(reason: &str, source: Source) -> Self {
         Self { to: State::Unresolved, reason: Some(reason.to_owned()), source }
     }
 }
 
-/// Why polling ends: the ending's own reason, or that nothing usable was ever answered. Whoever was polled by a daemon that did not yet
-/// count this had a usable answer wherever failures are fewer than polls.
+/// Why polling ends: the ending's own reason, or that nothing usable was ever answered. A
+/// transaction that was polled by a daemon that did not yet count this had a usable answer wherever
+/// failures are fewer than polls.
 fn ending_reason(transaction: &Transaction, progress: &Progress, (polls, failures): (u32, u32), ending: Ending) -> &'static str {
     let failed_throughout = failures > 0 && (transaction.reopened_at.is_some() || failures >= polls);
     if !progress.answered && failed_throughout { NO_USABLE_ANSWER } else { ending.reason }
@@ -223,7 +227,8 @@ fn word(outcome: &Outcome) -> Option<&str> {
     }
 }
 
-/// The change of state that the answer itself asks for. Only a documented word, or a refusal that forbids to ask again, makes one.
+/// The change of state that the answer itself asks for. Only a documented status, or a refusal that
+/// forbids to poll again, makes one.
 fn verdict(transaction: &Transaction, outcome: &Outcome) -> Option<Change> {
     let status = match outcome {
         Outcome::Status(status) => status,

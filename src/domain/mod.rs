@@ -1,7 +1,8 @@
-//! The core: what a transaction is, what an answer means for it, and when to ask again.
+//! The core: what a transaction is, what an answer means for it, and when to poll again.
 //!
-//! Nothing here looks at a clock, a socket, a database or a source of randomness: times and draws are arguments. So hours of
-//! provider time are tested in microseconds, and the same code runs in the daemon, in `paypoll plan` and in the simulation.
+//! Nothing here reads a clock, a socket, a database or a source of randomness: times and jitter are
+//! arguments. So hours of provider time are tested in microseconds, and the same code runs in the
+//! daemon, in `paypoll plan` and in the simulation.
 
 pub mod audit;
 pub mod decision;

@@ -8,11 +8,11 @@ use std::time::Duration;
 /// The result of one poll. Every response has one: provider misbehaviour is data, not an error.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
-    /// A well-formed answer about our own transaction, in a documented word.
+    /// A well-formed answer about our own transaction, with a documented status.
     Status(Box<Status>),
-    /// A well-formed answer about our own transaction, in a word that the documentation does not know.
+    /// A well-formed answer about our own transaction, with an undocumented status.
     UnknownWord {
-        /// The provider's word.
+        /// The provider's status.
         word: String,
     },
     /// The provider does not know the transaction: not logged yet, or archived. Never a failure of the payment.
@@ -20,9 +20,9 @@ pub enum Outcome {
         /// What the provider said.
         message: String,
     },
-    /// The provider says that it is too early to ask. A snooze: no failure, no alarm.
+    /// The provider says that it is too early to poll. A snooze: no failure, no alarm.
     TooEarly,
-    /// HTTP 429: the account asks too often.
+    /// HTTP 429: the account is polled too often.
     RateLimited {
         /// The provider's `Retry-After`.
         wait: Option<Duration>,
@@ -31,7 +31,7 @@ pub enum Outcome {
     CredentialsRejected {
         /// Whose credentials they were.
         whose: Whose,
-        /// Asking again would do harm: park the transaction at once.
+        /// Polling again would do harm: park the transaction at once.
         park: bool,
         /// What the provider said.
         message: String,
@@ -60,9 +60,9 @@ pub enum Outcome {
 /// A documented status of our transaction.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Status {
-    /// What the provider's word means.
+    /// What the provider's status means.
     pub reported: Reported,
-    /// The provider's own word.
+    /// The provider's own status.
     pub word: String,
     /// The provider's explanation.
     pub reason: Option<String>,
@@ -97,7 +97,7 @@ pub enum Amount {
     Unreadable,
 }
 
-/// What a documented word means.
+/// What a documented status means.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Reported {
     /// Not decided yet.
@@ -117,7 +117,7 @@ pub enum Reported {
 /// To whom refused credentials belong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Whose {
-    /// The merchant account: nobody of that account can be asked about.
+    /// The merchant account: none of its transactions can be polled.
     Account,
     /// They came with the row: only this transaction is concerned.
     Row,
@@ -216,7 +216,8 @@ impl Outcome {
         }
     }
 
-    /// The same outcome with the provider's text passed through `clean`: scrubbed of secrets and cut before anybody keeps it.
+    /// The same outcome with the provider's text passed through `clean`: scrubbed of secrets and
+    /// cut before it is stored.
     #[must_use]
     pub fn cleaned(mut self, clean: impl Fn(&str) -> String) -> Self {
         match &mut self {

@@ -1,8 +1,10 @@
-//! A provider's polling rules as data: when to ask first, how often then, and what ends it.
+//! A provider's polling rules as data: when the first poll is, how often to poll then, and what
+//! ends it.
 //!
-//! A plan is followed poll by poll. [`Plan::first_look`] says when a transaction is first asked about; after each poll
-//! [`Plan::after_poll`] moves its [`Progress`] and says when to look again; [`Plan::ending`] says when its window closes.
-//! Missed polls are never replayed: after an outage the plan goes on from where the clock is.
+//! A plan is followed poll by poll. [`Plan::first_look`] says when a transaction is first polled;
+//! after each poll [`Plan::after_poll`] moves its [`Progress`] and says when it is due again;
+//! [`Plan::ending`] says when its window closes. Missed polls are never replayed: after an outage
+//! the plan goes on from where the clock is.
 
 use super::{after, since};
 use chrono::{DateTime, Utc};
@@ -25,10 +27,10 @@ impl Range {
         Self { min: wait, max: wait }
     }
 
-    /// The wait at `draw`, 0 the shortest, 1 the longest.
+    /// The wait at `jitter`, 0 the shortest, 1 the longest.
     #[must_use]
-    pub fn at(self, draw: f64) -> Duration {
-        self.min + (self.max.saturating_sub(self.min)).mul_f64(draw.clamp(0.0, 1.0))
+    pub fn at(self, jitter: f64) -> Duration {
+        self.min + (self.max.saturating_sub(self.min)).mul_f64(jitter.clamp(0.0, 1.0))
     }
 
     fn divided(self, speed: f64) -> Self {
@@ -108,7 +110,7 @@ pub struct Plan {
     pub from: Origin,
     /// The phases in their order.
     pub phases: Vec<Phase>,
-    /// Other phases while the provider's last word is the key.
+    /// Other phases while the provider's last status is the key.
     pub by_state: BTreeMap<String, Vec<Phase>>,
     /// The age at which polling gives up, from initiation or reopening.
     pub give_up_after: Option<Duration>,
@@ -155,7 +157,7 @@ pub const GAVE_UP: &str = "gave_up";
 /// What follows a poll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Look at the transaction again then: to poll it, or to park it when [`Plan::is_over`] says so at that moment.
+    /// Due again then: to be polled, or to be parked when [`Plan::is_over`] says so at that moment.
     Look(DateTime<Utc>),
     /// The window is over.
     Over(Ending),
@@ -182,12 +184,12 @@ impl Plan {
         }
     }
 
-    /// When a transaction is first asked about in this window. May lie in the past: then at once.
+    /// When a transaction is first polled in this window. May lie in the past: then at once.
     ///
     /// `last_polled_at` is the last poll of an earlier window: the floor since it holds (`retry`).
     #[must_use]
-    pub fn first_look(&self, initiated_at: DateTime<Utc>, last_polled_at: Option<DateTime<Utc>>, draw: f64) -> DateTime<Utc> {
-        let first = after(initiated_at, self.first.at(draw).saturating_add(self.margin));
+    pub fn first_look(&self, initiated_at: DateTime<Utc>, last_polled_at: Option<DateTime<Utc>>, jitter: f64) -> DateTime<Utc> {
+        let first = after(initiated_at, self.first.at(jitter).saturating_add(self.margin));
         match last_polled_at {
             Some(polled) => first.max(after(polled, shortest(&self.phases, 0))),
             None => first,
@@ -196,13 +198,14 @@ impl Plan {
 
     /// Moves `progress` over a poll, and says what follows.
     ///
-    /// `wait` is what the answer demands beyond the plan (the back-off after a failure); the gap is the longer one of the two.
-    /// A look that would fall beyond the window is drawn back to its end: [`Plan::is_over`] then says whether a poll still fits.
-    pub fn after_poll(&self, progress: &mut Progress, anchors: Anchors, poll: Sent<'_>, wait: Duration, draw: f64) -> Next {
+    /// `wait` is what the answer demands beyond the plan (the back-off after a failure); the gap is
+    /// the longer one of the two. A due time beyond the window is moved back to its end:
+    /// [`Plan::is_over`] then says whether a poll still fits.
+    pub fn after_poll(&self, progress: &mut Progress, anchors: Anchors, poll: Sent<'_>, wait: Duration, jitter: f64) -> Next {
         self.advance(progress, anchors, poll);
         let list = self.list(poll.word);
         let floor = shortest(list, progress.phase);
-        let gap = list.get(usize::from(progress.phase)).map_or(floor, |phase| phase.every.at(draw)).max(wait);
+        let gap = list.get(usize::from(progress.phase)).map_or(floor, |phase| phase.every.at(jitter)).max(wait);
         let look = after(poll.at, gap);
         match self.ending(progress, anchors, poll.word) {
             Some(ending) if poll.at >= ending.at => Next::Over(ending),
@@ -211,7 +214,8 @@ impl Plan {
         }
     }
 
-    /// Whether the window has closed for a transaction that was last polled at `last`: nothing more is to be asked.
+    /// Whether the window has closed for a transaction that was last polled at `last`: it is not
+    /// polled any more.
     ///
     /// While the shortest gap since `last` still fits before the end there is one more poll to send, however late it is.
     /// A transaction that was never polled in this window always has that one poll.
@@ -282,9 +286,9 @@ impl Plan {
 pub struct Sent<'a> {
     /// When it was sent.
     pub at: DateTime<Utc>,
-    /// The provider's word before it.
+    /// The provider's status before it.
     pub before: Option<&'a str>,
-    /// The provider's word now.
+    /// The provider's status now.
     pub word: Option<&'a str>,
     /// The transaction came into `action_required` or left it.
     pub acted: bool,
@@ -316,19 +320,20 @@ impl Phase {
     }
 }
 
-/// The offsets, from initiation, at which a transaction that stays pending is polled, all draws being `draw`; and the ending.
+/// The offsets, from initiation, at which a transaction that stays pending is polled, with one
+/// `jitter` for all waits; and the ending.
 ///
 /// Stops at `until` or after `most` polls, whichever comes first.
 #[must_use]
-pub fn timetable(plan: &Plan, draw: f64, until: Duration, most: usize) -> (Vec<Stop>, Option<(Duration, &'static str)>) {
+pub fn timetable(plan: &Plan, jitter: f64, until: Duration, most: usize) -> (Vec<Stop>, Option<(Duration, &'static str)>) {
     let start = DateTime::<Utc>::UNIX_EPOCH;
     let anchors = Anchors { start, action: None };
     let mut progress = Progress::default();
     let mut stops = Vec::new();
-    let mut at = plan.first_look(start, None, draw);
+    let mut at = plan.first_look(start, None, jitter);
     while stops.len() < most && since(start, at) <= until {
         let next =
-            plan.after_poll(&mut progress, anchors, Sent { at, before: None, word: None, acted: false }, Duration::ZERO, draw);
+            plan.after_poll(&mut progress, anchors, Sent { at, before: None, word: None, acted: false }, Duration::ZERO, jitter);
         stops.push(Stop { offset: since(start, at), phase: usize::from(progress.phase).min(plan.phases.len().saturating_sub(1)) });
         at = match next {
             Next::Over(ending) => return (stops, Some((since(start, ending.at), ending.reason))),

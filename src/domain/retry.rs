@@ -39,16 +39,17 @@ impl Backoff {
 
     /// The wait after `failures` polls in a row without a usable answer; zero after a usable one.
     ///
-    /// `draw` in 0..1 adds up to a tenth, `max` permitting, so that transactions that failed together do not come back together.
+    /// `jitter` in 0..1 adds up to a tenth, `max` permitting, so that transactions that failed
+    /// together do not come back together.
     #[must_use]
-    pub fn wait(&self, failures: u32, draw: f64) -> Duration {
+    pub fn wait(&self, failures: u32, jitter: f64) -> Duration {
         if failures == 0 {
             return Duration::ZERO;
         }
         let step = usize::try_from(failures - 1).unwrap_or(usize::MAX).min(self.waits.len().saturating_sub(1));
         let wait = self.waits.get(step).copied().unwrap_or_default();
         let max = self.waits.last().copied().unwrap_or_default();
-        (wait + wait.mul_f64(draw.clamp(0.0, 1.0) / 10.0)).min(max)
+        (wait + wait.mul_f64(jitter.clamp(0.0, 1.0) / 10.0)).min(max)
     }
 }
 

@@ -23,9 +23,10 @@ pub enum State {
     Cancelled,
     /// Final: the provider said that the payment was paid back.
     Refunded,
-    /// Parked: polling ended without a final word. The outcome is unknown, never to be read as failed.
+    /// Parked: polling ended without a final status. The outcome is unknown, never to be read as
+    /// failed.
     Unresolved,
-    /// Parked: the row cannot be asked about until somebody mends it.
+    /// Parked: the row cannot be polled until it is fixed.
     Invalid,
 }
 
@@ -69,7 +70,7 @@ impl State {
         matches!(self, Self::Pending | Self::ActionRequired)
     }
 
-    /// Whether the provider has spoken its final word.
+    /// Whether the state is final by the provider's word.
     #[must_use]
     pub fn is_final(self) -> bool {
         matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled | Self::Refunded)
@@ -82,14 +83,14 @@ impl fmt::Display for State {
     }
 }
 
-/// One transaction, with all that asking and deciding need to know of it.
+/// One transaction, with everything that polling and deciding need.
 #[derive(Clone, Debug)]
 pub struct Transaction {
     /// `transactions.id`.
     pub id: Uuid,
     /// The provider's name.
     pub provider: &'static str,
-    /// Which of the configured merchant accounts asks.
+    /// Which of the configured merchant accounts polls it.
     pub account: Arc<str>,
     /// The key that the provider looks up.
     pub reference: Box<str>,
@@ -107,7 +108,7 @@ pub struct Transaction {
     pub action_at: Option<DateTime<Utc>>,
     /// Where it stands.
     pub state: State,
-    /// The provider's own last word.
+    /// The provider's last status.
     pub provider_state: Option<Box<str>>,
     /// Polls sent.
     pub attempts: u32,

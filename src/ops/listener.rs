@@ -1,8 +1,8 @@
 //! Who may keep a connection to the ops port open, and for how long.
 //!
-//! The port's visitors must not take anything away from polling: so many connections at most, one request each, which is short and comes
-//! soon. Where there are more, the oldest one that has not yet asked for anything goes first: whoever asks is answered, however many
-//! others only hold on.
+//! Requests to the port must not slow down polling: a bounded number of connections, one request
+//! each, short and soon. Where there are more, the oldest one without a request is closed first: a
+//! client that sends one is answered, however many others only hold on.
 
 use axum::serve::Listener;
 use std::collections::BTreeMap;
@@ -17,7 +17,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Sleep, sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-/// So many connections at once.
+/// At most this many connections at once.
 const MOST: usize = 64;
 /// From its first byte to its last one.
 const LIFETIME: Duration = Duration::from_secs(10);
@@ -38,7 +38,7 @@ type Open = Arc<Mutex<BTreeMap<u64, Visitor>>>;
 
 struct Visitor {
     end: CancellationToken,
-    /// It has asked for something.
+    /// It has sent a request.
     asked: bool,
 }
 
@@ -57,7 +57,7 @@ impl Bounded {
         if let Some(visitor) = open.values().filter(stays).find(|visitor| !visitor.asked) {
             visitor.end.cancel();
         }
-        // Whoever was told to end does so in a moment.
+        // A connection that was told to end does so in a moment.
         open.len() < 2 * MOST && open.values().filter(stays).count() < MOST
     }
 }
@@ -94,7 +94,7 @@ pub(super) struct Connection {
     open: Open,
     lifetime: Pin<Box<Sleep>>,
     end: Pin<Box<WaitForCancellationFutureOwned>>,
-    /// So many bytes may still come.
+    /// How many bytes may still come.
     left: usize,
 }
 

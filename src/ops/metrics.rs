@@ -30,7 +30,8 @@ pub(super) fn held(metrics: &Metrics) -> impl Iterator<Item = HeldDue<'_>> {
     })
 }
 
-/// Everything, one family after the other. What the database did not tell is left out, not told as zero.
+/// Everything, one family after the other. What the database did not report is left out, not given
+/// as zero.
 pub(super) fn text(
     metrics: &Metrics,
     unclaimed: Option<&[Unclaimed]>,
@@ -178,7 +179,7 @@ fn write_parked(page: &mut Page, metrics: &Metrics, parked: &[Parked]) {
     }
 }
 
-/// What the log told of, for alerts.
+/// What the log reported, for alerts.
 fn write_events(page: &mut Page, metrics: &Metrics) {
     page.family("paypoll_events_total", "counter", "Log lines at warn and above, and those about whole accounts, by event");
     let counts = incidents::counts();
@@ -193,7 +194,8 @@ fn write_events(page: &mut Page, metrics: &Metrics) {
     }
 }
 
-/// By provider: feeders choose the names of accounts, and a series for each name would let them fill the memory of whoever scrapes.
+/// By provider: feeders choose the names of accounts, and a series for each name would let them
+/// fill the scraper's memory.
 fn write_unroutable(page: &mut Page, metrics: &Metrics) {
     page.family("paypoll_unroutable", "gauge", "Transactions whose account no running daemon serves");
     let mut counts: BTreeMap<String, i64> = BTreeMap::new();

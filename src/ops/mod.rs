@@ -1,7 +1,7 @@
 //! The ops port: whether the process is alive, whether it makes progress, numbers for machines, a page for people.
 //!
-//! Whoever reaches the port may ask as often as he likes: what costs the database something is looked up for everybody at once and
-//! kept for a moment (`Cached`). Nothing here changes anything.
+//! The port may be queried at any rate: what costs the database something is looked up once for all
+//! clients and kept for a moment (`Cached`). Nothing here changes anything.
 
 mod html;
 mod listener;
@@ -35,22 +35,23 @@ use tracing::debug;
 
 /// A database that has not answered a probe by then is as good as none.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
-/// `/readyz` asks the database at most this often.
+/// `/readyz` queries the database at most this often.
 const READY_FOR: Duration = Duration::from_secs(1);
-/// `/metrics` and the page ask how late the accounts are at most this often.
+/// `/metrics` and the page query how late the accounts are at most this often.
 const LATENESS_FOR: Duration = Duration::from_secs(5);
-/// Transactions are counted at most this often, and only when somebody asks.
+/// Transactions are counted at most this often, and only on request.
 const COUNT_EVERY: Duration = Duration::from_secs(15);
 /// Counting takes at most this share of a connection's time, however large the tables are.
 const COUNT_SHARE: u32 = 50;
-/// A scrape waits so long for the counts of now; after that it gets the ones before.
+/// A scrape waits this long for current counts; after that it gets the previous ones.
 const COUNT_TIMEOUT: Duration = Duration::from_millis(500);
-/// The page looks at everything at most this often, and for at most this share of a connection's time.
+/// The page's overview is read at most this often, and for at most this share of a connection's
+/// time.
 const SITUATION_EVERY: Duration = Duration::from_secs(2);
 const SITUATION_SHARE: u32 = 10;
-/// The loop turns at least once a second; after so long without, it hangs.
+/// The loop turns at least once a second; after this long without a turn, it hangs.
 const HANGS: Duration = Duration::from_secs(10);
-/// A loop that has hung for so long will not turn again: whoever started the process had better start it anew.
+/// A loop that has hung for this long will not turn again: the process should be restarted.
 const HANGS_FOR_GOOD: Duration = Duration::from_secs(60);
 /// Once the daemon has stopped, clients that hang on to their connection are cut off after this.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
@@ -95,7 +96,7 @@ pub fn serve_on(
     let address: SocketAddr = listener.local_addr()?;
     let accounts = config.providers.iter().flat_map(|provider| provider.accounts.iter().map(move |_| provider));
     let ops = Arc::new(Ops {
-        // Its own: whoever looks takes no connection from the daemon.
+        // Its own connections: readers take none from the daemon.
         store: Store::open_for_ops(&config.database)?,
         budgets: accounts.map(|provider| (provider.rate.per_second, provider.max_in_flight)).collect(),
         max_overdue: config.ops.max_overdue,
@@ -125,7 +126,7 @@ pub fn serve_on(
             // An error here is a listener that broke: the daemon itself goes on.
             result = served => drop(result),
             () = recent::watch(&ops) => {}
-            // A client that does not end his request must not keep the daemon from ending.
+            // A client that does not end its request must not keep the daemon from ending.
             () = async { stop.cancelled().await; tokio::time::sleep(LAST_ANSWERS).await } => {}
         }
     }))
@@ -162,20 +163,21 @@ async fn scrape(State(ops): State<Arc<Ops>>) -> impl IntoResponse {
     let unclaimed = ops.unclaimed(LATENESS_FOR).await;
     let (counts, parked) = match &unclaimed {
         Some(_) => (ops.counts().await, ops.parked().await),
-        // A database that does not answer is not asked three times.
+        // A database that does not answer is not queried three times.
         None => (None, None),
     };
     let text = metrics::text(&ops.metrics, unclaimed.as_deref(), counts.as_deref(), parked.as_deref());
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
 }
 
-/// What somebody asked for.
+/// What was requested.
 impl Ops {
     /// Whether progress is real; else why not, in one line.
     ///
-    /// A transaction is overdue by this daemon's fault only: accounts whose circuit is open, or that pause because the provider asked
-    /// for it, have their own metrics and alerts, and starting the daemon anew would mend nothing. Once they are asked again, what
-    /// piled up counts until it is worked off.
+    /// A transaction is overdue by this daemon's fault only: accounts whose circuit is open, or
+    /// that pause because the provider asked for it, have their own metrics and alerts, and
+    /// restarting the daemon would fix nothing. Once they are polled again, what piled up counts
+    /// until it is worked off.
     async fn readiness(&self) -> Result<(), String> {
         if self.stopping.is_cancelled() {
             return Err("stopping: what is under way is waited for".into());
@@ -194,7 +196,8 @@ impl Ops {
         }
     }
 
-    /// For how many seconds the first transaction has been due of each account that is asked: by what this replica holds, and by the rows.
+    /// For how many seconds the first transaction of each polled account has been due: by this
+    /// replica's memory, and by the rows.
     fn behind<'a>(&'a self, unclaimed: &'a [Unclaimed]) -> impl Iterator<Item = (&'a str, &'a str, f64)> {
         let held = metrics::held(&self.metrics).filter(|held| held.asked).map(|held| (held.provider, held.account, held.oldest_s));
         let rest = unclaimed.iter().filter(|account| !account.circuit_open && !account.paused);
@@ -249,7 +252,7 @@ impl Ops {
     }
 }
 
-/// Whether the loop turns, told how long ago it last did.
+/// Whether the loop turns, given how long ago it last did.
 fn turns(last: Duration, bound: Duration) -> Result<(), String> {
     if last > bound { Err(format!("the loop has not turned for {} s", last.as_secs())) } else { Ok(()) }
 }
@@ -263,7 +266,8 @@ fn found<T>(answer: Result<T, StoreError>) -> Option<T> {
     answer.inspect_err(|error| debug!(%error, "the ops port got no answer from the database")).ok()
 }
 
-/// Something that is looked up at most once in a while, however many ask: the first one looks, the others wait for what he finds.
+/// Something that is looked up at most once in a while, however many callers there are: the first
+/// one looks it up, the others wait for its result.
 struct Cached<T>(tokio::sync::Mutex<Option<(Instant, T)>>);
 
 impl<T> Default for Cached<T> {

@@ -1,5 +1,6 @@
-//! Something that may take long to look up: looked up at most once in a while, and for no more than a share of the time, however many
-//! ask. Whoever asks waits a little; after that there is what was found before.
+//! Something that may take long to look up: looked up at most once in a while, and for no more than
+//! a share of the time, however many callers there are. A caller waits a little; after that it gets
+//! the previous result.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -20,8 +21,9 @@ impl<T> Default for Slow<T> {
 }
 
 impl<T: Clone + Send + 'static> Slow<T> {
-    /// What was found last: within `every`, or within `share` times as long as it took; looked up now where that is over, and waited for
-    /// no longer than `patience`. Looking goes on when the one who asked does not wait for it.
+    /// What was found last: within `every`, or within `share` times as long as it took; looked up
+    /// now where that is over, and waited for no longer than `patience`. The lookup goes on when
+    /// its caller stops waiting.
     pub(super) async fn get<F>(&self, every: Duration, share: u32, patience: Duration, look: impl FnOnce() -> F) -> Option<T>
     where
         F: Future<Output = Option<T>> + Send + 'static,
@@ -51,7 +53,7 @@ fn lock<T>(state: &Mutex<State<T>>) -> MutexGuard<'_, State<T>> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Puts down what was found, however the look ends.
+/// Stores the result, however the lookup ends.
 struct Done<T> {
     state: Arc<Mutex<State<T>>>,
     begun: Instant,

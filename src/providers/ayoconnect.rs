@@ -6,7 +6,7 @@
 //! | rule | source |
 //! |---|---|
 //! | no HTTP code but 200 fails a transaction | "In case of any HTTP response code other than 200 received in the response, please 'DO NOT FAIL' the transaction." |
-//! | … it is asked about again | "Instead, hit the 'Transaction Status' API again" |
+//! | … it is polled again | "Instead, hit the 'Transaction Status' API again" |
 //! | none for the pace | public: "A rate limiter is applied to this API." |
 //! | the signature | "HMAC_SHA512(clientSecret, stringToSign)", "stringToSign = HTTPMethod +":"+ URLPath +":"+ AccessToken +":"+ Lowercase(HexEncode(SHA-256(minify(RequestBody))))+":" + X-TIMESTAMP" |
 //! | the original transaction's X-EXTERNAL-ID throughout | "Value of X-External-ID header of the original transaction."; "unique in the same flow" |
@@ -230,7 +230,7 @@ impl TokenFlow for B2b {
         let answer = wire::form::<TokenAnswer>(&response.body);
         if response.status != 200 {
             let outcome = failure(response, answer.map(|_| "no access token".into()));
-            // A request for a token carries nothing of any row: whoever refuses it refuses the account.
+            // A request for a token carries nothing of any row: a refusal concerns the account.
             return Err(match outcome {
                 Outcome::CredentialsRejected { message, park, .. } => {
                     Outcome::CredentialsRejected { whose: Whose::Account, park, message }

@@ -9,10 +9,12 @@
 //! | `data.transaction_status` is the truth | "the parameter data.transaction_status holds the current status of the transaction" |
 //! | the reason stands in `data.status_message` | "Reason for failure will always be in the data.status_message parameter." |
 //!
-//! Traps: the outer `status:"success"` and `code:200` describe the request; `data:{}` is an error's data, not a transaction; 403
-//! has two meanings, told apart by what the message speaks of; an HTTP code and a body `code` that disagree are no answer; in
-//! cross-currency payments `transaction_amount` differs from what was requested, so `request_amount` is the one to compare. The
-//! document shows it in every answer: a success without it is no answer to whoever expects an amount.
+//! Traps: the outer `status:"success"` and `code:200` describe the request; `data:{}` is an error's
+//! data, not a transaction; 403 has two meanings, told apart by what the message speaks of; an HTTP
+//! code and a body `code` that disagree are no answer; in cross-currency payments
+//! `transaction_amount` differs from what was requested, so `request_amount` is the one to compare.
+//! The document shows it in every answer: a success without it is no answer for a transaction with
+//! an expected amount.
 
 use super::{Ask, Descriptor, Open, Provider, Settings};
 use crate::domain::{Amount, Floors, Outcome, Reported, Status, Whose};

@@ -1,8 +1,9 @@
-//! The providers: each knows its documented request, its documented words, and nothing else. Five are compiled in, any number is
-//! [`declared`] in files; nobody outside of here sees a difference.
+//! The providers: each knows its documented request, its documented words, and nothing else. Five
+//! are compiled in, any number is [`declared`] in files; no code outside of here sees a difference.
 //!
-//! A provider builds a request *value* and reads a response *value*; it never sees a clock, a socket or the database. What a
-//! provider file does not know: when it is asked, how often, by whom, and what follows from its [`Outcome`].
+//! A provider builds a request *value* and reads a response *value*; it never sees a clock, a
+//! socket or the database. What a provider file does not know: when it is polled, how often, by
+//! which replica, and what follows from its [`Outcome`].
 //!
 //! A sixth compiled provider is one new file, one line in [`REGISTRY`], one section in `config/default.toml`, one fixture folder and one
 //! line in a migration.
@@ -25,14 +26,14 @@ mod dropayment;
 mod dusupay;
 mod khalti;
 
-/// What a provider needs to know of the transaction that it is asked about.
+/// What a provider needs to know of the transaction to poll.
 #[derive(Clone, Copy, Debug)]
 pub struct Ask<'a> {
     /// The key that the provider looks up. Neither empty nor with control characters: the caller has seen to that.
     pub reference: &'a str,
     /// What the lookup needs beside the reference.
     pub params: &'a Value,
-    /// The time of asking.
+    /// The time of the poll.
     pub now: DateTime<Utc>,
     /// The account's access token, where the provider has a [`TokenFlow`].
     pub token: Option<&'a str>,
@@ -42,7 +43,8 @@ pub struct Ask<'a> {
 
 /// One merchant account at one provider.
 pub trait Provider: Send + Sync {
-    /// The request for a transaction's status. The error says what to mend in the row: the row is `invalid`.
+    /// The request for a transaction's status. The error says what to fix in the row: the row is
+    /// `invalid`.
     fn request(&self, ask: Ask<'_>) -> Result<Request, String>;
 
     /// What a response means. Total: every response has a meaning, and only a documented word about this very transaction is one
@@ -99,14 +101,16 @@ pub struct Token {
     pub value: SecretString,
     /// How long it is good for, or is taken to be.
     pub lifetime: Duration,
-    /// So long before its end it is renewed, where the documentation says; else when a tenth of its lifetime is left.
+    /// It is renewed this long before its end, where the documentation says so; else when a tenth
+    /// of its lifetime is left.
     pub renew_before: Option<Duration>,
 }
 
 impl Token {
     /// A token whose answer does not say how long it lives. Renewing too often only costs a request.
     pub const UNTOLD_LIFETIME: Duration = Duration::from_secs(900);
-    /// However short a life its answer tells, a token is not fetched anew for every poll: should it have run out before, a 401 says so.
+    /// However short its stated lifetime is, a token is not fetched anew for every poll: should it
+    /// have expired before, a 401 says so.
     pub const SHORTEST_LIFETIME: Duration = Duration::from_secs(60);
     /// No token is trusted for longer, whatever its answer says.
     pub const LONGEST_LIFETIME: Duration = Duration::from_secs(24 * 3600);
@@ -131,8 +135,8 @@ pub struct Descriptor {
     pub account_keys: &'static [&'static str],
     /// Its own configuration keys beyond the common ones.
     pub option_keys: &'static [&'static str],
-    /// Opens an account: checks the values against their documented lengths and forms. The error names the key and the mend, and
-    /// never holds a secret.
+    /// Opens an account: checks the values against their documented lengths and forms. The error
+    /// names the key and the remedy, and never holds a secret.
     pub open: Open,
 }
 
@@ -274,7 +278,7 @@ mod testing {
         }
     }
 
-    /// Asks about `reference` at a fixed time.
+    /// Polls `reference` at a fixed time.
     pub(super) fn ask<'a>(reference: &'a str, params: &'a Value) -> Ask<'a> {
         let now = DateTime::from_timestamp_millis(1_680_016_407_123).expect("a time in range");
         Ask { reference, params, now, token: None, amount: None }

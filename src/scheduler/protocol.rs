@@ -73,7 +73,7 @@ pub enum Command {
     },
     /// Write: [`Event::Recorded`].
     Record(Box<Recording>),
-    /// ClaimCycle for others' writes and for the accounts' state: [`Event::Watched`].
+    /// Read other writers' changes and the accounts' state: [`Event::Watched`].
     Watch {
         /// This replica.
         replica: ReplicaId,

@@ -1,7 +1,8 @@
 //! Providers that are declared in a file, served from the examples of that file.
 //!
-//! The simulator knows nothing of the language: whoever starts it hands over a [`Play`] for each file, which reads requests and makes
-//! answers. What is the simulator's own is the memory: floors, tokens, scripts, the record.
+//! The simulator knows nothing of the language: its caller passes a [`Play`] for each file, which
+//! reads requests and makes answers. What is the simulator's own is the memory: floors, tokens,
+//! scripts, the record.
 //!
 //! Each provider has a path of its own, `/NAME/…`, to which its `base_url` points. A reference chooses what is answered: it is cut at its double
 //! hyphens, and each part that is a step counts, in their order: the name of an example in small letters with hyphens (`ORDER-1--pending--paid`),
@@ -30,7 +31,7 @@ pub trait Play: Send + Sync + fmt::Debug {
     fn token(&self, token: &str) -> Option<Answer>;
 }
 
-/// A transaction that was asked about.
+/// A transaction that was polled.
 pub trait Known {
     /// Its reference.
     fn reference(&self) -> &str;

@@ -23,7 +23,8 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Interval, Sleep};
 use tokio_util::io::ReaderStream;
 
-/// How long `slow` is silent where the script names no seconds; longer than any client should wait.
+/// How long `slow` does not answer where the script names no seconds; longer than any client should
+/// wait.
 const SILENCE: Duration = Duration::from_secs(60);
 /// The pace of `dribble`.
 const DRIBBLE: Duration = Duration::from_secs(1);
@@ -143,7 +144,8 @@ fn streamed(length: usize, trickle: Trickle) -> Response {
     response
 }
 
-/// Built when it is first wanted, on a thread of its own: nobody else is to wait for it, and no clock to stand still.
+/// Built when it is first wanted, on a thread of its own: no other request may wait for it, and no
+/// clock stand still.
 async fn gzip_bomb() -> Response {
     static BOMB: LazyLock<Bytes> = LazyLock::new(|| Bytes::from(bomb(HUGE)));
     // A panic while it was built shows as an empty answer.
@@ -153,7 +155,8 @@ async fn gzip_bomb() -> Response {
     response
 }
 
-/// A gzip stream that unpacks to about `length` bytes of JSON. Its checksum is wrong: whoever comes as far has unpacked it all.
+/// A gzip stream that unpacks to about `length` bytes of JSON. Its checksum is wrong: a reader that
+/// notices has unpacked it all.
 fn bomb(length: usize) -> Vec<u8> {
     const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff];
     let mut bits = Bits { bytes: HEADER.to_vec(), used: 8 };

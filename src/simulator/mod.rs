@@ -144,7 +144,7 @@ struct State {
     declared: Vec<declared::Memory>,
 }
 
-/// So many answers may take long at the same time; who comes then is told 503.
+/// So many answers may take long at the same time; later requests get 503.
 const PLACES: usize = 1024;
 /// What answers on their way are given when the simulator stops.
 const STOP_GRACE: Duration = Duration::from_millis(500);
@@ -153,7 +153,7 @@ impl Simulator {
     /// A simulator that has seen nothing yet.
     ///
     /// # Panics
-    /// When the speed is not finite or below [`SLOWEST`]: whoever takes it from a user checks it.
+    /// When the speed is not finite or below [`SLOWEST`]: the caller must check it.
     #[must_use]
     pub fn new(options: Options) -> Self {
         assert!(options.speed.is_finite() && options.speed >= SLOWEST, "the simulator's speed is {}", options.speed);

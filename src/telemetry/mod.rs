@@ -5,7 +5,7 @@
 //! - Other libraries' lines have no `event`. They pass only where the filter asks for `debug` or `trace`, and then at `debug` or
 //!   below, whatever level the library gave them: a library does not know what is an incident here.
 //!
-//! The daemon never waits for whoever reads the log: see `queue`.
+//! The daemon never waits for the reader of the log: see `queue`.
 
 mod queue;
 
@@ -46,13 +46,13 @@ pub mod event {
     pub const POLL: &str = "poll";
     /// A poll got no usable answer (warn).
     pub const POLL_FAILED: &str = "poll_failed";
-    /// A provider says that an account asks too often (warn).
+    /// A provider says that an account is polled too often (warn).
     pub const RATE_LIMITED: &str = "rate_limited";
-    /// Nothing more is asked for an account, but for probes (error).
+    /// An account is not polled any more, except for probes (error).
     pub const CIRCUIT_OPENED: &str = "circuit_opened";
-    /// An account is asked for again (info).
+    /// An account is polled again (info).
     pub const CIRCUIT_CLOSED: &str = "circuit_closed";
-    /// A row cannot be asked about until somebody mends it (warn).
+    /// A row cannot be polled until it is fixed (warn).
     pub const ROW_INVALID: &str = "row_invalid";
     /// Rows wait for an account that no running daemon knows (warn).
     pub const UNROUTABLE: &str = "unroutable";
@@ -72,7 +72,7 @@ pub mod event {
     pub const CONFIG_RELOADED: &str = "config_reloaded";
     /// The configuration was read anew and refused: nothing has changed (error).
     pub const CONFIG_REJECTED: &str = "config_rejected";
-    /// Lines of the log had no room, because nobody read it fast enough (warn).
+    /// Lines of the log were dropped, because it was not read fast enough (warn).
     pub const LOG_LINES_DROPPED: &str = "log_lines_dropped";
 
     /// A declared provider is not served here, because a living replica has read another file (error).
@@ -157,7 +157,7 @@ impl Output {
     }
 }
 
-/// A stop waits so long for whoever reads the log.
+/// A stop waits this long for the reader of the log.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
 impl Drop for Output {
@@ -176,7 +176,8 @@ pub fn init(log: &Log) -> Result<Output, String> {
     Ok(Output { queue, filter })
 }
 
-/// A log that goes to `writer`. A line that cannot be written is lost in silence: nobody reads any more.
+/// A log that goes to `writer`. A line that cannot be written is dropped: the log has no reader any
+/// more.
 pub fn subscriber<W>(log: &Log, writer: W, color: bool) -> Result<impl Subscriber + Send + Sync + use<W>, String>
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,

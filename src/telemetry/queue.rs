@@ -1,4 +1,4 @@
-//! Between the daemon and whoever reads its log: a bounded buffer and a thread that writes it out.
+//! Between the daemon and the reader of its log: a bounded buffer and a thread that writes it out.
 //!
 //! A reader that stalls must stop nothing but the log. So the daemon never waits: what finds no room is dropped and counted.
 
@@ -56,7 +56,7 @@ impl Queue {
     fn with_room(room: usize, out: impl Write + Send + 'static) -> io::Result<Self> {
         let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new(), room });
         let theirs = shared.clone();
-        // Nobody waits for its end: where the reader stalls for good, it has none.
+        // Its end is not waited for: where the reader stalls for good, it has none.
         thread::Builder::new().name("log".into()).spawn(move || write_out(&theirs, out))?;
         Ok(Self(shared))
     }
@@ -113,7 +113,7 @@ fn write_out(shared: &Shared, mut out: impl Write) {
             state.writing = true;
             FULL.store(false, Relaxed);
         }
-        // Where nobody reads any more, the lines are lost in silence.
+        // Where the log is not read any more, the lines are dropped.
         drop(out.write_all(&lines).and_then(|()| out.flush()));
         lines.clear();
         lines.shrink_to(USUAL);

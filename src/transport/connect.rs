@@ -1,4 +1,4 @@
-//! Connections: whom the system vouches for, and what is told apart when one cannot be made.
+//! Connections: the certificates that the system trusts, and the kinds of failure to connect.
 
 use reqwest::ClientBuilder;
 use rustix::io::Errno;
@@ -73,7 +73,8 @@ pub(super) fn one_request_each(builder: ClientBuilder) -> ClientBuilder {
     builder.pool_max_idle_per_host(0).connector_layer(Listen)
 }
 
-/// So long a new connection is listened to before a request is sent: what comes meanwhile is nobody's answer, and ends it.
+/// So long a new connection is listened to before a request is sent: what comes meanwhile is no
+/// answer to a request, and ends it.
 const MOMENT: Duration = Duration::from_millis(2);
 
 #[derive(Clone)]

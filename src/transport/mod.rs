@@ -41,7 +41,7 @@ struct Current {
 /// A request that is ready to be sent: nothing about it can fail any more but the network.
 pub struct Prepared(reqwest::Request);
 
-/// A connection that nobody used for so long is closed.
+/// A connection that was not used for this long is closed.
 const IDLE: Duration = Duration::from_secs(90);
 /// No connection is used for longer: by then a name may lead elsewhere.
 const LONGEST_USE: Duration = Duration::from_secs(60);

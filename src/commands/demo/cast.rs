@@ -22,12 +22,12 @@ pub(super) enum Role {
     Script(&'static str),
     /// The provider never decides, a callback does.
     Callback,
-    /// The row cannot be asked about.
+    /// The row cannot be polled.
     Broken,
 }
 
-/// Why a provider asks an account to come slower, or refuses it. These come last and, where the simulator has a second account, on
-/// that one: what they bring about concerns the whole account.
+/// Why a provider asks for fewer requests, or refuses an account. These come last and, where the
+/// simulator has a second account, on that one: what they bring about concerns the whole account.
 const TROUBLE: [&str; 6] = ["429-ok", "wait1-ok", "waitdate-ok", "refused-ok", "revoke-ok", "denied-badtoken-ok"];
 
 /// The scripts in the order in which they are cast, so that a small demo has the most telling ones.

@@ -1,7 +1,8 @@
 //! The page for people: how everything stands and what is wrong with it, lists of payments, and one payment's life.
 //!
-//! Rendered here, complete without scripts and without anything from elsewhere. It shows nothing secret, but it does show payments:
-//! whoever opens the port to others shows them too. It changes nothing.
+//! Rendered here, complete without scripts and without anything from elsewhere. It shows nothing
+//! secret, but it does show payments: opening the port to others shows them these, too. It changes
+//! nothing.
 
 mod list;
 mod overview;
@@ -22,7 +23,7 @@ use std::sync::Arc;
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
 
-/// A browser that is told nothing else may load nothing, send nothing, and be framed by nobody.
+/// The default policy for a browser: load nothing, send nothing, be framed by no page.
 const HEADERS: [(HeaderName, &str); 5] = [
     (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
     (header::REFERRER_POLICY, "no-referrer"),

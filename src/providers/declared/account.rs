@@ -44,7 +44,7 @@ pub(super) struct Row<'a> {
 /// What placeholders stand for while one request is made or one answer is read.
 pub(super) struct Scope<'a> {
     account: &'a Account<'a>,
-    /// There is none when a token is asked for.
+    /// There is none when a token is requested.
     row: Option<&'a Row<'a>>,
     token: Option<&'a str>,
     now: DateTime<Utc>,
@@ -68,7 +68,7 @@ pub(super) enum Target {
 }
 
 impl<'f> Account<'f> {
-    /// Opens an account. The error begins with the key and says what to mend.
+    /// Opens an account. The error begins with the key and says what to fix.
     pub(super) fn open(file: &'f File, settings: &Settings) -> Result<Self, String> {
         let mut keys = Vec::with_capacity(file.account.len());
         let mut rsa_keys = Vec::with_capacity(file.account.len());
@@ -134,7 +134,7 @@ impl<'f> Account<'f> {
         self.secrets.iter().map(ExposeSecret::expose_secret).chain(ask.token).chain(of_row).collect()
     }
 
-    /// What the row brings along. The error names the param and the mend.
+    /// What the row brings along. The error names the param and the remedy.
     pub(super) fn row<'a>(&self, ask: Ask<'a>) -> Result<Row<'a>, String> {
         let param = |key: &Key| {
             let value = wire::optional_param(ask.params, &key.name)?;

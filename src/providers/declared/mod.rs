@@ -1,8 +1,9 @@
 //! Providers that are declared in a file instead of compiled in.
 //!
-//! A file is read once, when the configuration is: [`Declaration::inspect`] reads it, judges it, and plays its examples and their
-//! mutations through the code that will read real answers. What passes is a provider like the compiled ones; what does not is
-//! refused with file, line, key and mend. There is no expression in the language: what ends a transaction can be listed, and each
+//! A file is read once, when the configuration is: [`Declaration::inspect`] reads it, judges it,
+//! and plays its examples and their mutations through the code that will read real answers. What
+//! passes is a provider like the compiled ones; what does not is refused with file, line, key and
+//! remedy. There is no expression in the language: what ends a transaction can be listed, and each
 //! such word has its example.
 //!
 //! | file | knows |
@@ -95,7 +96,7 @@ pub struct Meant {
 }
 
 impl Declaration {
-    /// Reads a file. `name` stands in every error, one sentence each, with line, key and mend.
+    /// Reads a file. `name` stands in every error, one sentence each, with line, key and remedy.
     pub fn inspect(name: &str, bytes: &[u8]) -> Result<Inspection, Vec<String>> {
         let text = Source::text(name, bytes).map_err(|problem| vec![problem])?;
         let source = Source::new(name, text);
@@ -291,7 +292,7 @@ impl Declaration {
         }
     }
 
-    /// Opens an account. The error names the key and the mend, and never holds a secret.
+    /// Opens an account. The error names the key and the remedy, and never holds a secret.
     pub fn open(&'static self, settings: &Settings) -> Result<Box<dyn Provider>, String> {
         Ok(Box::new(Account::open(&self.file, settings)?))
     }
@@ -374,7 +375,7 @@ impl Provider for Account<'static> {
 
 impl TokenFlow for Account<'static> {
     fn request(&self, now: DateTime<Utc>) -> Request {
-        // Whoever sends it is told that no URL can be made of nothing: a poll that failed, and no more.
+        // Sending it fails because its URL is empty: a failed poll, and no more.
         let nothing = |_| Request { method: crate::wire::Method::Post, url: String::new(), headers: Vec::new(), body: None };
         self.token_request(now).map_or_else(nothing, Into::into)
     }

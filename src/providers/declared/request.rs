@@ -38,7 +38,7 @@ impl<'f> Account<'f> {
             return Err(format!("reference or params make the path {path:?}, which no URL can carry"));
         }
         let mut url = format!("{}{path}", self.base_url);
-        // Each is set once; whoever reads them comes later.
+        // Each is set once, and read only later.
         drop(scope.path.set(path));
         let body = body(&message.body, scope)?;
         if let Some(body) = &body {

@@ -9,7 +9,7 @@ use toml::de::{DeTable, DeValue};
 
 /// A file larger than this is no declaration.
 pub const LARGEST: usize = 1 << 20;
-/// So many mistakes are told at once.
+/// At most this many mistakes are reported at once.
 const MOST: usize = 100;
 
 /// The text of a file, and what is wrong with it.
@@ -20,7 +20,7 @@ pub(super) struct Source<'s> {
     problems: RefCell<Vec<(usize, String)>>,
 }
 
-/// Where something stands in a file, for whoever has to complain about it later.
+/// Where something stands in a file, for later errors about it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Spot {
     /// The line, from 1.
@@ -115,7 +115,7 @@ impl<'s, 'd> Table<'s, 'd> {
                 (at, Spot { line: source.line(at), key: full }, name, value.into_inner())
             })
             .collect();
-        // In the order of the file: what is told first stands first.
+        // In the order of the file: in which errors are reported.
         entries.sort_by_key(|(at, ..)| *at);
         let entries = entries.into_iter().map(|(_, spot, name, value)| (spot, name, value)).collect();
         Self { source, spot: Spot { line: source.line(at), key: path }, entries, known: Vec::new() }

@@ -62,7 +62,7 @@ pub(super) enum Clock {
     Format { items: Vec<Format<'static>>, offset: FixedOffset },
 }
 
-/// The functions, for whoever wants to know which there are.
+/// The functions, for listings.
 pub(super) const FUNCTIONS: [&str; 12] = [
     "base64",
     "sha1",
@@ -262,7 +262,7 @@ pub(super) fn base64(text: &str) -> String {
     STANDARD.encode(text)
 }
 
-/// So many bytes that nobody can foresee.
+/// This many unpredictable bytes.
 pub(super) fn random(bytes: usize) -> Result<Vec<u8>, String> {
     let mut random = vec![0; bytes];
     rand::fill(&mut random).map_err(|_| "the system gives no random bytes")?;

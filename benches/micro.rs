@@ -4,7 +4,8 @@
 //! cargo bench --bench micro
 //! ```
 //!
-//! The harness is these few lines: a framework for benchmarks would bring more packages than the product may have.
+//! The harness is these few lines: a framework for benchmarks would bring more packages than the
+//! product may have.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark prints, and panics when it is set up wrongly")]
 
@@ -46,7 +47,8 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// So long is measured, this often; the fastest of them is told, because noise only ever adds.
+/// How long one measurement takes, and how many there are; the fastest one is reported, because
+/// noise only ever adds.
 const SAMPLE: Duration = Duration::from_millis(100);
 const SAMPLES: usize = 7;
 

@@ -1,4 +1,5 @@
-//! Declared providers while the daemon runs: registered at the start, and served only while no living replica has read another file.
+//! Declared providers while the daemon runs: registered at the start, and served only while no
+//! living replica has read another file.
 //!
 //! Each replica holds a lease for each declared provider under the hash of its file. A replica with
 //! another file waits until the last holder of the first one is gone, and says so: two files would

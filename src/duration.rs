@@ -1,4 +1,5 @@
-//! Durations as text: `"500ms"`, `"3s"`, `"5m"`, `"72h"`, `"30d"`, also compound, `"2m10s"`, and ranges of them, `"3s..5s"`.
+//! Durations as text: `"500ms"`, `"3s"`, `"5m"`, `"72h"`, `"30d"`, also compound, `"2m10s"`, and
+//! ranges of them, `"3s..5s"`.
 
 use crate::domain::Range;
 use std::time::Duration;
@@ -8,7 +9,8 @@ pub(crate) const FORM: &str = r#"text with a unit, such as "500ms", "3s", "5m", 
 /// The longest duration that is accepted: a hundred years.
 const MAX_DURATION: Duration = Duration::from_secs(36_525 * 86_400);
 
-/// Reads one duration: whole numbers, each with its unit, the longest unit first. The error says what is wrong and shows the form.
+/// Reads one duration: whole numbers, each with its unit, the longest unit first. The error says
+/// what is wrong and shows the form.
 pub fn parse(text: &str) -> Result<Duration, String> {
     let (mut rest, mut total, mut last_unit) = (text.trim(), Some(0_u64), u64::MAX);
     loop {
@@ -53,7 +55,8 @@ pub(crate) fn parse_range(text: &str) -> Result<Range, String> {
     Ok(range)
 }
 
-/// The duration for people, exact to the millisecond: `2m1s`, `72h`, `1.5s`. [`parse`] reads all but those with a point.
+/// The duration for people, exact to the millisecond: `2m1s`, `72h`, `1.5s`. [`parse`] reads all
+/// but those with a point.
 #[must_use]
 pub fn text(duration: Duration) -> String {
     let millis = duration.as_millis();

@@ -1,4 +1,5 @@
-//! What is wrong, and why a transaction waits, in sentences: the same ones in `paypoll status` and `show` and on the page.
+//! What is wrong, and why a transaction waits, in sentences: the same ones in `paypoll status` and
+//! `show` and on the page.
 //!
 //! Knows what the store found and how times and counts are written; queries nothing, and decides
 //! nothing.
@@ -71,7 +72,8 @@ impl Rules {
         &self.budgets
     }
 
-    /// When the transaction's window closes, and with which reason; `None` where that is not known, or where it has no end.
+    /// When the transaction's window closes, and with which reason; `None` where that is not known,
+    /// or where it has no end.
     #[must_use]
     pub fn ending(&self, life: &Life) -> Option<Ending> {
         let (anchors, progress) = life.surroundings.anchors?;
@@ -246,7 +248,8 @@ fn all_is_well(situation: &Situation) -> Sentence {
 /// The reason of a window in which no poll got a usable answer.
 pub const NO_USABLE_ANSWER: &str = "no_usable_answer";
 
-/// paypoll's own reasons for parking a transaction, with what they mean and whether the same would happen again.
+/// paypoll's own reasons for parking a transaction, with what they mean and whether the same would
+/// happen again.
 pub const REASONS: [Reason; 7] = [
     Reason { name: "window_over", means: "the provider gave no final word while its rules let it be asked", again: None },
     Reason { name: "gave_up", means: "no final word came within give_up_after", again: None },

@@ -1,7 +1,8 @@
 //! Recent incidents of the log, kept for the page and counted for `/metrics`: a circuit that has
 //! closed again leaves no trace in the tables.
 //!
-//! The log is the one place where everything that happens passes. What concerns one transaction, and regular lines, are not kept.
+//! The log is the one place where everything that happens passes. What concerns one transaction,
+//! and regular lines, are not kept.
 
 use crate::telemetry::event;
 use chrono::{DateTime, Utc};

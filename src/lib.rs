@@ -18,10 +18,12 @@
 //! - [`scheduler`]: the loop. Its [`engine`](scheduler::engine) is a state machine that is given
 //!   the time and what happened; the rest of it carries out what the engine says. The only place
 //!   that spawns tasks, but for servers.
-//! - [`ops`], [`metrics`], [`telemetry`], [`incidents`]: what the daemon shows of itself. [`upkeep`]: housekeeping.
+//! - [`ops`], [`metrics`], [`telemetry`], [`incidents`]: what the daemon shows of itself.
+//!   [`upkeep`]: housekeeping.
 //! - [`explain`], [`text`], [`csv`]: texts for people, the same in the commands and on the page.
 //! - [`config`], [`cli`], [`commands`]: what can be set, typed and done.
-//! - [`simulator`] and [`postgres`]: the five providers and a database for the demo, the tests and a user's staging.
+//! - [`simulator`] and [`postgres`]: the five providers and a database for the demo, the tests and
+//!   a user's staging.
 //!
 //! # From a row to a final status
 //!
@@ -40,8 +42,9 @@
 //!   changes nothing.
 //! - A replica's heartbeat is its lease. It sends only while an answer would still come within the
 //!   lease; the replica that takes over assumes that what may have been sent was sent.
-//! - While the next poll comes within a minute, a transaction stays in its owner's memory, and a poll costs the database one row of a
-//!   batched append; the row itself is written once a minute. The journal is the truth about what was sent: counts are rebuilt from it after a crash.
+//! - While the next poll comes within a minute, a transaction stays in its owner's memory, and a
+//!   poll costs the database one row of a batched append; the row itself is written once a minute.
+//!   The journal is the truth about what was sent: counts are rebuilt from it after a crash.
 //! - The database's clock decides what is due; a process only waits by its own.
 //! - An account's budget and circuit are one row, however many replicas share them.
 //! - No statement's cost grows with the number of transactions that are not due.

@@ -74,7 +74,8 @@ fn workers() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build()
 }
 
-/// Also for the daemon: a poll passes through many tasks, and waking another thread for each costs more than the poll itself.
+/// Also for the daemon: a poll passes through many tasks, and waking another thread for each costs
+/// more than the poll itself.
 fn one_thread() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
 }

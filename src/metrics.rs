@@ -1,4 +1,5 @@
-//! Counters of this process, for `/metrics` and the summary line. Cheap to write: the hot path adds to atomics.
+//! Counters of this process, for `/metrics` and the summary line. Cheap to write: the hot path adds
+//! to atomics.
 
 use crate::domain::{Outcome, State};
 use crate::store::Unroutable;
@@ -162,7 +163,8 @@ impl Metrics {
         self.turned_ms.store(u64::try_from(passed).unwrap_or(u64::MAX), Relaxed);
     }
 
-    /// How long ago the loop turned last. It turns at least once a second, whatever happens: a longer time means that it hangs.
+    /// How long ago the loop turned last. It turns at least once a second, whatever happens: a
+    /// longer time means that it hangs.
     #[must_use]
     pub fn since_turn(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.began + Duration::from_millis(self.turned_ms.load(Relaxed)))

@@ -1,7 +1,8 @@
 //! Notifications to a service manager: systemd's `sd_notify` protocol, one datagram for each.
 //!
-//! Read in the manual page sd_notify(3): `NOTIFY_SOCKET` names the socket, by a path or, after `@`, in the abstract name space;
-//! `WATCHDOG_USEC` says within which time a sign of life must come, for the process of `WATCHDOG_PID`.
+//! Read in the manual page sd_notify(3): `NOTIFY_SOCKET` names the socket, by a path or, after `@`,
+//! in the abstract name space; `WATCHDOG_USEC` says within which time a sign of life must come, for
+//! the process of `WATCHDOG_PID`.
 
 use crate::metrics::Metrics;
 use std::io;
@@ -102,7 +103,8 @@ impl Signs {
         if self.is_ready { every } else { every.min(STARTING) }
     }
 
-    /// A sign of life is given only while the loop turns: a daemon that hangs is ended and started anew, and nothing is lost by that.
+    /// A sign of life is given only while the loop turns: a daemon that hangs is ended and started
+    /// anew, and nothing is lost by that.
     fn look(&mut self, is_ready: bool, since_turn: Duration, now: Instant) -> [Option<&'static str>; 2] {
         let begins = is_ready && !self.is_ready;
         self.is_ready |= is_ready;

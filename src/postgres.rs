@@ -1,14 +1,17 @@
 //! A private PostgreSQL for `demo` and the tests: found, started, and always removed.
 //!
-//! One cluster in one temporary folder, reached through a Unix socket inside it, so that there is no port to collide on and nobody else
-//! can connect. It never touches a cluster that the machine may already have. Everything here blocks: call it from a plain thread,
-//! or from `tokio::task::spawn_blocking`.
+//! One cluster in one temporary folder, reached through a Unix socket inside it, so that there is
+//! no port to collide on and nobody else can connect. It never touches a cluster that the machine
+//! may already have. Everything here blocks: call it from a plain thread, or from
+//! `tokio::task::spawn_blocking`.
 //!
-//! Removal does not depend on this process ending well. Beside the server runs a watcher, a few lines of `sh` that
-//! read a pipe whose other end only we hold. The pipe closes when we are done, and just as well after a panic, a Ctrl-C or a
-//! `kill -9`; then the watcher ends the server and deletes the folder. Both it and the server have their own process group, so that a
-//! Ctrl-C in the terminal reaches us alone and the server lives until we have finished with it. Folders whose watcher was killed too
-//! are swept at the next start: the watcher and its owner hold a lock on their folder, and an unlocked one belongs to nobody.
+//! Removal does not depend on this process ending well. Beside the server runs a watcher, a few
+//! lines of `sh` that read a pipe whose other end only we hold. The pipe closes when we are done,
+//! and just as well after a panic, a Ctrl-C or a `kill -9`; then the watcher ends the server and
+//! deletes the folder. Both it and the server have their own process group, so that a Ctrl-C in the
+//! terminal reaches us alone and the server lives until we have finished with it. Folders whose
+//! watcher was killed too are swept at the next start: the watcher and its owner hold a lock on
+//! their folder, and an unlocked one belongs to nobody.
 
 use crate::wire;
 use rustix::process::{Pid, Signal, geteuid, kill_process};
@@ -39,13 +42,15 @@ const LOG_TAIL: usize = 2000;
 const FOLDER_PREFIX: &str = "paypoll-pg-";
 /// How many names are tried for a folder.
 const MAX_NAMES: usize = 100;
-/// A socket's whole path must stay below 104 bytes (macOS; Linux: 108), of which folder and socket name take up to 40.
+/// A socket's whole path must stay below 104 bytes (macOS; Linux: 108), of which folder and socket
+/// name take up to 40.
 const MAX_PARENT: usize = 60;
 
 /// Waits for its owner's end, then ends the server, if one still runs, and deletes the folder.
 ///
-/// The server is asked through the process id in its own `postmaster.pid`, which it deletes as the last thing it does. A postmaster
-/// that has not written it yet finds its folder gone and gives up. `CONT` wakes a stopped server, so that it hears the `QUIT`.
+/// The server is asked through the process id in its own `postmaster.pid`, which it deletes as the
+/// last thing it does. A postmaster that has not written it yet finds its folder gone and gives up.
+/// `CONT` wakes a stopped server, so that it hears the `QUIT`.
 const WATCHER: &str = r#"
 trap '' HUP INT TERM
 read -r _
@@ -106,10 +111,12 @@ pub enum PostgresError {
     },
 }
 
-/// How the server is run. The default is for work that may be lost with the machine: nothing waits for the disk.
+/// How the server is run. The default is for work that may be lost with the machine: nothing waits
+/// for the disk.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Whether commits wait for the disk, as a real server's do: for measurements. Either way they survive [`PrivatePostgres::crash`].
+    /// Whether commits wait for the disk, as a real server's do: for measurements. Either way they
+    /// survive [`PrivatePostgres::crash`].
     pub durable: bool,
     /// Further server settings, by their names in `postgresql.conf`; they win over ours.
     pub settings: Vec<(String, String)>,
@@ -156,8 +163,9 @@ impl PrivatePostgres {
         Ok(Self { arguments, folder, user, binaries, options: options.clone(), server: None, watcher })
     }
 
-    /// Copies it as it runs, into a cluster of its own, which does not run before it is started with [`recover`](Self::recover). As a
-    /// standby that one follows this one until it is promoted; otherwise it knows nothing that happens from now on.
+    /// Copies it as it runs, into a cluster of its own, which does not run before it is started
+    /// with [`recover`](Self::recover). As a standby that one follows this one until it is
+    /// promoted; otherwise it knows nothing that happens from now on.
     ///
     /// # Errors
     /// Where it cannot be copied: see [`PostgresError`].
@@ -172,10 +180,12 @@ impl PrivatePostgres {
         if status.success() { Ok(copy) } else { Err(PostgresError::Ended { program, status, log: copy.log_tail() }) }
     }
 
-    /// The URL of a database in this cluster, existing or to be created, in the form that sqlx and psql both take.
+    /// The URL of a database in this cluster, existing or to be created, in the form that sqlx and
+    /// psql both take.
     #[must_use]
     pub fn url(&self, database: &str) -> String {
-        // The host before the `?` is for URL parsers alone. What the environment might say instead (PGPORT, PGSSLMODE) is said here.
+        // The host before the `?` is for URL parsers alone. What the environment might say instead
+        // (PGPORT, PGSSLMODE) is said here.
         let (database, folder) = (wire::encoded(database), self.folder.display());
         format!("postgres://postgres@localhost:5432/{database}?host={folder}&sslmode=disable")
     }
@@ -192,21 +202,24 @@ impl PrivatePostgres {
         &self.folder
     }
 
-    /// Ends the server at once, as if it had crashed, and keeps its data: connections break, new ones are refused. What was committed
-    /// is there again after [`recover`](Self::recover). Without effect where it does not run.
+    /// Ends the server at once, as if it had crashed, and keeps its data: connections break, new
+    /// ones are refused. What was committed is there again after [`recover`](Self::recover).
+    /// Without effect where it does not run.
     ///
     /// # Errors
     /// Where the server does not end in time.
     pub fn crash(&mut self) -> Result<(), PostgresError> {
         let Some(mut server) = self.server.take() else { return Ok(()) };
-        // Unreaped, so the id is still its own. One that has ended already needs no signal: a refusal says nothing.
+        // Unreaped, so the id is still its own. One that has ended already needs no signal: a
+        // refusal says nothing.
         let pid = Pid::from_child(&server);
         let _ = kill_process(pid, Signal::QUIT);
         let _ = kill_process(pid, Signal::CONT);
         self.wait(&mut server, "postgres", STOP_TIMEOUT).map(drop)
     }
 
-    /// Starts the server again after [`crash`](Self::crash), on the same data under the same URLs. Without effect where it runs.
+    /// Starts the server again after [`crash`](Self::crash), on the same data under the same URLs.
+    /// Without effect where it runs.
     ///
     /// # Errors
     /// Where the server ends, or is not ready in time.
@@ -238,7 +251,8 @@ impl PrivatePostgres {
         command.args(arguments).stdin(Stdio::null()).stdout(log).stderr(again).spawn().map_err(io_error(what))
     }
 
-    /// Line 8 of `postmaster.pid` says `ready` as soon as connections are taken, and `standby` where they may only read.
+    /// Line 8 of `postmaster.pid` says `ready` as soon as connections are taken, and `standby`
+    /// where they may only read.
     fn wait_until_ready(&self, server: &mut Child) -> Result<(), PostgresError> {
         let program = "postgres";
         let pid_file = self.folder.join("data/postmaster.pid");
@@ -338,8 +352,8 @@ impl User {
         other("postgres").or_else(|| other("nobody")).ok_or(PostgresError::NoUser)
     }
 
-    /// A command run as this user in a folder it may enter, in a process group of its own, knowing of our environment only where
-    /// programs and libraries are: no PGPORT, no locale, no secrets.
+    /// A command run as this user in a folder it may enter, in a process group of its own, knowing
+    /// of our environment only where programs and libraries are: no PGPORT, no locale, no secrets.
     fn command(self, program: impl AsRef<OsStr>, folder: &Path) -> Command {
         let mut command = Command::new(program);
         let kept = ["PATH", "LD_LIBRARY_PATH"].into_iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
@@ -418,7 +432,8 @@ fn candidates() -> Vec<PathBuf> {
         folders.extend(by_version(Path::new(parent), prefix).into_iter().map(|folder| folder.join(rest)));
     }
     folders.push("/usr/local/pgsql/bin".into());
-    // Where scripts/postgres puts what it downloads: the second for root, whose home is closed to the server's user.
+    // Where scripts/postgres puts what it downloads: the second for root, whose home is closed to
+    // the server's user.
     folders.extend([cache.join("paypoll/postgres/bin"), "/var/cache/paypoll/postgres/bin".into()]);
     folders
 }
@@ -432,7 +447,8 @@ fn by_version(parent: &Path, prefix: &str) -> Vec<PathBuf> {
     found.into_iter().map(|(_, path)| path).collect()
 }
 
-/// The folder that really holds `postgres`: called through a symbolic link from elsewhere, it does not find its own files.
+/// The folder that really holds `postgres`: called through a symbolic link from elsewhere, it does
+/// not find its own files.
 fn real_folder(folder: &Path) -> Option<PathBuf> {
     Some(fs::canonicalize(folder.join("postgres")).ok()?.parent()?.to_owned())
 }
@@ -493,8 +509,8 @@ fn lock(folder: &Path) -> Option<File> {
     file.try_lock().is_ok().then_some(file)
 }
 
-/// Deletes the folders that nobody holds any more. A server that should still run in one gives up within a minute: it looks for its
-/// `postmaster.pid` that often.
+/// Deletes the folders that nobody holds any more. A server that should still run in one gives up
+/// within a minute: it looks for its `postmaster.pid` that often.
 fn sweep(parent: &Path) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().starts_with(FOLDER_PREFIX)

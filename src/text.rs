@@ -1,4 +1,5 @@
-//! Text for people: one way to write lengths of time, counts, moments and foreign text, in every command and on the page.
+//! Text for people: one way to write lengths of time, counts, moments and foreign text, in every
+//! command and on the page.
 //!
 //! A duration as the configuration writes it, exact and to be read again, is [`crate::config::duration`]'s.
 
@@ -62,7 +63,8 @@ pub fn clock(at: DateTime<Utc>, now: DateTime<Utc>) -> String {
     at.format(form).to_string()
 }
 
-/// A length of time as people say it, in two units at most: `250 ms`, `4.2 s`, `1 min 55 s`, `3 h`, `2 d 4 h`.
+/// A length of time as people say it, in two units at most: `250 ms`, `4.2 s`, `1 min 55 s`, `3 h`,
+/// `2 d 4 h`.
 #[must_use]
 pub fn span(length: Duration) -> String {
     let seconds = length.as_secs_f64();

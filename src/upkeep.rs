@@ -177,8 +177,8 @@ impl Upkeep {
         self.metrics.set_unroutable(found);
     }
 
-    /// What is to be told of what was found: every account once in a while. Of an account that is left to others only when it was
-    /// found twice in a row: its daemon may just be starting anew.
+    /// What is to be told of what was found: every account once in a while. Of an account that is
+    /// left to others only when it was found twice in a row: its daemon may just be starting anew.
     fn news<'a>(&mut self, found: &'a [Unroutable], now: Instant) -> Vec<&'a Unroutable> {
         let account = |row: &Unroutable| (row.provider.clone(), row.account.clone());
         let before = std::mem::replace(&mut self.unserved, found.iter().map(account).collect());

@@ -1,6 +1,8 @@
-//! What holds for every provider, written once: the common situations, and every small change of every final answer.
+//! What holds for every provider, written once: the common situations, and every small change of
+//! every final answer.
 //!
-//! What is asked and what the answers mean stands in `tests/fixtures/NAME/answers.toml`, one file for each provider in the registry:
+//! The requests, and what the answers mean, are in `tests/fixtures/NAME/answers.toml`, one file for
+//! each provider in the registry:
 //!
 //! | key | means |
 //! |---|---|
@@ -77,8 +79,8 @@ fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
-/// Every provider that paypoll knows: one without a manifest fails every test here. Those that files declare are tried by their own
-/// examples (`paypoll provider test`).
+/// Every provider that paypoll knows: one without a manifest fails every test here. Those that
+/// files declare are tried by their own examples (`paypoll provider test`).
 fn subjects() -> Vec<Subject> {
     let compiled = providers::all().into_iter().filter(|descriptor| descriptor.declaration().is_none());
     compiled.map(|descriptor| subject(descriptor.name)).collect()
@@ -103,7 +105,7 @@ fn subject(name: &'static str) -> Subject {
     Subject { name, manifest, provider, rules }
 }
 
-/// What a row expects, and what it is asked by.
+/// What a row expects, and the params of its request.
 #[derive(Clone, Copy)]
 struct Row<'a> {
     reference: &'a str,
@@ -175,7 +177,8 @@ fn every_fixture_says_where_it_comes_from_and_means_what_its_manifest_says() {
     }
 }
 
-// -- The common situations ----------------------------------------------------------------------------------------------------------
+// -- The common situations
+// ----------------------------------------------------------------------------------------------------------
 
 #[test]
 fn a_final_answer_ends_the_transaction_as_it_says() {
@@ -363,7 +366,8 @@ fn a_success_over_another_amount_or_currency_is_none() {
     }
 }
 
-// -- Every small change of every final answer --------------------------------------------------------------------------------------------
+// -- Every small change of every final answer
+// --------------------------------------------------------------------------------------------
 
 /// One changed answer, and whether it may still be final.
 struct Mutation {
@@ -547,7 +551,8 @@ fn doubled(tree: &Value, at: &str) -> String {
     format!("{before}{key}:{value}{}", &rest[value.len() + 1..])
 }
 
-// -- What is written of it ----------------------------------------------------------------------------------------------------------
+// -- What is written of it
+// ----------------------------------------------------------------------------------------------------------
 
 fn read(path: &str) -> String {
     std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))

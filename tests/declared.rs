@@ -1,4 +1,5 @@
-//! Providers that stand in a file: what is refused and how that is told, and what their answers come to.
+//! Providers that stand in a file: what is refused, how that is reported, and what their answers
+//! mean.
 
 use chrono::DateTime;
 use paypoll::config::{Config, read_declaration};
@@ -185,7 +186,7 @@ fn a_request_that_carries_nothing_of_the_row_is_refused() {
 
 #[test]
 fn an_example_that_stays_final_when_the_answer_changes_is_refused() {
-    // Nothing else tells whose answer it is, and no guard would notice.
+    // Nothing else shows whose answer it is, and no guard would notice.
     let careless = with("believe = [200]", "believe = [200, 404]")
         .replace("[[errors]]\nhttp = 404\nmeans = \"not_found\"\nmessage = \"/message\"\n", "");
     let told = problems(&careless);
@@ -646,7 +647,7 @@ fn the_page_names_every_key_and_every_meaning_of_the_language() {
     }
 }
 
-/// The page's adapter, asked as paypoll asks it, where there is a Python to run it.
+/// The page's adapter, polled as paypoll polls it, where there is a Python to run it.
 #[test]
 fn the_adapter_of_the_page_answers_as_its_declaration_says() {
     use std::io::{Read as _, Write as _};
@@ -783,20 +784,22 @@ fn dusupay_from_its_file_and_compiled_in_agree_about_ten_thousand_answers() {
             }
             continue;
         }
-        // What the file makes final, the compiled one does too; never the other way round but for a success that lacks something.
+        // What the file makes final, the compiled one does too; never the other way round but for a
+        // success that lacks something.
         assert!(!is_final(&ours), "HTTP {status} {body}: {ours:?} and {theirs:?}");
         if is_final(&theirs) {
             let Outcome::Status(theirs) = &theirs else { panic!("{theirs:?}") };
             let lacks = theirs.currency.is_none() || theirs.amount == paypoll::domain::Amount::Unreadable;
-            // A success without a currency, or with an amount that is none: the file's reader does not believe it, the compiled one leaves it to
-            // the comparison with the row.
+            // A success without a currency, or with an amount that is none: the file's reader does
+            // not believe it, the compiled one leaves it to the comparison with the row.
             assert!(theirs.reported == Reported::Succeeded && lacks, "HTTP {status} {body}: {ours:?} and {theirs:?}");
         }
         *differences.entry((theirs.name(), ours.name())).or_default() += 1;
     }
     println!("{same} of 10000 alike; compiled and declared otherwise: {differences:?}");
-    // Explained: errors whose "code" is not the HTTP code, or whose "status" is none of the two, which the compiled reader tells apart and
-    // the file does not; and successes that lack something. Both readings leave the transaction where it is.
+    // Explained: errors whose "code" is not the HTTP code, or whose "status" is none of the two,
+    // which the compiled reader tells apart and the file does not; and successes that lack
+    // something. Both readings leave the transaction where it is.
     assert!(same > 9_000, "{same}");
 }
 

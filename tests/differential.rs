@@ -1,9 +1,12 @@
-//! The simulation believes in a database that it keeps in memory. Here the same commands are given to that one and to PostgreSQL, and
-//! whatever one answers otherwise than the other, or holds otherwise afterwards, fails.
+//! The simulation believes in a database that it keeps in memory. Here the same commands are given
+//! to that one and to PostgreSQL, and whatever one answers otherwise than the other, or holds
+//! otherwise afterwards, fails.
 //!
-//! PostgreSQL's clock is the simulation's: its functions that tell the time are replaced, in a cluster of the test's own.
+//! PostgreSQL's clock is the simulation's: its functions that return the time are replaced, in a
+//! cluster of the test's own.
 //!
-//! `PAYPOLL_SEEDS` says how many sequences are played, `PAYPOLL_SEED` plays one of them and tells every step.
+//! `PAYPOLL_SEEDS` says how many sequences are played, `PAYPOLL_SEED` plays one of them and prints
+//! every step.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a helper that panics fails its test; a failing sequence is printed")]
 
@@ -37,7 +40,7 @@ use uuid::Uuid;
 /// The simulation's unit of time.
 pub(crate) type Micros = i64;
 
-/// So many sequences are played where nobody says how many.
+/// How many sequences are played by default.
 const SEEDS: u64 = 200;
 /// Commands in one of them.
 const STEPS: usize = 30;
@@ -51,7 +54,7 @@ const PLANTED: [Bug; 5] =
     [Bug::NoFencing, Bug::LatePollNotCounted, Bug::TransitionWrittenTwice, Bug::VerdictUnfenced, Bug::LimiterPerProcess];
 const FOUND_WITHIN: u64 = 60;
 
-/// The clock of the test: `now()` and `clock_timestamp()` tell what stands in a table.
+/// The clock of the test: `now()` and `clock_timestamp()` return what a table says.
 const CLOCK: &str = "
     create table public.test_clock (at timestamptz not null);
     insert into public.test_clock values (now());
@@ -309,7 +312,7 @@ impl Pair {
             match self.random.random_range(0..6) {
                 0 => {}
                 1 => batch.polls.push(poll),
-                // It lets go only of what somebody else has written.
+                // It releases only what another writer has changed.
                 2 if self.memory.rows[&id].fence != fence => {
                     batch.dropped.push(id);
                     self.processes[process].held.remove(&id);
@@ -560,7 +563,7 @@ impl Pair {
     }
 }
 
-/// What a claim is told of a candidate.
+/// What a claim gets to know of a candidate.
 fn facts(candidate: &Candidate) -> String {
     let Candidate { transaction: t, lane, due, fresh, orphan, not_before, unplanned, backlog, fence, .. } = candidate;
     let counts = [t.attempts, t.failures, t.not_found];

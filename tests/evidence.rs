@@ -1,8 +1,9 @@
 //! No final state without its documented evidence, and no panic, whatever a provider answers.
 //!
-//! The predicates below say, from the providers' documents alone, whether an answer documents a final state. They share neither
-//! code nor types with the readers, not even the JSON parser, so that one mistake cannot hide in both. The fuzz mutates the
-//! documented answers, always from the same seed. `PAYPOLL_FUZZ` sets the number of executions per provider.
+//! The predicates below say, from the providers' documents alone, whether an answer documents a
+//! final state. They share neither code nor types with the readers, not even the JSON parser, so
+//! that one mistake cannot hide in both. The fuzz mutates the documented answers, always from the
+//! same seed. `PAYPOLL_FUZZ` sets the number of executions per provider.
 
 use bytes::Bytes;
 use chrono::DateTime;
@@ -18,7 +19,8 @@ use std::path::Path;
 const SEED: u64 = 20_261_121;
 const EXECUTIONS: u64 = 20_000;
 
-/// A provider under test: how it is opened, which of its answers it is asked about, and its predicate.
+/// A provider under test: how it is opened, the transaction that its answers are about, and its
+/// predicate.
 struct Subject {
     name: &'static str,
     options: &'static [(&'static str, &'static str)],
@@ -131,7 +133,8 @@ const DAPI: Subject = Subject {
         let echoed = ids.iter().flatten().count();
         let others = ids.iter().flatten().filter(|id| !matches!(id, Json::Text(id) if id == reference)).count();
         let inner_type = |key: &str| inner.and_then(|info| info.text(key));
-        // In the newer shape a request that worked tells what became of the operation; the types then say why it failed.
+        // In the newer shape a request that worked shows the operation's status; the types then say
+        // why it failed.
         let request_done = answer.at("status").is_none() || answer.text("status") == Some("done");
         let worked = answer.at("success") == Some(&Json::True) && request_done;
         let failed_inside =
@@ -458,7 +461,8 @@ impl Json {
         1 + self.children().into_iter().map(Self::size).sum::<usize>()
     }
 
-    /// Under which child the n-th node is, and as which of its nodes; `None` for this one, 0, and beyond the last.
+    /// Under which child the n-th node is, and as which of its nodes; `None` for this one, 0, and
+    /// beyond the last.
     fn way(&self, n: usize) -> Option<(usize, usize)> {
         let mut rest = n.checked_sub(1)?;
         for (at, child) in self.children().into_iter().enumerate() {

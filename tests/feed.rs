@@ -1,8 +1,10 @@
-//! The feed under contention: whatever the order in which writers and readers take their steps, nothing is passed by.
+//! The feed under contention: whatever the order in which writers and readers take their steps,
+//! nothing is passed by.
 //!
-//! Two ways. The functions are stepped through, statement by statement, in every order in which two writers and a reader can take
-//! turns. And for some time several writers and readers do as fast as they can, which meets what no step of ours divides: 20 s, or
-//! until `PAYPOLL_FEED_TRANSITIONS` transitions were written:
+//! Two ways. The functions are stepped through, statement by statement, in every order in which two
+//! writers and a reader can take turns. And for some time several writers and readers do as fast as
+//! they can, which meets what no step of ours divides: 20 s, or until `PAYPOLL_FEED_TRANSITIONS`
+//! transitions were written:
 //!
 //! ```text
 //! PAYPOLL_FEED_TRANSITIONS=10000000 cargo test --release --test feed contention -- --nocapture
@@ -22,7 +24,7 @@ use std::time::{Duration, Instant};
 use support::{TestDatabase, database, empty_database};
 use tokio::sync::mpsc;
 
-/// The schema as it was before the feed was mended.
+/// The schema as it was before the feed was fixed.
 const SIX: [&str; 6] = [
     include_str!("../migrations/0001_transactions.sql"),
     include_str!("../migrations/0002_transitions.sql"),
@@ -78,8 +80,9 @@ async fn under_way(pool: &PgPool) -> sqlx::Transaction<'static, sqlx::Postgres> 
     tx
 }
 
-/// The gates in front of statements: whoever is somebody waits there until he is let through. Two of them take turns, so that whoever
-/// is let through one stands before the other until that one is shut again.
+/// The gates in front of statements: an actor waits there until it is let through. Two of them take
+/// turns, so that an actor that is let through one stands before the other until that one is shut
+/// again.
 const GATES: &str = "
     create schema gate;
     create function gate.wait() returns void language plpgsql as $$
@@ -114,7 +117,7 @@ async fn put_gates(pool: &PgPool, function: &str, before: &[&str]) -> usize {
     gates
 }
 
-/// Somebody with a connection of his own, who goes from gate to gate.
+/// An actor with a connection of its own, which goes from gate to gate.
 struct Actor {
     backend: i32,
     statements: mpsc::UnboundedSender<String>,
@@ -141,7 +144,7 @@ impl Actor {
     /// Goes to the next gate or to the end of the statement; what it answered, if it ended.
     async fn step(&mut self, keeper: &mut PgConnection, statement: impl FnOnce() -> String) -> Option<Vec<i64>> {
         match self.waits_at.take() {
-            // Who waits is let through as it is unlocked; locking it again waits until he is.
+            // A waiting actor is let through as it is unlocked; locking it again waits until it is.
             Some(gate) => {
                 for function in ["pg_advisory_unlock", "pg_advisory_lock"] {
                     keeper.execute(AssertSqlSafe(format!("select {function}(1000, {gate})"))).await.unwrap();
@@ -162,7 +165,7 @@ impl Actor {
     }
 }
 
-/// Every order of so many steps of each.
+/// Every order of this many steps of each.
 fn orders(steps: [usize; 3]) -> Vec<Vec<usize>> {
     if steps == [0; 3] {
         return vec![Vec::new()];
@@ -181,9 +184,11 @@ fn orders(steps: [usize; 3]) -> Vec<Vec<usize>> {
     all
 }
 
-/// Lets one reader and two writers take their steps in every order; says how many transitions the reader never saw.
+/// Lets one reader and two writers take their steps in every order; says how many transitions the
+/// reader never saw.
 ///
-/// The first writer stands still between announcing itself and taking its id, and before it commits; the second one does it all at once.
+/// The first writer stands still between announcing itself and taking its id, and before it
+/// commits; the second one does it all at once.
 async fn step_through(database: &TestDatabase, reader_gates: usize) -> usize {
     assert_eq!(put_gates(&database.pool, "paypoll.announce_writer", &["return null"]).await, 1);
     let mut keeper = PgConnection::connect(&database.url).await.unwrap();
@@ -376,15 +381,15 @@ async fn the_feed_refuses_a_snapshot_that_is_older_than_its_look() {
     }
 }
 
-/// How long the contention lasts where nobody says how much is to be written.
+/// How long the contention lasts by default.
 const CONTENTION: Duration = Duration::from_secs(20);
 /// The longest of them all.
 const TRANSITIONS: &str = "PAYPOLL_FEED_TRANSITIONS";
 /// Writers of each kind.
 const WRITERS: usize = 4;
 const READERS: usize = 2;
-/// The tide of large writes: they come in the first second of so many. Only between them the readers come up with the writers, and only
-/// there is anything to be passed by.
+/// The tide of large writes: they come in the first second of so many. Only between them the
+/// readers come up with the writers, and only there is anything to be passed by.
 const TIDE_S: u64 = 5;
 
 /// When the writers stop.

@@ -1,4 +1,5 @@
-//! The plan language: published rules of the field with their exact timetables, and properties that hold for every plan and history.
+//! The plan language: published rules of the field with their exact timetables, and properties that
+//! hold for every plan and history.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use paypoll::cli::{Cli, Command};
@@ -30,7 +31,8 @@ fn read(provider: &str, name: &str) -> Plan {
     config::plan(provider, &[fixture(name)], std::iter::empty(), 1.0).expect("valid").expect("a known provider")
 }
 
-/// The plan's timetable when all draws are `draw`: the first offset, then so many gaps of so many seconds, and the ending.
+/// The plan's timetable with one `draw` for all waits: the first offset, then counts of gaps with
+/// their seconds, and the ending.
 #[track_caller]
 fn expect(plan: &Plan, draw: f64, first: u64, gaps: &[(usize, u64)], ending: (u64, &'static str)) {
     let (stops, end) = plan::timetable(plan, draw, Duration::MAX, 10_000);
@@ -312,7 +314,8 @@ fn a_window_without_one_usable_answer_says_so() {
         assert_eq!(ends(&rules, &mut reopened, &|_| down()), "no_usable_answer", "{provider}");
     }
     assert_eq!(ends(&rules("dropayment"), &mut new_transaction(0), &|_| Outcome::TooEarly), "window_over", "the provider spoke");
-    // Polled so far by a daemon that did not count this: a failure fewer than polls means that there was an answer.
+    // Polled so far by a daemon that did not count this: a failure fewer than polls means that
+    // there was an answer.
     let rules = rules("dropayment");
     let old = Transaction {
         attempts: 40,
@@ -444,7 +447,8 @@ impl Dice {
     }
 }
 
-/// When the window of these polls closes, worked out from the rules alone; `None` where it depends on counts and answers.
+/// When the window of these polls closes, worked out from the rules alone; `None` where it depends
+/// on counts and answers.
 fn window_end(plan: &Plan, start: DateTime<Utc>, first_poll: DateTime<Utc>) -> Option<DateTime<Utc>> {
     let gave_up = plan.give_up_after.map(|age| start + age);
     let lengths = plan.phases.iter().map(|phase| match phase.until {
@@ -461,7 +465,8 @@ fn window_end(plan: &Plan, start: DateTime<Utc>, first_poll: DateTime<Utc>) -> O
 
 const MOST_POLLS: usize = 250;
 
-/// One transaction's polls in one window, with random answers, delays and draws. Says whether the window was closed.
+/// One transaction's polls in one window, with random answers, delays and draws. Says whether the
+/// window was closed.
 fn window(rules: &Rules, transaction: &mut Transaction, dice: &mut Dice, from: DateTime<Utc>) -> (Vec<DateTime<Utc>>, bool) {
     let mut polls: Vec<DateTime<Utc>> = Vec::new();
     let mut look = rules.first_look(transaction, dice.draw()).max(from);

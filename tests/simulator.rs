@@ -181,7 +181,7 @@ fn b2b(server: &Server, timestamp: &str) -> RequestBuilder {
         .body(body.to_string())
 }
 
-/// Asks once for each script and compares the status and one field.
+/// Polls once for each script and compares the status and one field.
 async fn check_answers(provider: &str, expected: &[(&str, u16, &str, Value)]) {
     let budgets = [Budget { per_second: 1_000, burst: 1_000 }; PROVIDERS.len()];
     let server = Server::with(Options { speed: NO_WAITING, budgets, ..Options::default() }).await;
@@ -719,7 +719,7 @@ async fn the_gzip_bomb_says_that_it_is_gzip_and_is_small() {
     assert_eq!(packed[..4], [0x1f, 0x8b, 8, 0]);
 }
 
-/// Waits until the simulator has seen so many requests.
+/// Waits until the simulator has seen this many requests.
 async fn seen(server: &Server, requests: u64) {
     while server.simulator.report().requests < requests {
         tokio::task::yield_now().await;

@@ -1,5 +1,6 @@
-//! From one version to the next: the migrations that are out stay as they are, what they hold keeps its meaning under those that
-//! follow, and a daemon of the version before goes on working meanwhile.
+//! From one version to the next: the migrations that are out stay as they are, what they hold keeps
+//! its meaning under those that follow, and a daemon of the version before goes on working
+//! meanwhile.
 
 #![allow(clippy::unwrap_used, reason = "a helper that panics fails its test")]
 
@@ -23,7 +24,7 @@ use support::{database, empty_database, eventually};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-/// The migrations that have been released, each with its checksum. Whoever needs a change writes a new one.
+/// The migrations that have been released, each with its checksum. A change needs a new one.
 const FROZEN: &[(i64, &str, &str, &str)] = &[
     (
         1,
@@ -58,7 +59,7 @@ const FROZEN: &[(i64, &str, &str, &str)] = &[
     ),
 ];
 
-/// What 0.1.0 asks the database: each statement below its name.
+/// The statements of 0.1.0, each below its name.
 const STATEMENTS: &str = include_str!("fixtures/upgrade/0.1.0.sql");
 
 #[test]
@@ -97,7 +98,7 @@ async fn database_of_0_1_0() -> String {
     url
 }
 
-/// A replica of 0.1.0, as far as the database can tell.
+/// A replica of 0.1.0, as the database sees it.
 struct Old {
     connection: PgConnection,
     replica: i64,
@@ -198,7 +199,8 @@ impl Old {
         rows.iter().map(|row| (row.get("reference"), (row.get("id"), row.get::<i64, _>("fence") + 1))).collect()
     }
 
-    /// Records a poll and what came of it. False when somebody else has written the transaction meanwhile.
+    /// Records a poll and its outcome. False when another writer has changed the transaction
+    /// meanwhile.
     async fn record(&mut self, id: Uuid, fence: i64, written: Written<'_>) -> bool {
         let mut tx = self.connection.begin().await.unwrap();
         let lease = query("record.lease").bind(self.replica).bind("250ms").fetch_one(&mut *tx).await.unwrap();
@@ -265,7 +267,8 @@ impl Old {
     }
 }
 
-/// Transactions that a replica has told of, by their references: each ends in the state that its reference says.
+/// Transactions that a replica has recorded, by their references: each ends in the state that its
+/// reference says.
 const ENDS: [(&str, Written<'static>); 8] = [
     ("succeeded", Written::new("succeeded", "Success")),
     ("failed", Written::new("failed", "Failed")),
@@ -345,7 +348,7 @@ async fn play(old: &mut Old) {
          select paypoll.override_state(id, 'refunded', 'seen in the ledger') from paypoll.transactions where reference = 'contradicted'",
     )
     .await;
-    // What was in flight when somebody else settled it.
+    // What was in flight when another writer closed it.
     let (id, fence) = claimed["overtaken"];
     assert!(!old.record(id, fence, ENDS[0].1).await);
     for (name, binds) in [("accounts.open_circuit", true), ("accounts.take_probe", false), ("accounts.slow_down", false)] {
@@ -357,7 +360,7 @@ async fn play(old: &mut Old) {
     }
 }
 
-/// What anybody may ask of the rows afterwards, and what he is told.
+/// Queries that anybody may run on the rows afterwards, with their results.
 async fn assert_meaning(old: &mut Old) {
     let rows = sqlx::query_as(
         "select reference, state, attempts from paypoll.transactions where provider = 'khalti' and account = 'default'",
@@ -388,7 +391,7 @@ async fn assert_meaning(old: &mut Old) {
     assert!(error.to_string().contains("a final state changes only through paypoll.override_state"), "{error}");
 }
 
-/// The changes of state, as whoever reads the feed sees them.
+/// The changes of state, as a reader of the feed sees them.
 async fn feed(connection: &mut PgConnection) -> Vec<(i64, String, String, String)> {
     let sql = "select id, from_state, to_state, source from paypoll.transitions_since(0)";
     sqlx::query_as(sql).fetch_all(connection).await.unwrap()
@@ -433,7 +436,7 @@ async fn what_0_1_0_asks_the_database_does_its_work_on_the_newest_schema() {
     play(&mut old).await;
     assert_meaning(&mut old).await;
     let verdicts = query("replicas.verdicts").bind(0_i64).fetch_all(&mut old.connection).await.unwrap();
-    // Two told, one of them overridden later, two by hand, two reopened.
+    // Two reported, one of them overridden later, two by hand, two reopened.
     assert_eq!(verdicts.len(), 7);
     let today: chrono::NaiveDate = old.one("select (now() at time zone 'UTC')::date").await;
     query("journal.make").bind(today).bind(today + TimeDelta::days(9)).execute(&mut old.connection).await.unwrap();
@@ -456,8 +459,8 @@ fn rows() -> i64 {
     std::env::var("PAYPOLL_UPGRADE_ROWS").map_or(50_000, |rows| rows.parse().unwrap())
 }
 
-/// Rows in every state, with what stands beside them: a transition of each that has ended, and a poll of each over ten days. One in a
-/// hundred is polled in two days.
+/// Rows in every state, with what stands beside them: a transition of each that has ended, and a
+/// poll of each over ten days. One in a hundred is polled in two days.
 const LARGE: &str = "
     select paypoll.make_journal((now() at time zone 'UTC')::date - 10, (now() at time zone 'UTC')::date + 2);
     set session_replication_role = replica;
@@ -479,12 +482,13 @@ const LARGE: &str = "
     insert into paypoll.transactions (provider, reference, initiated_at)
     select 'khalti', 'work' || g, now() - interval '1 hour' from generate_series(1, WORK) g;";
 
-/// How many of them the old replica polls meanwhile: so many that it is not done before the migrations are.
+/// How many of them the old replica polls meanwhile: enough that it is not done before the
+/// migrations are.
 fn to_work() -> i64 {
     rows() / 200 + 250
 }
 
-/// Whoever waits for a lock for longer fails.
+/// A longer wait for a lock fails.
 const LOCK_TIMEOUT: &str = "set lock_timeout = '1s'";
 
 /// A replica of 0.1.0 that polls everything named `work…`, ten at a time; returns how many there were.
@@ -501,7 +505,8 @@ async fn work(url: String, done: Arc<AtomicI64>) -> i64 {
     done.load(Ordering::Relaxed)
 }
 
-/// An application that inserts, settles and reads until it is told to end; returns how many it inserted and settled.
+/// An application that inserts, settles and reads until it is stopped; returns how many it inserted
+/// and settled.
 async fn feed_and_settle(url: String, stop: CancellationToken) -> i64 {
     let mut connection = PgConnection::connect(&url).await.unwrap();
     connection.execute(LOCK_TIMEOUT).await.unwrap();

@@ -1,4 +1,5 @@
-//! `paypoll audit`: whether the providers' rules were kept, recomputed from the journal and the documented rules alone.
+//! `paypoll audit`: whether the providers' rules were kept, recomputed from the journal and the
+//! documented rules alone.
 
 use super::text::{Paint, Table, Tone};
 use crate::cli;
@@ -34,7 +35,8 @@ pub async fn run(config: &Config, asked: &cli::Audit, out: &mut impl Write) -> a
     audit.conclude(out)
 }
 
-/// The same for the demo: its hurried plans ask for more than the budgets allow, so the polls that had to wait are counted, not named.
+/// The same for the demo: its hurried plans ask for more than the budgets allow, so the polls that
+/// had to wait are counted, not named.
 pub(super) async fn run_hurried(config: &Config, out: &mut impl Write) -> anyhow::Result<()> {
     let audit = Audit::of_journal(config, None).await?;
     let breaches: Vec<Kind> = Kind::ALL.into_iter().filter(|kind| kind.is_breach()).collect();
@@ -146,7 +148,8 @@ impl Audit {
         !self.declared.is_empty() && !providers::REGISTRY.iter().any(|compiled| compiled.name == one.provider)
     }
 
-    /// Each poll is judged by the file under which it was sent: one that became stricter does not make old polls guilty.
+    /// Each poll is judged by the file under which it was sent: one that became stricter does not
+    /// make old polls guilty.
     fn add_floors(&self, one: &mut PolledTransaction, files: Option<&Vec<(DateTime<Utc>, Vec<u8>)>>) {
         let Some(files) = files else { return };
         let floors = |sent: &DateTime<Utc>| {
@@ -195,7 +198,8 @@ impl Audit {
         }
     }
 
-    /// The book of a provider. One that is not configured here is judged by its documented rules, its default plan and budget.
+    /// The book of a provider. One that is not configured here is judged by its documented rules,
+    /// its default plan and budget.
     fn book(&mut self, provider: &str) -> &mut Book {
         let speed = self.speed;
         self.books.entry(provider.to_owned()).or_insert_with(|| unconfigured(provider, providers::find(provider), speed))
@@ -230,7 +234,8 @@ impl Audit {
         self.metered = Some((second.provider.clone(), second.account.clone(), meter));
     }
 
-    /// Whether the provider documents a wait before the first poll: then it says "too early" of polls that break a rule.
+    /// Whether the provider documents a wait before the first poll: then it says "too early" of
+    /// polls that break a rule.
     fn has_first_wait(&mut self, one: &PolledTransaction) -> bool {
         !self.book(&one.provider).law.floors.first.is_zero()
     }

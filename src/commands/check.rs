@@ -1,4 +1,5 @@
-//! `paypoll check`: whether the configuration, the database and the providers' hosts are as the daemon needs them.
+//! `paypoll check`: whether the configuration, the database and the providers' hosts are as the
+//! daemon needs them.
 //!
 //! A host is only connected to: a request, even one without credentials, would count at the provider.
 
@@ -16,7 +17,8 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
-/// Prints what is configured and whether it can be reached. Errors when database, schema or a provider's host is not as it must be.
+/// Prints what is configured and whether it can be reached. Errors when database, schema or a
+/// provider's host is not as it must be.
 pub async fn run(config: &Config, warnings: &[String], out: &mut impl Write) -> anyhow::Result<()> {
     config.database.url()?;
     let hosts: Vec<JoinHandle<Result<Duration, String>>> =
@@ -88,7 +90,8 @@ async fn write_database(out: &mut impl Write, config: &Config, problems: &mut Ve
     Ok(())
 }
 
-/// How far this host's clock is from the database's. Nothing depends on it: what is due is decided by the database's clock alone.
+/// How far this host's clock is from the database's. Nothing depends on it: what is due is decided
+/// by the database's clock alone.
 async fn clock(store: &Store) -> anyhow::Result<String> {
     let (asked, began) = (SystemTime::now(), Instant::now());
     let database = SystemTime::from(store.server().await?.clock);

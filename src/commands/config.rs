@@ -5,7 +5,8 @@ use crate::text::plain;
 use std::io::Write;
 use std::path::PathBuf;
 
-/// Prints the settings as TOML, one key a line, in the order of their names. Errors, behind them, when they cannot be used.
+/// Prints the settings as TOML, one key a line, in the order of their names. Errors, behind them,
+/// when they cannot be used.
 pub fn run(files: &[PathBuf], out: &mut impl Write) -> anyhow::Result<()> {
     let settings = config::settings(files, config::environment())?;
     let width = settings.iter().map(|setting| setting.key.chars().count() + setting.value.chars().count() + 3).max().unwrap_or(0);

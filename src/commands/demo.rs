@@ -1,8 +1,9 @@
-//! `paypoll demo`: everything at once, nothing to set up. A private PostgreSQL, the simulator, the daemon, and transactions that are
-//! inserted as any application would; ends by itself.
+//! `paypoll demo`: everything at once, nothing to set up. A private PostgreSQL, the simulator, the
+//! daemon, and transactions that are inserted as any application would; ends by itself.
 //!
-//! The daemon is [`super::run::serve`], in this process on a runtime of its own: it cannot outlive the demo, however that ends. The
-//! PostgreSQL removes itself and its folder, in which everything else is that the demo writes.
+//! The daemon is [`super::run::serve`], in this process on a runtime of its own: it cannot outlive
+//! the demo, however that ends. The PostgreSQL removes itself and its folder, in which everything
+//! else is that the demo writes.
 
 mod cast;
 mod stage;
@@ -37,17 +38,20 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use uuid::Uuid;
 use view::{Standing, View};
 
-/// Dropayment's window of 3 minutes is 3 s then: a script with a time-out of 2 s, which no speed hurries, still fits in.
+/// Dropayment's window of 3 minutes is 3 s then: a script with a time-out of 2 s, which no speed
+/// hurries, still fits in.
 const FASTEST: f64 = 60.0;
 /// How often the tables are read.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
-/// The longest that a transaction takes by the rules, without speed; and what slow machines and time-outs need beyond that.
+/// The longest that a transaction takes by the rules, without speed; and what slow machines and
+/// time-outs need beyond that.
 const MAX_RUN: (Duration, Duration) = (Duration::from_secs(1800), Duration::from_secs(60));
 /// The database's name in the private cluster.
 const DATABASE: &str = "paypoll";
 const LOG_FILE: &str = "paypoll.log";
 
-/// Plays the demo. Errors, after the summary, unless every transaction ended where its script expects it and no rule was broken.
+/// Plays the demo. Errors, after the summary, unless every transaction ended where its script
+/// expects it and no rule was broken.
 pub fn run(asked: &cli::Demo) -> anyhow::Result<()> {
     if asked.speed > FASTEST {
         let problem = format!("--speed = {}: the demo's scripts need time-outs of seconds; write {FASTEST} or less", asked.speed);

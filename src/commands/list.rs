@@ -1,4 +1,5 @@
-//! `paypoll list`: transactions by state, account, reason, age and reference, in pages, as a table, as JSON lines or as CSV.
+//! `paypoll list`: transactions by state, account, reason, age and reference, in pages, as a table,
+//! as JSON lines or as CSV.
 
 use super::Known;
 use super::text::{Paint, Table, Tone};

@@ -5,7 +5,8 @@ use crate::store::{self, Schema};
 use secrecy::ExposeSecret;
 use std::io::Write;
 
-/// Applies the migrations that are missing, and lists them. Safe from several replicas at once: they take turns.
+/// Applies the migrations that are missing, and lists them. Safe from several replicas at once:
+/// they take turns.
 pub async fn run(config: &Config, out: &mut impl Write) -> anyhow::Result<()> {
     let migrated = store::migrate(config.database.url()?.expose_secret()).await?;
     for (version, description) in &migrated.applied {

@@ -60,7 +60,8 @@ async fn reached(store: Store) -> anyhow::Result<Store> {
     }
 }
 
-/// The accounts that there are: those that daemons have served, that have transactions, or that are configured here.
+/// The accounts that there are: those that daemons have served, that have transactions, or that are
+/// configured here.
 struct Known(BTreeMap<String, BTreeSet<String>>);
 
 impl Known {

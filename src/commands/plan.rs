@@ -1,7 +1,7 @@
 //! `paypoll plan`: at which offsets a transaction that stays pending would be polled, and what ends it.
 //!
-//! Needs no database and no credentials. With ranges the n-th poll falls between two timetables: that of all shortest waits and that
-//! of all longest waits.
+//! Needs no database and no credentials. With ranges the n-th poll falls between two timetables:
+//! that of all shortest waits and that of all longest waits.
 
 use crate::cli;
 use crate::config::{self, ConfigError, duration};
@@ -24,12 +24,14 @@ const LONGEST_RUN: usize = 6;
 const AGES: [Duration; 4] =
     [Duration::from_secs(60), Duration::from_secs(600), Duration::from_secs(3_600), Duration::from_secs(86_400)];
 
-/// Prints the plan. Errors on an unknown provider or a wrong configuration, which are [`ConfigError`]s, and where `out` fails.
+/// Prints the plan. Errors on an unknown provider or a wrong configuration, which are
+/// [`ConfigError`]s, and where `out` fails.
 pub fn run(asked: &cli::Plan, files: &[PathBuf], out: &mut impl Write) -> anyhow::Result<()> {
     let plan = read(asked, files, config::environment())?;
     let shown = Timetable::of(&plan, asked.horizon);
     let against = match &asked.against {
-        // The file alone, over the defaults: what else is configured here belongs to the plan that it is compared with.
+        // The file alone, over the defaults: what else is configured here belongs to the plan that
+        // it is compared with.
         Some(file) => Some(read(asked, std::slice::from_ref(file), std::iter::empty())?),
         None => None,
     };
@@ -278,7 +280,8 @@ fn polls_within(shown: &Timetable, age: Duration) -> String {
     if fewest < most { format!("{fewest}–{most}") } else { most.to_string() }
 }
 
-/// The longest time that a final word can go unheard, when every wait is the longest: over the waits that begin before `age`.
+/// The longest time that a final word can go unheard, when every wait is the longest: over the
+/// waits that begin before `age`.
 fn worst_wait(shown: &Timetable, age: Option<Duration>) -> String {
     let begins = std::iter::once(Duration::ZERO).chain(shown.latest.iter().copied());
     let waits = begins.zip(&shown.latest).filter(|(begin, _)| age.is_none_or(|age| *begin < age));

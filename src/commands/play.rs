@@ -16,7 +16,8 @@ struct Asked {
     known: declared::Known,
 }
 
-/// The providers of these files, for the simulator. Errors where a file is refused, or its provider cannot be played.
+/// The providers of these files, for the simulator. Errors where a file is refused, or its provider
+/// cannot be played.
 pub(super) fn files(files: &[PathBuf]) -> Result<Vec<Arc<dyn Play>>, ConfigError> {
     let mut plays: Vec<Arc<dyn Play>> = Vec::with_capacity(files.len());
     for file in files {

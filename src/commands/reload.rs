@@ -107,7 +107,8 @@ impl<'a> Reloads<'a> {
         );
     }
 
-    /// The configuration is in force. `unwritten`: why the last polls of the time before could not be written down.
+    /// The configuration is in force. `unwritten`: why the last polls of the time before could not
+    /// be written down.
     pub fn applied(&mut self, read: Read, metrics: &Metrics, unwritten: Option<&str>) {
         let Read { config, mut known, changed, restart } = read;
         // Reported again each time until the restart.

@@ -69,7 +69,8 @@ fn conclude(out: &mut impl Write, args: &cli::Retry, reopened: usize, actor: &st
     out.flush()
 }
 
-/// Errors when a filter names something that does not exist: it would match nothing, and look as if all were well.
+/// Errors when a filter names something that does not exist: it would match nothing, and look as if
+/// all were well.
 async fn check(store: &Store, config: &Config, args: &cli::Retry) -> anyhow::Result<()> {
     let known = Known::of(store, config).await?;
     known.check(args.provider.as_deref(), args.account.as_deref())?;

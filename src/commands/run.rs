@@ -121,8 +121,8 @@ async fn serve_from(config: Config, mut reloads: Option<Reloads<'_>>, stop: Canc
     Ok(())
 }
 
-/// Waits for a configuration that differs, and for a database that can take what the daemon of before gives back; prepares the daemon
-/// of after.
+/// Waits for a configuration that differs, and for a database that can take what the daemon of
+/// before gives back; prepares the daemon of after.
 async fn successor(reloads: &mut Reloads<'_>, running: &Config, metrics: &Metrics, store: &Store) -> (Read, Generation) {
     loop {
         let read = reloads.next(running, metrics).await;
@@ -189,7 +189,8 @@ impl Generation {
         let result = daemon.run(end.clone()).await;
         end.cancel();
         drained.cancel();
-        // All of them end now; what they were doing is not needed any more, and is not waited for when the database does not answer.
+        // All of them end now; what they were doing is not needed any more, and is not waited for
+        // when the database does not answer.
         drop(tokio::time::timeout(FAREWELL, async { drop(tokio::join!(upkeep, ops, declarations)) }).await);
         Ok(result)
     }
@@ -228,7 +229,8 @@ async fn unreachable(store: &Store, error: sqlx::Error, tried: Duration) -> anyh
     }
 }
 
-/// Trying again would not help: the address, the password, the database's name or what stands between is wrong.
+/// Trying again would not help: the address, the password, the database's name or what stands
+/// between is wrong.
 fn is_final(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Configuration(_) => true,
@@ -260,7 +262,8 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// What a shell makes of a process that SIGINT ended.
 const INTERRUPTED: i32 = 130;
 
-/// SIGTERM, SIGINT and SIGQUIT stop cleanly, a second SIGINT ends at once; SIGHUP reads the configuration anew. SIGUSR1 and SIGUSR2 mean nothing, and so do nothing.
+/// SIGTERM, SIGINT and SIGQUIT stop cleanly, a second SIGINT ends at once; SIGHUP reads the
+/// configuration anew. SIGUSR1 and SIGUSR2 mean nothing, and so do nothing.
 fn heed_signals(stop: CancellationToken, reload: Arc<Notify>) -> anyhow::Result<()> {
     let listen = |kind, name| signal(kind).with_context(|| format!("{name} cannot be listened for"));
     let mut terminate = listen(SignalKind::terminate(), "SIGTERM")?;
@@ -293,7 +296,8 @@ fn heed_signals(stop: CancellationToken, reload: Arc<Notify>) -> anyhow::Result<
     Ok(())
 }
 
-/// Takes all descriptors that the system allows: each request under way needs one. Where it allows no more, what it has must do.
+/// Takes all descriptors that the system allows: each request under way needs one. Where it allows
+/// no more, what it has must do.
 fn raise_descriptors() {
     let limit = getrlimit(Resource::Nofile);
     if limit.current.is_some_and(|current| limit.maximum.is_none_or(|maximum| current < maximum)) {

@@ -1,4 +1,5 @@
-//! `paypoll show`: one transaction's life, for people as a timeline: initiated, asked, answered, decided, next.
+//! `paypoll show`: one transaction's life, for people as a timeline: initiated, asked, answered,
+//! decided, next.
 
 use super::text::{Paint, distance};
 use crate::cli;
@@ -19,7 +20,8 @@ const LONGEST_BODY: usize = 160;
 /// A longer explanation is cut in the timeline.
 const LONGEST_TEXT: usize = 400;
 
-/// Prints the life of the transaction with that id or reference; of all of them where accounts share the reference.
+/// Prints the life of the transaction with that id or reference; of all of them where accounts
+/// share the reference.
 pub async fn run(config: &Config, args: &cli::Show, out: &mut impl Write) -> anyhow::Result<()> {
     let store = super::open_store(config).await?;
     let mut lives = store.lives(&args.transaction, Extent::ALL).await?;
@@ -123,7 +125,8 @@ fn json_text(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
-/// How many polls the row counts and the journal no longer has. While a daemon holds the transaction, the row counts too few.
+/// How many polls the row counts and the journal no longer has. While a daemon holds the
+/// transaction, the row counts too few.
 fn pruned(life: &Life) -> usize {
     usize::try_from(life.transaction.attempts).unwrap_or(0).saturating_sub(life.polls.len())
 }

@@ -1,4 +1,5 @@
-//! `paypoll simulate`: the five providers' status APIs and declared ones in one process, until SIGINT or SIGTERM.
+//! `paypoll simulate`: the five providers' status APIs and declared ones in one process, until
+//! SIGINT or SIGTERM.
 
 use crate::simulator::{Options, SLOWEST, Simulator};
 use anyhow::{Context as _, ensure};

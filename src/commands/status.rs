@@ -1,4 +1,5 @@
-//! `paypoll status`: how everything stands. The first line is the worst that is true; what is wrong stands before what is not.
+//! `paypoll status`: how everything stands. The first line is the worst that is true; what is wrong
+//! stands before what is not.
 
 use super::text::{Paint, Table, Tone, now, wrap};
 use crate::cli;
@@ -106,7 +107,8 @@ impl Window {
     }
 }
 
-/// All lines, the most important first. Where the window is too low for all of them, each part says how much of it is left out.
+/// All lines, the most important first. Where the window is too low for all of them, each part says
+/// how much of it is left out.
 fn lines(situation: &Situation, paint: Paint, window: Window) -> Vec<String> {
     let headlines = explain::headlines(situation);
     let mut lines = Vec::new();
@@ -310,8 +312,8 @@ async fn next(look: &Look<'_>, ticks: &mut tokio::time::Interval) -> Result<Situ
     look.take().await
 }
 
-/// Where `--watch` draws: a terminal's alternate screen, given back at the end however that comes; or plain lines, one block after
-/// the other.
+/// Where `--watch` draws: a terminal's alternate screen, given back at the end however that comes;
+/// or plain lines, one block after the other.
 struct Screen<'a, W: Write> {
     out: &'a mut W,
     plain: bool,
@@ -360,7 +362,8 @@ impl<W: Write> Drop for Screen<'_, W> {
     }
 }
 
-/// One picture: from the top, each line cleared to its end, the rest of the screen below; never more than `height` lines.
+/// One picture: from the top, each line cleared to its end, the rest of the screen below; never
+/// more than `height` lines.
 fn frame(lines: &[String], height: usize) -> String {
     let shown = limited(lines.to_vec(), height, "lines: enlarge the window");
     format!("\x1b[H{}\x1b[K\x1b[J", shown.join("\x1b[K\r\n"))

@@ -62,7 +62,8 @@ pub(super) fn distance(from: DateTime<Utc>, to: DateTime<Utc>) -> String {
     }
 }
 
-/// The text in lines of at most `width` characters, broken between words; `indent` stands before every line but the first.
+/// The text in lines of at most `width` characters, broken between words; `indent` stands before
+/// every line but the first.
 pub(super) fn wrap(text: &str, width: usize, indent: &str) -> Vec<String> {
     let mut lines = Vec::new();
     let mut line = String::new();

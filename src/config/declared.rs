@@ -1,4 +1,5 @@
-//! `[providers.NAME] declaration = "FILE"`: which files declare providers, and the defaults that they bring along.
+//! `[providers.NAME] declaration = "FILE"`: which files declare providers, and the defaults that
+//! they bring along.
 
 use super::ConfigError;
 use super::layers::{self, Kind, Table, Value};

@@ -23,8 +23,9 @@ pub(super) fn from_environment(value: &Value) -> bool {
     value.origin().is_some_and(|origin| origin.starts_with(ENVIRONMENT))
 }
 
-/// The defaults, the files in their order, and the environment, merged: later layers win. With them, the providers that files
-/// declare: what their files bring along lies over the defaults and below everything else.
+/// The defaults, the files in their order, and the environment, merged: later layers win. With
+/// them, the providers that files declare: what their files bring along lies over the defaults and
+/// below everything else.
 pub(super) fn merged(
     defaults: &str,
     files: &[PathBuf],
@@ -51,7 +52,8 @@ pub(super) fn merged(
     Ok((tree, declared))
 }
 
-/// Lays the sections of declared providers over the defaults. Errors with all that is wrong with any of their files.
+/// Lays the sections of declared providers over the defaults. Errors with all that is wrong with
+/// any of their files.
 fn add_declared(
     tree: &mut Table,
     layers: &[Table],
@@ -161,8 +163,8 @@ fn stamped(value: Value, origin: &str) -> Value {
     Value::new(Some(&origin.to_owned()), kind)
 }
 
-/// Lays `layer` over `tree`: tables key by key, anything else as a whole. `x` displaces the `x_file` of a layer below, and the
-/// other way round.
+/// Lays `layer` over `tree`: tables key by key, anything else as a whole. `x` displaces the
+/// `x_file` of a layer below, and the other way round.
 fn merge(tree: &mut Table, layer: Table) {
     let keys: Vec<String> = layer.keys().cloned().collect();
     for key in &keys {
@@ -213,8 +215,9 @@ fn add_environment(
     Ok(())
 }
 
-/// The key that a variable would set if its name had two underscores where it has one, such as `PAYPOLL_LOG_FORMAT`. Other variables with
-/// that beginning are not ours: Kubernetes makes some for a service of that name.
+/// The key that a variable would set if its name had two underscores where it has one, such as
+/// `PAYPOLL_LOG_FORMAT`. Other variables with that beginning are not ours: Kubernetes makes some
+/// for a service of that name.
 fn misspelt(name: &str, tree: &Table) -> Option<String> {
     let words =
         |text: &str| text.to_uppercase().split(['.', '_']).filter(|word| !word.is_empty()).map(str::to_owned).collect::<Vec<_>>();
@@ -235,7 +238,8 @@ fn keys(table: &Table, path: &str, found: &mut Vec<String>) {
     }
 }
 
-/// Puts one variable into the layer. `below` shows how its keys are spelt, and where a table or a list is wanted.
+/// Puts one variable into the layer. `below` shows how its keys are spelt, and where a table or a
+/// list is wanted.
 fn set(
     layer: &mut Table,
     below: &Table,
@@ -268,8 +272,8 @@ fn set(
     }
 }
 
-/// Names of variables have lost their case and their hyphens: a key is spelt as in the layers below or as the providers spell it, else
-/// in lower case.
+/// Names of variables have lost their case and their hyphens: a key is spelt as in the layers below
+/// or as the providers spell it, else in lower case.
 fn spelt(key: &str, below: &Table, declared: &[&'static Descriptor]) -> String {
     let account_keys = providers::REGISTRY.into_iter().flat_map(|descriptor| descriptor.account_keys);
     let account_keys = account_keys.chain(declared.iter().flat_map(|descriptor| descriptor.account_keys));

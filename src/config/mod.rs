@@ -1,4 +1,5 @@
-//! The configuration: text in layers becomes typed settings here, in the words of the domain; every secret becomes a redacted type.
+//! The configuration: text in layers becomes typed settings here, in the words of the domain; every
+//! secret becomes a redacted type.
 //!
 //! Nothing behind this module reads a file, a variable or a text again. `config/default.toml`
 //! documents every key and is the lowest layer. Every mistake is named with its key, its value
@@ -224,8 +225,9 @@ pub fn environment() -> impl Iterator<Item = (String, String)> {
 }
 
 impl Config {
-    /// The settings out of all layers: the defaults, `files` in their order, `environment`. `speed` divides the rules' durations;
-    /// other than 1 it is refused unless every enabled provider is on this machine.
+    /// The settings out of all layers: the defaults, `files` in their order, `environment`. `speed`
+    /// divides the rules' durations; other than 1 it is refused unless every enabled provider is on
+    /// this machine.
     pub fn load(files: &[PathBuf], environment: impl Iterator<Item = (String, String)>, speed: f64) -> Result<Self, ConfigError> {
         let (tree, declared) = layers::merged(DEFAULTS, files, environment)?;
         let problems = Problems::default();
@@ -255,8 +257,9 @@ enum Secrets {
 }
 
 impl Config {
-    /// With the accounts alone whose `provider/account` is like one of the patterns, in which `*` stands for any text; with all of them
-    /// where there is no pattern. Errors when a pattern is like none.
+    /// With the accounts alone whose `provider/account` is like one of the patterns, in which `*`
+    /// stands for any text; with all of them where there is no pattern. Errors when a pattern is
+    /// like none.
     pub fn serving(mut self, patterns: &[String]) -> Result<Self, ConfigError> {
         if patterns.is_empty() {
             return Ok(self);

@@ -53,8 +53,8 @@ struct Retry {
     multiplier: f64,
 }
 
-/// Reads the section of a provider. The form of every key is checked whether the provider is enabled or not; what must be there is
-/// only asked for where it is (see [`Read::open`]).
+/// Reads the section of a provider. The form of every key is checked whether the provider is
+/// enabled or not; what must be there is only asked for where it is (see [`Read::open`]).
 pub(super) fn read(descriptor: &'static Descriptor, mut section: Section<'_>) -> Read {
     let read = Read {
         descriptor,
@@ -181,7 +181,8 @@ fn is_loopback(url: &Url) -> bool {
     url.host_str() == Some("localhost") || address(url).is_some_and(|address| address.is_loopback())
 }
 
-/// Whether the host cannot be reached from the internet: this machine, a private address, a name that no public DNS has.
+/// Whether the host cannot be reached from the internet: this machine, a private address, a name
+/// that no public DNS has.
 fn is_private(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default();
     match address(url) {
@@ -227,7 +228,8 @@ impl Read {
         }
     }
 
-    /// The settings of an enabled provider, its rules hurried by `speed`. `None` after a mistake, which is noted.
+    /// The settings of an enabled provider, its rules hurried by `speed`. `None` after a mistake,
+    /// which is noted.
     pub(super) fn open(self, speed: f64, secrets: Secrets, problems: &Problems) -> Option<ProviderConfig> {
         let path = self.path;
         if matches!(self.base_url, Address::Missing) {
@@ -300,7 +302,8 @@ fn open_account(
     Ok(Arc::from(opened))
 }
 
-/// A provider's complaint begins with the key as the provider knows it; in the configuration it has a longer name.
+/// A provider's complaint begins with the key as the provider knows it; in the configuration it has
+/// a longer name.
 fn full_name(descriptor: &Descriptor, path: &str, name: &str, problem: &str) -> String {
     let key = problem.split([' ', ':']).next().unwrap_or_default();
     if descriptor.option_keys.contains(&key) {

@@ -27,7 +27,8 @@ impl Problems {
     }
 }
 
-/// A table of the merged configuration. Every key is taken out as it is read; what is left at [`Section::finish`] is unknown.
+/// A table of the merged configuration. Every key is taken out as it is read; what is left at
+/// [`Section::finish`] is unknown.
 pub(super) struct Section<'a> {
     path: String,
     table: Table,
@@ -268,8 +269,9 @@ impl Secret {
     }
 }
 
-/// The secret that a file holds: a line, with or without its end, or PEM. Anything else would be sent as it is, and refused for a reason
-/// that nobody sees. The error says what is wrong with the file, and nothing of what it holds.
+/// The secret that a file holds: a line, with or without its end, or PEM. Anything else would be
+/// sent as it is, and refused for a reason that nobody sees. The error says what is wrong with the
+/// file, and nothing of what it holds.
 fn content(text: &str) -> Result<&str, &'static str> {
     if text.starts_with('\u{feff}') {
         return Err("the file begins with a byte-order mark; save it without one");

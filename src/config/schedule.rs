@@ -1,4 +1,5 @@
-//! A provider's `schedule`: from keys to a [`Plan`], refused where it makes no sense or goes beyond the provider's own rules.
+//! A provider's `schedule`: from keys to a [`Plan`], refused where it makes no sense or goes beyond
+//! the provider's own rules.
 
 use super::duration::{self, text};
 use super::reader::Section;
@@ -113,8 +114,8 @@ fn check_end(schedule: &Section<'_>, plan: &Plan) {
     }
 }
 
-/// The provider's longest window is kept, whatever the answers are: by the give-up age, or else by phases of a fixed length that are
-/// counted from a moment that never moves.
+/// The provider's longest window is kept, whatever the answers are: by the give-up age, or else by
+/// phases of a fixed length that are counted from a moment that never moves.
 fn check_window(schedule: &Section<'_>, plan: &Plan, floors: &Floors) {
     let Some(window) = floors.window else { return };
     if plan.give_up_after.is_some_and(|age| age <= plan.first.min.saturating_add(plan.margin).saturating_add(window)) {

@@ -1,4 +1,5 @@
-//! The merged configuration as it was written: every key with its value and the layer that it comes from. Secrets are redacted.
+//! The merged configuration as it was written: every key with its value and the layer that it comes
+//! from. Secrets are redacted.
 
 use super::layers::{self, Kind, Table, Value};
 use super::{ConfigError, DEFAULTS};
@@ -18,7 +19,8 @@ pub struct Setting {
     pub origin: String,
 }
 
-/// Every setting out of all layers, in the order of their names. Nothing is checked but that the layers can be read.
+/// Every setting out of all layers, in the order of their names. Nothing is checked but that the
+/// layers can be read.
 pub fn settings(files: &[PathBuf], environment: impl Iterator<Item = (String, String)>) -> Result<Vec<Setting>, ConfigError> {
     let (tree, _) = layers::merged(DEFAULTS, files, environment)?;
     let mut settings = Vec::new();
@@ -26,7 +28,8 @@ pub fn settings(files: &[PathBuf], environment: impl Iterator<Item = (String, St
     Ok(settings)
 }
 
-/// What each setting is, by its full name, without saying it: a digest of its value, and of the file that it names.
+/// What each setting is, by its full name, without saying it: a digest of its value, and of the
+/// file that it names.
 pub type Fingerprints = BTreeMap<String, Vec<u8>>;
 
 /// The fingerprints of all settings out of all layers: two readings differ where something was changed.
@@ -74,8 +77,8 @@ fn leaves(table: &Table, path: &mut Vec<String>, show: &mut impl FnMut(&[String]
     }
 }
 
-/// The database's address holds a password, an account's keys are credentials, and a provider's address may hold some. The path of a
-/// file that holds a secret is none.
+/// The database's address holds a password, an account's keys are credentials, and a provider's
+/// address may hold some. The path of a file that holds a secret is none.
 fn is_secret(path: &[String], value: &Value) -> bool {
     let last = path.last().map_or("", String::as_str);
     if last.ends_with("_file") {

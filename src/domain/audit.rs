@@ -1,7 +1,8 @@
 //! Proof of compliance: what a history of polls says about the rules under which it was made.
 //!
-//! Judged are the times at which polls were sent, against what the provider documents: nothing that the daemon believed when it sent
-//! them. Only whether polls are missing is judged against the plan, because no document says that a poll must be sent.
+//! Judged are the times at which polls were sent, against what the provider documents: nothing that
+//! the daemon believed when it sent them. Only whether polls are missing is judged against the
+//! plan, because no document says that a poll must be sent.
 
 use super::after;
 use super::plan::{Anchors, Floors, Next, Origin, Plan, Progress, Sent};
@@ -9,7 +10,8 @@ use chrono::{DateTime, Utc};
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// Times of sending are stamped with an estimate of the database's clock: it may move by this much between two polls.
+/// Times of sending are stamped with an estimate of the database's clock: it may move by this much
+/// between two polls.
 pub const TOLERANCE: Duration = Duration::from_millis(1);
 /// The length of the stretch in which polls are counted against a rate.
 const SECOND: Duration = Duration::from_secs(1);
@@ -17,9 +19,11 @@ const SECOND: Duration = Duration::from_secs(1);
 /// What one provider's polls are judged by.
 #[derive(Clone, Debug)]
 pub struct Law {
-    /// What the documentation forbids. `every` is the plan's own shortest gap where no document names one; zero forbids nothing.
+    /// What the documentation forbids. `every` is the plan's own shortest gap where no document
+    /// names one; zero forbids nothing.
     pub floors: Floors,
-    /// The plan, and the longest back-off after a failure: by them polls are missing. `None`: nothing is said about missing polls.
+    /// The plan, and the longest back-off after a failure: by them polls are missing. `None`:
+    /// nothing is said about missing polls.
     pub plan: Option<(Plan, Duration)>,
 }
 
@@ -82,15 +86,16 @@ impl Kind {
 pub struct Finding {
     /// What.
     pub kind: Kind,
-    /// When: the poll that should not have been sent then; for a missing poll, when it should have been sent at the latest.
+    /// When: the poll that should not have been sent then; for a missing poll, when it should have
+    /// been sent at the latest.
     pub at: DateTime<Utc>,
     /// By how much it is too early, too soon, too late or missing.
     pub by: Duration,
 }
 
 impl Law {
-    /// What a transaction's history says. `complete_since` is when the journal begins: about windows that opened before, nothing is
-    /// said.
+    /// What a transaction's history says. `complete_since` is when the journal begins: about
+    /// windows that opened before, nothing is said.
     #[must_use]
     pub fn judge(&self, history: &History, complete_since: DateTime<Utc>) -> Vec<Finding> {
         let mut found = Vec::new();
@@ -110,9 +115,10 @@ impl Law {
         found
     }
 
-    /// Every poll before the documented first one, not just the first: the provider would refuse them all. And every poll that it did
-    /// refuse as too early, whatever our clock says: it counts from its own initiation. Where no first wait is documented, "too early"
-    /// says only that there is no answer yet.
+    /// Every poll before the documented first one, not just the first: the provider would refuse
+    /// them all. And every poll that it did refuse as too early, whatever our clock says: it counts
+    /// from its own initiation. Where no first wait is documented, "too early" says only that there
+    /// is no answer yet.
     fn judge_first(&self, history: &History, found: &mut Vec<Finding>) {
         if self.floors.first.is_zero() && history.floors.is_empty() {
             return;
@@ -145,8 +151,9 @@ impl Law {
         }
     }
 
-    /// Follows the plan from poll to poll, every wait being the longest. A poll was missed where even after that wait another one of
-    /// the shortest would have fitted. `before` is the last poll of the window before.
+    /// Follows the plan from poll to poll, every wait being the longest. A poll was missed where
+    /// even after that wait another one of the shortest would have fitted. `before` is the last
+    /// poll of the window before.
     fn missed(
         &self,
         history: &History,
@@ -186,13 +193,15 @@ impl Law {
                 return None;
             }
         }
-        // What came between the end of an earlier window and its reopening is not known: its polls had ended by then.
+        // What came between the end of an earlier window and its reopening is not known: its polls
+        // had ended by then.
         let is_last = number == history.reopened.len();
         is_missing(due, &progress, row.until).filter(|_| is_last)
     }
 }
 
-/// After the window's end one last poll is allowed, when the one before it was sent more than an interval before the end.
+/// After the window's end one last poll is allowed, when the one before it was sent more than an
+/// interval before the end.
 fn judge_window(floors: &Floors, polls: &[DateTime<Utc>], found: &mut Vec<Finding>) {
     let (Some(window), Some(first)) = (floors.window, polls.first()) else { return };
     let end = after(*first, window);
@@ -222,7 +231,8 @@ fn between(from: DateTime<Utc>, to: DateTime<Utc>) -> Duration {
     super::since(from, to)
 }
 
-/// The most polls that a budget of `per_second` polls a second and `burst` of them at once allows in any second.
+/// The most polls that a budget of `per_second` polls a second and `burst` of them at once allows
+/// in any second.
 #[must_use]
 pub fn most_per_second(per_second: f64, burst: u32) -> usize {
     per_second.floor().min(1e9) as usize + usize::try_from(burst).unwrap_or(usize::MAX)
@@ -242,8 +252,8 @@ impl RateMeter {
         Self { most: most_per_second(per_second, burst), recent: VecDeque::new() }
     }
 
-    /// Takes in the next poll; they come in the order of time. A finding when it is one too many within a second. Counting then
-    /// begins anew, so that no poll counts in two findings.
+    /// Takes in the next poll; they come in the order of time. A finding when it is one too many
+    /// within a second. Counting then begins anew, so that no poll counts in two findings.
     pub fn poll(&mut self, at: DateTime<Utc>) -> Option<Finding> {
         while self.recent.front().is_some_and(|oldest| after(*oldest, SECOND) <= after(at, TOLERANCE)) {
             self.recent.pop_front();

@@ -73,8 +73,8 @@ pub struct Decision {
     pub change: Option<Change>,
     /// When it is due again; `None` exactly when the transaction is final or parked.
     pub next: Option<DateTime<Utc>>,
-    /// The provider's own word, if this answer had one. With it the row's `reason` is set to [`Decision::reason`]; without one
-    /// (and without a change) it stays.
+    /// The provider's own word, if this answer had one. With it the row's `reason` is set to
+    /// [`Decision::reason`]; without one (and without a change) it stays.
     pub word: Option<String>,
     /// The provider's explanation, or why polling ended.
     pub reason: Option<String>,
@@ -168,7 +168,8 @@ impl Rules {
         let mut progress = transaction.progress;
         progress.answered |= outcome.health() == Health::Usable;
         let wait = match outcome {
-            // The provider's own words: "Try again after 2 minutes", its floor from initiation to the first poll.
+            // The provider's own words: "Try again after 2 minutes", its floor from initiation to
+            // the first poll.
             Outcome::TooEarly => self.floors.first,
             _ if failures > transaction.failures => self.retry.wait(failures, jitter),
             _ => Duration::ZERO,
@@ -249,8 +250,8 @@ fn verdict(transaction: &Transaction, outcome: &Outcome) -> Option<Change> {
     (to != transaction.state).then(|| Change { to, reason: status.reason.clone(), source: Source::Poll })
 }
 
-/// A success is believed only about the amount and the currency that the feeder expects, where both sides name them. An amount that is there and cannot
-/// be read is not the expected one.
+/// A success is believed only about the amount and the currency that the feeder expects, where both
+/// sides name them. An amount that is there and cannot be read is not the expected one.
 fn mismatch(transaction: &Transaction, status: &Status) -> Option<&'static str> {
     match (transaction.amount, status.amount) {
         (Some(ours), Amount::Told(theirs)) if ours == theirs => {}

@@ -15,7 +15,8 @@ pub enum Outcome {
         /// The provider's status.
         word: String,
     },
-    /// The provider does not know the transaction: not logged yet, or archived. Never a failure of the payment.
+    /// The provider does not know the transaction: not logged yet, or archived. Never a failure of
+    /// the payment.
     NotFound {
         /// What the provider said.
         message: String,
@@ -48,7 +49,8 @@ pub enum Outcome {
         /// What the provider said.
         message: String,
     },
-    /// Not an answer about our transaction: garbage, a cut body, another transaction's identifier, a redirect.
+    /// Not an answer about our transaction: garbage, a cut body, another transaction's identifier,
+    /// a redirect.
     Unusable {
         /// What is wrong with it.
         why: String,
@@ -275,7 +277,8 @@ pub fn is_usable(outcome: &str) -> bool {
     matches!(outcome, "pending" | "action_required" | "succeeded" | "failed" | "cancelled" | "refunded" | TOO_EARLY)
 }
 
-/// The two counters of a transaction, moved by one journal row: how a successor rebuilds them from `polls.outcome`.
+/// The two counters of a transaction, moved by one journal row: how a successor rebuilds them from
+/// `polls.outcome`.
 ///
 /// A usable answer sets both to zero, "too early" moves neither, anything else is a failure.
 #[must_use]

@@ -66,7 +66,8 @@ pub enum Origin {
     FirstPoll,
     /// The initiation; after `retry` the reopening.
     Initiation,
-    /// The moment when the transaction last came into or left `action_required`; until then as [`Origin::FirstPoll`].
+    /// The moment when the transaction last came into or left `action_required`; until then as
+    /// [`Origin::FirstPoll`].
     Action,
 }
 
@@ -116,7 +117,8 @@ pub struct Plan {
     pub give_up_after: Option<Duration>,
 }
 
-/// How far a transaction has come in its plan. Changes with every poll, is kept with the row, and can be rebuilt from the journal.
+/// How far a transaction has come in its plan. Changes with every poll, is kept with the row, and
+/// can be rebuilt from the journal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     /// The first poll of this window; `None` before it.
@@ -217,8 +219,9 @@ impl Plan {
     /// Whether the window has closed for a transaction that was last polled at `last`: it is not
     /// polled any more.
     ///
-    /// While the shortest gap since `last` still fits before the end there is one more poll to send, however late it is.
-    /// A transaction that was never polled in this window always has that one poll.
+    /// While the shortest gap since `last` still fits before the end there is one more poll to
+    /// send, however late it is. A transaction that was never polled in this window always has that
+    /// one poll.
     #[must_use]
     pub fn is_over(
         &self,
@@ -260,7 +263,8 @@ impl Plan {
         word.and_then(|word| self.by_state.get(word)).unwrap_or(&self.phases)
     }
 
-    /// Moves over a poll: which phase it falls into. The phases start anew when another list applies or their moment has come.
+    /// Moves over a poll: which phase it falls into. The phases start anew when another list
+    /// applies or their moment has come.
     fn advance(&self, progress: &mut Progress, anchors: Anchors, poll: Sent<'_>) {
         let first = progress.opened_at.is_none();
         let opened = progress.opened_at.unwrap_or(poll.at);

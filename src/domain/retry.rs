@@ -4,10 +4,11 @@ use backoff::ExponentialBackoff;
 use backoff::backoff::Backoff as _;
 use std::time::Duration;
 
-/// How long to wait after the n-th poll in a row without a usable answer: `initial`, then `multiplier` times as long each time,
-/// at most `max`.
+/// How long to wait after the n-th poll in a row without a usable answer: `initial`, then
+/// `multiplier` times as long each time, at most `max`.
 ///
-/// The curve is the `backoff` crate's, laid out once as a table: its own jitter is off because ours is injected.
+/// The curve is the `backoff` crate's, laid out once as a table: its own jitter is off because ours
+/// is injected.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Backoff {
     waits: Vec<Duration>,

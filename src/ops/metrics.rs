@@ -160,8 +160,8 @@ fn write_pauses(page: &mut Page, metrics: &Metrics, unclaimed: &[Unclaimed]) {
     }
 }
 
-/// Of the accounts that this replica serves: feeders choose the names of others. Reasons that are free text stand together, for the same
-/// cause.
+/// Of the accounts that this replica serves: feeders choose the names of others. Reasons that are
+/// free text stand together, for the same cause.
 fn write_parked(page: &mut Page, metrics: &Metrics, parked: &[Parked]) {
     let help =
         format!("Transactions that are parked, by reason; each exact up to {EXACT}; other: reasons that are not paypoll's own");

@@ -1,4 +1,5 @@
-//! The ops port: whether the process is alive, whether it makes progress, numbers for machines, a page for people.
+//! The ops port: whether the process is alive, whether it makes progress, numbers for machines, a
+//! page for people.
 //!
 //! The port may be queried at any rate: what costs the database something is looked up once for all
 //! clients and kept for a moment (`Cached`). Nothing here changes anything.
@@ -74,7 +75,8 @@ struct Ops {
     parked: Slow<Vec<Parked>>,
     situation: Slow<Situation>,
     recent: Mutex<Recent>,
-    /// Searches and timelines are looked up one after the other: people may not take the daemon's connections away.
+    /// Searches and timelines are looked up one after the other: people may not take the daemon's
+    /// connections away.
     turn: tokio::sync::Mutex<()>,
 }
 
@@ -85,7 +87,8 @@ pub fn bind(config: &Config) -> anyhow::Result<Option<std::net::TcpListener>> {
     opened.map(Some).with_context(|| format!("ops.listen = {listen:?} cannot be listened on"))
 }
 
-/// Serves on a listener until `stop`, and is not ready from `stopping` on. Errors when the listener has no address.
+/// Serves on a listener until `stop`, and is not ready from `stopping` on. Errors when the listener
+/// has no address.
 pub fn serve_on(
     listener: TcpListener,
     config: &Config,
@@ -132,8 +135,9 @@ pub fn serve_on(
     }))
 }
 
-/// Refuses requests that a page from elsewhere could have made: a name that its owner points at this machine reaches a port that listens
-/// on this machine only, and the browser would let that page read the answer. What is asked for next comes on another connection.
+/// Refuses requests that a page from elsewhere could have made: a name that its owner points at
+/// this machine reaches a port that listens on this machine only, and the browser would let that
+/// page read the answer. What is asked for next comes on another connection.
 async fn guard(State(ops): State<Arc<Ops>>, request: Request, next: Next) -> Response {
     let mut response = if ops.local && !page::is_local(request.headers()) {
         (StatusCode::MISDIRECTED_REQUEST, "this port is served as localhost or by an IP address only\n").into_response()
@@ -144,7 +148,8 @@ async fn guard(State(ops): State<Arc<Ops>>, request: Request, next: Next) -> Res
     response
 }
 
-/// Whether the process lives. A lost database or a provider that is down are no reason to start it anew; a loop that hangs is one.
+/// Whether the process lives. A lost database or a provider that is down are no reason to start it
+/// anew; a loop that hangs is one.
 async fn healthz(State(ops): State<Arc<Ops>>) -> (StatusCode, String) {
     match turns(ops.metrics.since_turn(Instant::now()), HANGS_FOR_GOOD) {
         Ok(()) => (StatusCode::OK, "ok\n".into()),
@@ -204,7 +209,8 @@ impl Ops {
         held.chain(rest.filter_map(|rest| Some((&*rest.provider, &*rest.account, rest.oldest_s?))))
     }
 
-    /// How late the accounts are by their rows, as of `max_age` ago at most; `None` when the database does not answer.
+    /// How late the accounts are by their rows, as of `max_age` ago at most; `None` when the
+    /// database does not answer.
     async fn unclaimed(&self, max_age: Duration) -> Option<Vec<Unclaimed>> {
         let accounts: Vec<(&str, &str)> =
             self.metrics.accounts.iter().map(|account| (account.provider, &*account.account)).collect();
@@ -223,7 +229,8 @@ impl Ops {
         self.situation.get(SITUATION_EVERY, SITUATION_SHARE, LOOKUP_TIMEOUT, look).await
     }
 
-    /// The counts, as fresh as they are to be had soon. Counting goes on when the client does not wait for it.
+    /// The counts, as fresh as they are to be had soon. Counting goes on when the client does not
+    /// wait for it.
     async fn counts(self: &Arc<Self>) -> Option<Vec<Counts>> {
         let ops = self.clone();
         let look = || async move { ops.unless_stopping(async { found(ops.store.counts(&ops.providers()).await) }).await };

@@ -1,7 +1,8 @@
 //! Ayoconnect: get the status of a transaction (direct debit, service code 36).
 //!
-//! Source: the page "Get the Status of a transaction API" of Ayoconnect's API documentation, read 2026-11. Marked "public": newer
-//! public pages of the vendor, weaker than the page; it shows neither an answer nor the names of its headers.
+//! Source: the page "Get the Status of a transaction API" of Ayoconnect's API documentation, read
+//! 2026-11. Marked "public": newer public pages of the vendor, weaker than the page; it shows
+//! neither an answer nor the names of its headers.
 //!
 //! | rule | source |
 //! |---|---|
@@ -11,13 +12,14 @@
 //! | the signature | "HMAC_SHA512(clientSecret, stringToSign)", "stringToSign = HTTPMethod +":"+ URLPath +":"+ AccessToken +":"+ Lowercase(HexEncode(SHA-256(minify(RequestBody))))+":" + X-TIMESTAMP" |
 //! | the original transaction's X-EXTERNAL-ID throughout | "Value of X-External-ID header of the original transaction."; "unique in the same flow" |
 //!
-//! Traps: `TIMEOUT` is the bank's and not final; HTTP 202 is no success, and 404 may come just after creation; the signature is
-//! hexadecimal, signs the path without the query and the token without "Bearer "; the query key `XExternalId` has no hyphens, the
-//! header has; the published samples mix upper and lower case, so words are compared without regard to case.
+//! Traps: `TIMEOUT` is the bank's and not final; HTTP 202 is no success, and 404 may come just
+//! after creation; the signature is hexadecimal, signs the path without the query and the token
+//! without "Bearer "; the query key `XExternalId` has no hyphens, the header has; the published
+//! samples mix upper and lower case, so words are compared without regard to case.
 //!
-//! Decided, because the page is silent: the answer is believed at HTTP 200 with a `responseCode`, when it has one, that begins
-//! with 200, and a known `additionalInfo.paymentResult`. It carries no identifier to compare. HTTP 202 says that the answer is not
-//! there yet: a snooze, no failure.
+//! Decided, because the page is silent: the answer is believed at HTTP 200 with a `responseCode`,
+//! when it has one, that begins with 200, and a known `additionalInfo.paymentResult`. It carries no
+//! identifier to compare. HTTP 202 says that the answer is not there yet: a snooze, no failure.
 
 use super::{Ask, Descriptor, Open, Provider, Settings, Token, TokenFlow};
 use crate::domain::{Floors, Outcome, Reported, Status, Whose};
@@ -284,7 +286,8 @@ fn signature(key: &hmac::Key, method: &str, path: &str, token: &str, body: &str,
     hex(hmac::sign(key, format!("{method}:{path}:{token}:{body}:{timestamp}").as_bytes()).as_ref())
 }
 
-/// "yyyy-MM-ddTHH:mm:ss.SSSTZD", "length between 24 and 27": in UTC with `Z` 24; with an offset it would be 29, without milliseconds 25.
+/// "yyyy-MM-ddTHH:mm:ss.SSSTZD", "length between 24 and 27": in UTC with `Z` 24; with an offset it
+/// would be 29, without milliseconds 25.
 fn timestamp(clock: Clock, now: DateTime<Utc>) -> String {
     match clock {
         Clock::Utc => now.format("%Y-%m-%dT%H:%M:%S%.3fZ").to_string(),
@@ -330,7 +333,8 @@ fn failure(response: &Response, message: Result<String, String>) -> Outcome {
     let message = format!("HTTP {}: {}", response.status, message.unwrap_or_else(|why| why));
     match response.status {
         401 => Outcome::CredentialsRejected { whose: Whose::Account, park: false, message },
-        // Public: "4033618 Inactive Card/Account/Customer" is about a single card. The document says of any code but 200 to ask again.
+        // Public: "4033618 Inactive Card/Account/Customer" is about a single card. The document
+        // says of any code but 200 to ask again.
         403 => Outcome::CredentialsRejected { whose: Whose::Row, park: false, message },
         300..=399 | 429 | 500.. => wire::unreadable(response, message),
         _ => Outcome::RequestFailed { message },

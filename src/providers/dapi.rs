@@ -1,7 +1,7 @@
 //! Dapi: get operation status.
 //!
-//! Source: the page "Get Operation Status" of Dapi's API documentation, read 2026-11. Marked "public": newer public pages and
-//! client code of the vendor, weaker than the page.
+//! Source: the page "Get Operation Status" of Dapi's API documentation, read 2026-11. Marked
+//! "public": newer public pages and client code of the vendor, weaker than the page.
 //!
 //! | rule | source |
 //! |---|---|
@@ -11,15 +11,18 @@
 //! | one request at a time per access token | public: no parallel calls for one access token |
 //! | stop at `INVALID_CREDENTIALS` | public: repeats may lock the user's bank account |
 //!
-//! Traps: a request that failed says `status:"failed"` too, like a payment that failed, but names no `operationID`; in the newer
-//! shape (public) the outer `status` is the request's and `opInfo.status` the operation's; `success:true` may come with
-//! `user_input_required`; `done` without `reference` (an operation that is no transfer) is done all the same.
+//! Traps: a request that failed says `status:"failed"` too, like a payment that failed, but names
+//! no `operationID`; in the newer shape (public) the outer `status` is the request's and
+//! `opInfo.status` the operation's; `success:true` may come with `user_input_required`; `done`
+//! without `reference` (an operation that is no transfer) is done all the same.
 //!
-//! Decided, because the page is silent: a status is believed at HTTP 200 only, and an answer whose `type` says that the *request*
-//! was wrong (`NOT_FOUND`, `INVALID_JSON`, `PARAMETER_…`) is none, even if it echoes our identifier; but where the request worked and
-//! `opInfo.status` says `failed`, the operation failed, and the types say why. A 401 or 403 is about the account if the answer's
-//! `type` or `msg` names the app secret or the app key, about nobody's credentials if it echoes our identifier with a type about the
-//! operation (a wrong one-time password), else about the access token, which is the row's.
+//! Decided, because the page is silent: a status is believed at HTTP 200 only, and an answer whose
+//! `type` says that the *request* was wrong (`NOT_FOUND`, `INVALID_JSON`, `PARAMETER_…`) is none,
+//! even if it echoes our identifier; but where the request worked and `opInfo.status` says
+//! `failed`, the operation failed, and the types say why. A 401 or 403 is about the account if the
+//! answer's `type` or `msg` names the app secret or the app key, about nobody's credentials if it
+//! echoes our identifier with a type about the operation (a wrong one-time password), else about
+//! the access token, which is the row's.
 
 use super::{Ask, Descriptor, Open, Provider, Settings};
 use crate::domain::{Amount, Floors, Outcome, Reported, Status, Whose};
@@ -142,8 +145,8 @@ fn whose(complaint: &str) -> Whose {
     if letters.contains("appsecret") || letters.contains("appkey") { Whose::Account } else { Whose::Row }
 }
 
-/// What an answer says about the request; `None` when it is about the operation. 429 and 503 come first: a `Retry-After` of
-/// theirs concerns the whole account.
+/// What an answer says about the request; `None` when it is about the operation. 429 and 503 come
+/// first: a `Retry-After` of theirs concerns the whole account.
 fn read_error(response: &Response, answer: &Answer) -> Option<Outcome> {
     if response.status == 200 && answer.tells_a_failure_inside() {
         return None;
@@ -176,7 +179,8 @@ fn read_operation(answer: &Answer, details: Value) -> Result<Outcome, String> {
     let Some(reported) = meaning(word, answer) else {
         return Ok(Outcome::UnknownWord { word: word.to_owned() });
     };
-    // In the flat shape a payment that failed says so with `success:false`; in the newer one `success` is the request's alone.
+    // In the flat shape a payment that failed says so with `success:false`; in the newer one
+    // `success` is the request's alone.
     if !success && (reported != Reported::Failed || answer.op_info.is_some()) {
         return Err(format!("{word:?} in the answer to a request that failed"));
     }
@@ -246,16 +250,17 @@ impl Answer {
         if parts.is_empty() { "the request failed".into() } else { parts.join(" ") }
     }
 
-    /// In the newer shape the request worked, and the operation inside it failed, or is in a status that nobody knows: its types then
-    /// say why it is.
+    /// In the newer shape the request worked, and the operation inside it failed, or is in a status
+    /// that nobody knows: its types then say why it is.
     fn tells_a_failure_inside(&self) -> bool {
         let word = self.op_info().and_then(|info| info.status.as_deref());
         let failed = word.is_some_and(|word| !matches!(word, "done" | "initialized" | "user_input_required"));
         failed && self.success == Some(true) && self.status.as_deref().is_none_or(|outer| outer == "done") && self.kind.is_none()
     }
 
-    /// Public: types such as INVALID_MFA, INACTIVE_ACCOUNT or BENEFICIARY_… beside our own identifier (which was compared before) are
-    /// about the operation, whatever the HTTP code; types of refused access are not.
+    /// Public: types such as INVALID_MFA, INACTIVE_ACCOUNT or BENEFICIARY_… beside our own
+    /// identifier (which was compared before) are about the operation, whatever the HTTP code;
+    /// types of refused access are not.
     fn is_about_the_operation(&self) -> bool {
         let is_access = |kind: &str| {
             let letters = letters(kind);
@@ -285,7 +290,8 @@ impl Answer {
         }
     }
 
-    /// What the user has to enter; the page does not promise the list, and shows a list where a single question was seen.
+    /// What the user has to enter; the page does not promise the list, and shows a list where a
+    /// single question was seen.
     fn action(&self) -> Value {
         let inner = self.op_info().and_then(|info| info.user_inputs.as_ref());
         let inputs = match inner.or(self.user_inputs.as_ref()) {

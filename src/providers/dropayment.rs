@@ -9,11 +9,13 @@
 //! | `TRANSFER_FEE_REQUEST` waits for the merchant | "the processing will remain paused until Complete transfer request is sent" |
 //! | amounts are hundredths | "Amount of money transfered in centis, 1.00 EUR = 100 centis." |
 //!
-//! Traps: an `error` object, at any HTTP code, 200 included, is the request's trouble, never the transfer's, and a `state` beside
-//! it is not believed; its `cause` is an open list; a late poll's authorization error may only mean that the session has ended;
-//! `errorCode` is a number where `error.code` is text; `transferFeeList` is documented as an object and shown as an array. The
-//! page names no HTTP code: a state is believed at 200 only. `bankOrderId` ("Required if state is APPROVED or DECLINED") is a
-//! fact to keep, no proof: a final word about our own `invoiceId` is believed without it.
+//! Traps: an `error` object, at any HTTP code, 200 included, is the request's trouble, never the
+//! transfer's, and a `state` beside it is not believed; its `cause` is an open list; a late poll's
+//! authorization error may only mean that the session has ended; `errorCode` is a number where
+//! `error.code` is text; `transferFeeList` is documented as an object and shown as an array. The
+//! page names no HTTP code: a state is believed at 200 only. `bankOrderId` ("Required if state is
+//! APPROVED or DECLINED") is a fact to keep, no proof: a final word about our own `invoiceId` is
+//! believed without it.
 
 use super::{Ask, Descriptor, Open, Provider, Settings};
 use crate::domain::{Amount, Floors, Outcome, Reported, Status, Whose};
@@ -67,7 +69,8 @@ impl Provider for Dropayment {
             None => self.endpoint_id.as_deref().ok_or("params.endpointId is missing, and the account has no default")?,
         };
         let mut session = json!({ "token": wire::param(ask.params, "session.token")? });
-        // "The access token key received in Optional consumer authentication": there only where the consumer was authenticated.
+        // "The access token key received in Optional consumer authentication": there only where the
+        // consumer was authenticated.
         if let Some(token) = wire::optional_param(ask.params, "session.accessToken")? {
             session["accessToken"] = token.into();
         }
@@ -116,7 +119,8 @@ fn refused(message: String) -> Outcome {
     Outcome::CredentialsRejected { whose: Whose::Row, park: false, message }
 }
 
-/// What an `error` says about the request. 429 and 503 come first: a `Retry-After` of theirs concerns the whole account.
+/// What an `error` says about the request. 429 and 503 come first: a `Retry-After` of theirs
+/// concerns the whole account.
 fn read_error(ask: Ask<'_>, response: &Response, error: Failure, invoice_id: Option<String>) -> Outcome {
     let message = error.to_string();
     match (response.status, error.cause.text()) {

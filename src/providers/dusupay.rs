@@ -27,7 +27,8 @@ use std::time::Duration;
 const FLOORS: Floors = Floors {
     // "less than 2 minutes from the time the transaction was initiated"
     first: Duration::from_secs(120),
-    // `initiated_at` is the feeder's clock: our choice. The default plan waits longer, because the row often comes before the initiation.
+    // `initiated_at` is the feeder's clock: our choice. The default plan waits longer, because the
+    // row often comes before the initiation.
     margin: Duration::from_secs(1),
     // "an interval of 5 minutes"
     every: Duration::from_secs(300),
@@ -103,8 +104,9 @@ impl Provider for DusuPay {
     }
 }
 
-/// "Status check denied. Try again after 2 minutes.": it speaks of the status check, or tells a wait. Anything else that is denied with
-/// a 403 is denied to the account, "Access denied. Fix your key and try again." too.
+/// "Status check denied. Try again after 2 minutes.": it speaks of the status check, or tells a
+/// wait. Anything else that is denied with a 403 is denied to the account, "Access denied. Fix your
+/// key and try again." too.
 fn is_too_early(message: &str) -> bool {
     let message = message.to_ascii_lowercase();
     let tells_a_wait =

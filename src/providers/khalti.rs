@@ -1,7 +1,7 @@
 //! Khalti: service status lookup.
 //!
-//! Source: the page "Service Status Lookup API" of Khalti's documentation, read 2026-11. Marked "public": newer public texts of
-//! the vendor, weaker than the page.
+//! Source: the page "Service Status Lookup API" of Khalti's documentation, read 2026-11. Marked
+//! "public": newer public texts of the vendor, weaker than the page.
 //!
 //! | rule | source |
 //! |---|---|
@@ -10,11 +10,14 @@
 //! | … of a lookup that worked | "status: Indicates whether the API call was successful (false)." |
 //! | the identifier is echoed | "reference: The reference ID of the transaction." |
 //!
-//! Traps: "state, not status" read literally would fail a live payment when the token is wrong (`status:false`, `state:"Error"`):
-//! with `status:false`, or with any `error_code`, the lookup failed and the transaction did not. `Error` is a failure only of a
-//! transaction that Khalti has (`response_id`), and a `response_id` that is none takes the belief from every failure. Refunds beside a state (a documented failure has `refunded:false` and a refund in
-//! its list) are facts to keep, no verdict. The page names no HTTP code, neither for "Transaction Exists but Failure" nor for "No
-//! such Transaction": a state is believed at 200 only, an error by its code at any. The token stands in the URL or in the body.
+//! Traps: "state, not status" read literally would fail a live payment when the token is wrong
+//! (`status:false`, `state:"Error"`): with `status:false`, or with any `error_code`, the lookup
+//! failed and the transaction did not. `Error` is a failure only of a transaction that Khalti has
+//! (`response_id`), and a `response_id` that is none takes the belief from every failure. Refunds
+//! beside a state (a documented failure has `refunded:false` and a refund in its list) are facts to
+//! keep, no verdict. The page names no HTTP code, neither for "Transaction Exists but Failure" nor
+//! for "No such Transaction": a state is believed at 200 only, an error by its code at any. The
+//! token stands in the URL or in the body.
 
 use super::{Ask, Descriptor, Open, Provider, Settings};
 use crate::domain::{Floors, Outcome, Reported, Status, Whose};
@@ -120,7 +123,8 @@ fn read_error(ask: Ask<'_>, response: &Response, answer: &Answer) -> Outcome {
         (Ok(1001..=1009), _) => refused(message),
         // Public: validation errors, of this one request.
         (Ok(1010 | 1011), _) => Outcome::RequestFailed { message },
-        // Among the others 1016 (no credits) and 1017 to 1021 (their side; public): nothing to do but to ask again.
+        // Among the others 1016 (no credits) and 1017 to 1021 (their side; public): nothing to do
+        // but to ask again.
         _ => match response.status {
             401 => refused(message),
             403 | 500.. => wire::unreadable(response, message),
@@ -159,7 +163,8 @@ fn read_transaction(ask: Ask<'_>, answer: Answer, details: Value) -> Result<Outc
     })))
 }
 
-/// All documented answers in one. `status` is in all of them but in one public form of an error, which has an `error_code`.
+/// All documented answers in one. `status` is in all of them but in one public form of an error,
+/// which has an `error_code`.
 #[derive(Deserialize)]
 struct Answer {
     status: Option<bool>,
@@ -192,7 +197,8 @@ impl Answer {
     }
 }
 
-/// The states, the page's in its order, then the public ones. Called for a lookup that worked, about our reference.
+/// The states, the page's in its order, then the public ones. Called for a lookup that worked,
+/// about our reference.
 fn meaning(word: &str) -> Option<Reported> {
     match word {
         "Success" => Some(Reported::Succeeded),

@@ -5,8 +5,8 @@
 //! socket or the database. What a provider file does not know: when it is polled, how often, by
 //! which replica, and what follows from its [`Outcome`].
 //!
-//! A sixth compiled provider is one new file, one line in [`REGISTRY`], one section in `config/default.toml`, one fixture folder and one
-//! line in a migration.
+//! A sixth compiled provider is one new file, one line in [`REGISTRY`], one section in
+//! `config/default.toml`, one fixture folder and one line in a migration.
 
 use crate::domain::{Floors, Outcome};
 use crate::wire::{Kept, Request, Response};
@@ -29,7 +29,8 @@ mod khalti;
 /// What a provider needs to know of the transaction to poll.
 #[derive(Clone, Copy, Debug)]
 pub struct Ask<'a> {
-    /// The key that the provider looks up. Neither empty nor with control characters: the caller has seen to that.
+    /// The key that the provider looks up. Neither empty nor with control characters: the caller
+    /// has seen to that.
     pub reference: &'a str,
     /// What the lookup needs beside the reference.
     pub params: &'a Value,
@@ -47,8 +48,8 @@ pub trait Provider: Send + Sync {
     /// `invalid`.
     fn request(&self, ask: Ask<'_>) -> Result<Request, String>;
 
-    /// What a response means. Total: every response has a meaning, and only a documented word about this very transaction is one
-    /// about its fate.
+    /// What a response means. Total: every response has a meaning, and only a documented word about
+    /// this very transaction is one about its fate.
     fn read(&self, ask: Ask<'_>, response: &Response) -> Outcome;
 
     /// The secret values that an answer might echo: the account's and the row's.
@@ -59,10 +60,12 @@ pub trait Provider: Send + Sync {
         Kept::EVERYTHING
     }
 
-    /// Whether every answer about a transaction carries an identifier that [`Provider::read`] compares with ours.
+    /// Whether every answer about a transaction carries an identifier that [`Provider::read`]
+    /// compares with ours.
     ///
-    /// Where it does not (Ayoconnect, Dapi's newer shape), a final word is believed only from a connection that carried no other request: an answer that
-    /// strayed from another question could not be told from one to ours.
+    /// Where it does not (Ayoconnect, Dapi's newer shape), a final word is believed only from a
+    /// connection that carried no other request: an answer that strayed from another question could
+    /// not be told from one to ours.
     fn answers_name_their_transaction(&self) -> bool {
         true
     }
@@ -83,7 +86,8 @@ pub trait Provider: Send + Sync {
     }
 }
 
-/// How an account gets its access token. The token is fetched once per account, shared, renewed early, and renewed once on a 401.
+/// How an account gets its access token. The token is fetched once per account, shared, renewed
+/// early, and renewed once on a 401.
 pub trait TokenFlow: Send + Sync {
     /// The request for a token at `now`.
     fn request(&self, now: DateTime<Utc>) -> Request;
@@ -203,7 +207,8 @@ impl Settings {
         self.options.get(key).map_or("", String::as_str)
     }
 
-    /// A provider option that is put into the URL's path as it is: empty, or with a slash before and none after.
+    /// A provider option that is put into the URL's path as it is: empty, or with a slash before
+    /// and none after.
     pub fn path(&self, key: &str) -> Result<&str, String> {
         let path = self.option(key);
         let plain = path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/-._~%".contains(&byte));
@@ -236,7 +241,8 @@ pub fn find(name: &str) -> Option<&'static Descriptor> {
     all().into_iter().find(|descriptor| descriptor.name == name)
 }
 
-/// Makes a declared provider known, in place of an earlier one of its name. The same file is the same provider.
+/// Makes a declared provider known, in place of an earlier one of its name. The same file is the
+/// same provider.
 pub fn declare(declaration: Declaration) -> &'static Descriptor {
     let mut declared = DECLARED.write().unwrap_or_else(PoisonError::into_inner);
     let same = |known: &&Descriptor| {

@@ -1,8 +1,9 @@
 //! Ayoconnect: `GET /api/v1.0/debit/status` and the token endpoint `POST /api/v1.0/access-token/b2b`.
 //!
-//! From its page "Get the Status of a transaction API" (service code 36), which gives lengths, forms and the signature. The names
-//! of headers and parameters, the form of the answers and the token endpoint are the national standard's (SNAP), which it follows:
-//! a `responseCode` is the HTTP status, the service code and a case.
+//! From its page "Get the Status of a transaction API" (service code 36), which gives lengths,
+//! forms and the signature. The names of headers and parameters, the form of the answers and the
+//! token endpoint are the national standard's (SNAP), which it follows: a `responseCode` is the
+//! HTTP status, the service code and a case.
 
 use super::credentials::{
     AMOUNT, AYOCONNECT_ACCESS_TOKEN, AYOCONNECT_CLIENT_ID, AYOCONNECT_CLIENT_SECRET, AYOCONNECT_MERCHANT_IDS,
@@ -125,8 +126,8 @@ fn form(incoming: &Incoming) -> Result<Form<'_>, String> {
     Ok(Form { merchant, external_id, channel, timestamp })
 }
 
-/// "length between 24 and 27", "yyyy-MM-ddTHH:mm:ss.SSSTZD format": with milliseconds that leaves `Z` and `+07` for the zone. The published
-/// samples have none, and `+07:00`.
+/// "length between 24 and 27", "yyyy-MM-ddTHH:mm:ss.SSSTZD format": with milliseconds that leaves
+/// `Z` and `+07` for the zone. The published samples have none, and `+07:00`.
 fn timestamp(text: &str, now: Moment) -> Result<&str, String> {
     if !matches!((text.len(), text.ends_with('Z'), text.contains('.')), (24, true, true) | (26, false, true) | (25, false, false)) {
         return Err("X-TIMESTAMP is not of 24 to 27 characters yyyy-MM-ddTHH:mm:ss.SSSTZD".into());
@@ -139,7 +140,8 @@ fn timestamp(text: &str, now: Moment) -> Result<&str, String> {
     Ok(text)
 }
 
-/// `HTTPMethod +":"+ URLPath +":"+ AccessToken +":"+ Lowercase(HexEncode(SHA-256(minify(RequestBody)))) +":"+ X-TIMESTAMP`
+/// `HTTPMethod +":"+ URLPath +":"+ AccessToken +":"+
+/// Lowercase(HexEncode(SHA-256(minify(RequestBody)))) +":"+ X-TIMESTAMP`
 fn string_to_sign(method: &str, path: &str, token: &str, minified: &[u8], timestamp: &str) -> String {
     let body = hex(digest::digest(&digest::SHA256, minified).as_ref());
     format!("{method}:{path}:{token}:{body}:{timestamp}")

@@ -1,4 +1,5 @@
-//! The test credentials that the simulator accepts, and rows that fit them. No secrets: they open nothing but the simulator.
+//! The test credentials that the simulator accepts, and rows that fit them. No secrets: they open
+//! nothing but the simulator.
 
 use super::Api;
 use serde_json::{Value, json};
@@ -27,7 +28,8 @@ pub const AYOCONNECT_CLIENT_SECRET: &str = "sim-ayoconnect-client-secret";
 pub const AYOCONNECT_CHANNEL_ID: &str = "12345";
 /// Ayoconnect's static `access_token`, of both accounts.
 pub const AYOCONNECT_ACCESS_TOKEN: &str = "sim-ayoconnect-access-token";
-/// Ayoconnect's `private_key` for the B2B token flow, of both accounts: PEM. Made for the simulator and published with it.
+/// Ayoconnect's `private_key` for the B2B token flow, of both accounts: PEM. Made for the simulator
+/// and published with it.
 pub const AYOCONNECT_PRIVATE_KEY: &str = include_str!("ayoconnect_test_key.pem");
 
 /// The amount of every success, in major units.
@@ -68,7 +70,8 @@ pub fn params(provider: &str, serial: u64) -> Value {
     }
 }
 
-/// What every success is about: the amount in major units, and the currency where the provider's answer names one.
+/// What every success is about: the amount in major units, and the currency where the provider's
+/// answer names one.
 #[must_use]
 pub fn amount(provider: &str) -> (&'static str, Option<&'static str>) {
     let currency = match Api::named(provider) {

@@ -1,7 +1,8 @@
 //! Dapi: `POST /v2/operation/get`, from its page "Get Operation Status".
 //!
-//! The page asks for the user's access token without saying where it goes; elsewhere it is `Authorization: Bearer`. A newer page
-//! has an `appKey` and the path `/v2/operation/status`; both are understood.
+//! The page asks for the user's access token without saying where it goes; elsewhere it is
+//! `Authorization: Bearer`. A newer page has an `appKey` and the path `/v2/operation/status`; both
+//! are understood.
 
 use super::Api;
 use super::credentials::{DAPI_ACCESS_TOKEN_PREFIX, DAPI_APP_KEY, DAPI_APP_SECRETS, which};

@@ -4,10 +4,12 @@
 //! reads requests and makes answers. What is the simulator's own is the memory: floors, tokens,
 //! scripts, the record.
 //!
-//! Each provider has a path of its own, `/NAME/…`, to which its `base_url` points. A reference chooses what is answered: it is cut at its double
-//! hyphens, and each part that is a step counts, in their order: the name of an example in small letters with hyphens (`ORDER-1--pending--paid`),
-//! an HTTP code (`--500`), either with a number of times (`--pendingx3`). The last step is answered for ever; without one, the first
-//! example that succeeds. `t` and 13 digits is the time of the initiation in Unix milliseconds.
+//! Each provider has a path of its own, `/NAME/…`, to which its `base_url` points. A reference
+//! chooses what is answered: it is cut at its double hyphens, and each part that is a step counts,
+//! in their order: the name of an example in small letters with hyphens (`ORDER-1--pending--paid`),
+//! an HTTP code (`--500`), either with a number of times (`--pendingx3`). The last step is answered
+//! for ever; without one, the first example that succeeds. `t` and 13 digits is the time of the
+//! initiation in Unix milliseconds.
 
 use super::exchange::Reply;
 use super::record::{Asked, Entry, ProviderReport};
@@ -35,7 +37,8 @@ pub trait Play: Send + Sync + fmt::Debug {
 pub trait Known {
     /// Its reference.
     fn reference(&self) -> &str;
-    /// What the example of that name answers, the first that succeeds by default; `None` where there is none of the name.
+    /// What the example of that name answers, the first that succeeds by default; `None` where
+    /// there is none of the name.
     fn answer(&self, example: Option<&str>) -> Option<Answer>;
     /// The answer to what comes too early, where there is one.
     fn early(&self) -> Option<Answer>;

@@ -1,4 +1,5 @@
-//! Dropayment: `POST /paynet/dapi/v1/transfer/{endpointId}/{invoiceId}/status`, from its page "Transfer status".
+//! Dropayment: `POST /paynet/dapi/v1/transfer/{endpointId}/{invoiceId}/status`, from its page
+//! "Transfer status".
 
 use super::credentials::{AMOUNT, DROPAYMENT_ENDPOINT, DROPAYMENT_SESSION_PREFIX, OTHER_AMOUNT};
 use super::exchange::{Ask, Incoming, Refusal, Reply, check_reference, number, object, only, optional_text, text};

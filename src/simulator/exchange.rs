@@ -130,7 +130,8 @@ pub(super) fn parameter<'a>(query: &'a [(String, String)], name: &str, documente
     }
 }
 
-/// A number that belongs to a reference, for the identifiers that providers give away (FNV-1a, cut to eight digits).
+/// A number that belongs to a reference, for the identifiers that providers give away (FNV-1a, cut
+/// to eight digits).
 pub(super) fn number(reference: &str) -> u64 {
     reference.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
         % 90_000_000

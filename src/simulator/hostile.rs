@@ -1,7 +1,8 @@
 //! What no client should have to meet: silence, resets, bytes, and bodies without an end.
 //!
-//! Each of them carries or promises a success where it can, so that a client that reads less strictly than it should gives itself
-//! away. What is long is made while it is sent, so that it costs the simulator next to nothing.
+//! Each of them carries or promises a success where it can, so that a client that reads less
+//! strictly than it should gives itself away. What is long is made while it is sent, so that it
+//! costs the simulator next to nothing.
 
 use super::connection::Connection;
 use super::exchange::Reply;

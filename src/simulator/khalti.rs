@@ -1,7 +1,7 @@
 //! Khalti: `GET /api/service/status/`, from its page "Service Status Lookup API".
 //!
-//! The page shows the parameters as a JSON object; newer text has them in the path. All three ways are understood: the object as
-//! the body, the query, the path.
+//! The page shows the parameters as a JSON object; newer text has them in the path. All three ways
+//! are understood: the object as the body, the query, the path.
 
 use super::credentials::{AMOUNT, KHALTI_TOKENS, OTHER_AMOUNT, which};
 use super::exchange::{Ask, Incoming, Refusal, Reply, check_reference, number, object, only, parameter, text};

@@ -1,14 +1,17 @@
-//! The simulator: the five providers' status APIs in one process, strict about their rules; beside them any that a file [`declared`].
+//! The simulator: the five providers' status APIs in one process, strict about their rules; beside
+//! them any that a file [`declared`].
 //!
-//! It is written from the providers' documents and shares nothing with [`crate::providers`], so that one mistake cannot hide in
-//! both. The demo and the tests use it, and so may anyone who tries an integration in staging: every provider's `base_url` is the
-//! simulator's address, and the [`credentials`] are its own.
+//! It is written from the providers' documents and shares nothing with [`crate::providers`], so
+//! that one mistake cannot hide in both. The demo and the tests use it, and so may anyone who tries
+//! an integration in staging: every provider's `base_url` is the simulator's address, and the
+//! [`credentials`] are its own.
 //!
 //! # Scripts
 //!
-//! What is answered is chosen by the reference. It is cut at its hyphens; each part behind the part `SIM` (or `sim`) that is a step
-//! counts, in their order, and all other parts are ignored. Ayoconnect's references carry no hyphen: they begin with `SIM`, and a
-//! capital `Z` cuts. A reference without the marker, as `ORDER-500` is one, or without any step means `ok`.
+//! What is answered is chosen by the reference. It is cut at its hyphens; each part behind the part
+//! `SIM` (or `sim`) that is a step counts, in their order, and all other parts are ignored.
+//! Ayoconnect's references carry no hyphen: they begin with `SIM`, and a capital `Z` cuts. A
+//! reference without the marker, as `ORDER-500` is one, or without any step means `ok`.
 //!
 //! | step | means |
 //! |---|---|
@@ -18,25 +21,27 @@
 //! | `action3x2` | at the third and the fourth poll, then the next step |
 //! | `slow3` `wait30` | for these two words the number is seconds, of the wall clock |
 //!
-//! A word is said once, and the last step's word for ever. Only polls that the provider's rules let through are counted. So
-//! `ORDER-17-sim-500x2-action-ok2` is two server errors, a payer who has to act, one "pending", and success.
-//! The words are listed by [`scripts()`] and at `GET /_simulator/scripts`; HTTP status codes (`202`, `400` to `599`) are words too.
-//! `flaky` in a row is HTTP 500, a reset, an HTML page, "pending".
+//! A word is said once, and the last step's word for ever. Only polls that the provider's rules let
+//! through are counted. So `ORDER-17-sim-500x2-action-ok2` is two server errors, a payer who has to
+//! act, one "pending", and success. The words are listed by [`scripts()`] and at `GET
+//! /_simulator/scripts`; HTTP status codes (`202`, `400` to `599`) are words too. `flaky` in a row
+//! is HTTP 500, a reset, an HTML page, "pending".
 //!
-//! Two more parts behind the marker are no steps: `t` and 13 digits is the time of the initiation in Unix milliseconds, and `opinfo` makes Dapi answer
-//! in its newer shape.
+//! Two more parts behind the marker are no steps: `t` and 13 digits is the time of the initiation
+//! in Unix milliseconds, and `opinfo` makes Dapi answer in its newer shape.
 //!
 //! Every success is about 10.00 in the currency of [`amount`]; the script `amount` says 99.99.
 //!
 //! # Rules
 //!
-//! DusuPay's two minutes count from the initiation: the reference carries it (`t…`), or `POST /_simulator/register` with
-//! `{"provider","reference","initiated_at"}` announces it; where neither does, no request is too early. To register a transaction
-//! again opens a new window for it, as `paypoll retry` does. All durations of rules are divided by [`Options::speed`]; budgets,
+//! DusuPay's two minutes count from the initiation: the reference carries it (`t…`), or `POST
+//! /_simulator/register` with `{"provider","reference","initiated_at"}` announces it; where neither
+//! does, no request is too early. To register a transaction again opens a new window for it, as
+//! `paypoll retry` does. All durations of rules are divided by [`Options::speed`]; budgets,
 //! `Retry-After`, the lifetime of tokens and the tolerance are not.
 //!
-//! What breaks a rule is refused as the provider would, and recorded: [`Kind`] lists the rules. Scripted refusals are no
-//! violations.
+//! What breaks a rule is refused as the provider would, and recorded: [`Kind`] lists the rules.
+//! Scripted refusals are no violations.
 //!
 //! # Its own pages
 //!
@@ -92,9 +97,9 @@ pub const SLOWEST: f64 = 0.001;
 pub struct Options {
     /// What the rules' durations are divided by: 1 is real time. Finite, and at least [`SLOWEST`].
     pub speed: f64,
-    /// By how much a gap may fall short of its rule without being a violation: a request may be on its way a little longer than
-    /// the one after it. Not divided by the speed. 5 ms are enough on a machine that is not loaded, and small enough to see a
-    /// client that is early.
+    /// By how much a gap may fall short of its rule without being a violation: a request may be on
+    /// its way a little longer than the one after it. Not divided by the speed. 5 ms are enough on
+    /// a machine that is not loaded, and small enough to see a client that is early.
     pub tolerance: Duration,
     /// How long Ayoconnect's access tokens are good for, in whole seconds.
     pub token_lifetime: Duration,
@@ -105,7 +110,8 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// Real time, 5 ms, one hour, and paypoll's own default budgets: Dropayment 100 requests a second, the others 10.
+    /// Real time, 5 ms, one hour, and paypoll's own default budgets: Dropayment 100 requests a
+    /// second, the others 10.
     fn default() -> Self {
         let budgets = Api::ALL.map(|api| match api {
             Api::Dropayment => Budget { per_second: 100, burst: 100 },

@@ -6,9 +6,10 @@
 //! | DusuPay: 5 minutes between checks of one transaction | "We recommend that an interval of 5 minutes is implemented between status check requests for the same transaction." |
 //! | Dropayment: at least 3 s between requests, for at most 3 minutes | "It is recommended to send Transfer status request for a period of 2-3 minutes with interval of 3-5 seconds between requests." |
 //!
-//! DusuPay refuses what breaks its rules, with the answers that it documents. Dropayment only recommends: it answers, and the breach
-//! is recorded. Requests per second are paypoll's own budgets, no provider's words; DusuPay and Ayoconnect, which are known to
-//! limit rates, answer 429.
+//! DusuPay refuses what breaks its rules, with the answers that it documents. Dropayment only
+//! recommends: it answers, and the breach is recorded. Requests per second are paypoll's own
+//! budgets, no provider's words; DusuPay and Ayoconnect, which are known to limit rates, answer
+//! 429.
 
 use super::Api;
 use chrono::{DateTime, Utc};
@@ -95,12 +96,14 @@ pub(super) enum Denial {
 const DUSUPAY_FIRST: Duration = Duration::from_secs(120);
 const DUSUPAY_EVERY: Duration = Duration::from_secs(300);
 const DROPAYMENT_EVERY: Duration = Duration::from_secs(3);
-/// The longest interval that Dropayment recommends: after a longer silence one last poll may follow the window.
+/// The longest interval that Dropayment recommends: after a longer silence one last poll may follow
+/// the window.
 const DROPAYMENT_LONGEST: Duration = Duration::from_secs(5);
 const DROPAYMENT_WINDOW: Duration = Duration::from_secs(180);
 /// A poll that is due at the window's very end is sent then and arrives a moment later.
 const WINDOW_SLACK: Duration = Duration::from_millis(100);
-/// After a `Retry-After` was answered: what is on the wire, and the time in which the replicas of a client tell each other.
+/// After a `Retry-After` was answered: what is on the wire, and the time in which the replicas of a
+/// client tell each other.
 const RETRY_AFTER_GRACE: Duration = Duration::from_secs(1);
 const SECOND: Duration = Duration::from_secs(1);
 /// Bounds the memory: a transaction takes about 200 bytes beside its reference.
@@ -186,7 +189,8 @@ impl Rules {
         true
     }
 
-    /// One more request in flight under this key; a breach when it is not the only one. [`Rules::landed`] takes it back.
+    /// One more request in flight under this key; a breach when it is not the only one.
+    /// [`Rules::landed`] takes it back.
     pub(super) fn took_off(&mut self, api: Api, key: &str) -> bool {
         let flying = self.in_flight.entry((api, key.to_owned())).or_default();
         *flying += 1;
@@ -220,7 +224,8 @@ impl Rules {
         self.histories.keys().filter(|(of, _)| *of == api).count()
     }
 
-    /// The second is measured short by the tolerance: two requests that were sent a second apart may arrive closer together.
+    /// The second is measured short by the tolerance: two requests that were sent a second apart
+    /// may arrive closer together.
     fn over_rate(&mut self, poll: &Poll<'_>, now: Duration) -> Option<(Kind, String)> {
         let budget = self.budgets[poll.api as usize];
         let pace = self.paces.entry((poll.api, poll.account)).or_default();

@@ -1,4 +1,5 @@
-//! The scripts: how a reference chooses what is answered. Pure; the grammar stands in the [module's documentation](super).
+//! The scripts: how a reference chooses what is answered. Pure; the grammar stands in the [module's
+//! documentation](super).
 
 use super::Api;
 use serde::Serialize;
@@ -10,8 +11,9 @@ pub struct Script {
     pub word: &'static str,
     /// What is answered.
     pub answers: &'static str,
-    /// As the last step it brings paypoll to an end state at the first poll that hears it. `false` where the end comes only with
-    /// a window, a give-up age or the not-found rule, or where it depends on the provider.
+    /// As the last step it brings paypoll to an end state at the first poll that hears it. `false`
+    /// where the end comes only with a window, a give-up age or the not-found rule, or where it
+    /// depends on the provider.
     pub ends_soon: bool,
     #[serde(skip)]
     says: Word,
@@ -23,10 +25,11 @@ pub fn scripts() -> &'static [Script] {
     SCRIPTS
 }
 
-/// The state in which paypoll is to leave a transaction with this reference, when the row names [`amount`](super::amount).
+/// The state in which paypoll is to leave a transaction with this reference, when the row names
+/// [`amount`](super::amount).
 ///
-/// That is what the first decisive word of the script says; without one polling ends by time, in `unresolved`. `None` for a
-/// provider that the simulator does not play.
+/// That is what the first decisive word of the script says; without one polling ends by time, in
+/// `unresolved`. `None` for a provider that the simulator does not play.
 #[must_use]
 pub fn expected_state(provider: &str, reference: &str) -> Option<&'static str> {
     let api = Api::named(provider)?;
@@ -36,8 +39,9 @@ pub fn expected_state(provider: &str, reference: &str) -> Option<&'static str> {
 
 /// A reference for `script` (`"500x2-ok"`) that the provider accepts; `serial` makes it unique.
 ///
-/// Ayoconnect's is 32 alphanumeric characters with `Z` for the hyphens: a script of more than 22 characters leaves less room for
-/// the serial, one of more than 28 gives a reference that Ayoconnect refuses.
+/// Ayoconnect's is 32 alphanumeric characters with `Z` for the hyphens: a script of more than 22
+/// characters leaves less room for the serial, one of more than 28 gives a reference that
+/// Ayoconnect refuses.
 #[must_use]
 pub fn reference(provider: &str, serial: u64, script: &str) -> String {
     if Api::named(provider) == Some(Api::Ayoconnect) {
@@ -185,7 +189,8 @@ pub(super) fn has_part(api: Api, reference: &str, wanted: &str) -> bool {
     parts(api, reference).any(|part| part == wanted)
 }
 
-/// The parts behind the marker. Ayoconnect's references begin with it, because they have no hyphens; in the others it is a part of its own.
+/// The parts behind the marker. Ayoconnect's references begin with it, because they have no
+/// hyphens; in the others it is a part of its own.
 fn parts(api: Api, reference: &str) -> impl Iterator<Item = &str> {
     let is_marker = |text: &&str| text.eq_ignore_ascii_case(MARKER);
     let behind = if api == Api::Ayoconnect {

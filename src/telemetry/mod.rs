@@ -1,9 +1,11 @@
 //! The log: one event a line, as JSON for machines or as text for people, always under the same field names.
 //!
 //! Every line at `info` and above carries an `event` out of [`event::ALL`]. Two rules for what libraries log:
-//! - Libraries that carry requests see credentials: their lines never pass, whatever the filter says ([`SILENCED`]).
-//! - Other libraries' lines have no `event`. They pass only where the filter asks for `debug` or `trace`, and then at `debug` or
-//!   below, whatever level the library gave them: a library does not know what is an incident here.
+//! - Libraries that carry requests see credentials: their lines never pass, whatever the filter
+//!   says ([`SILENCED`]).
+//! - Other libraries' lines have no `event`. They pass only where the filter asks for `debug` or
+//!   `trace`, and then at `debug` or below, whatever level the library gave them: a library does
+//!   not know what is an incident here.
 //!
 //! The daemon never waits for the reader of the log: see `queue`.
 
@@ -133,7 +135,8 @@ pub fn filter(text: &str) -> Result<EnvFilter, String> {
         .map_err(|error| format!("no filter ({error}); write it like \"info\" or \"info,paypoll=debug\""))
 }
 
-/// The log on standard output. What it has still to write is written when this is dropped, unless nobody reads.
+/// The log on standard output. What it has still to write is written when this is dropped, unless
+/// nobody reads.
 #[must_use]
 pub struct Output {
     queue: queue::Queue,
@@ -166,7 +169,8 @@ impl Drop for Output {
     }
 }
 
-/// Sends the log to standard output from now on. Errors when the filter cannot be read or a log has been set up before.
+/// Sends the log to standard output from now on. Errors when the filter cannot be read or a log has
+/// been set up before.
 pub fn init(log: &Log) -> Result<Output, String> {
     let color = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let queue = queue::Queue::new(io::stdout()).map_err(|error| format!("no thread for the log: {error}"))?;

@@ -1,6 +1,7 @@
 //! Between the daemon and the reader of its log: a bounded buffer and a thread that writes it out.
 //!
-//! A reader that stalls must stop nothing but the log. So the daemon never waits: what finds no room is dropped and counted.
+//! A reader that stalls must stop nothing but the log. So the daemon never waits: what finds no
+//! room is dropped and counted.
 
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};

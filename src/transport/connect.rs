@@ -15,7 +15,8 @@ use std::time::Duration;
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// How TLS connections are made, for all clients: which certificate authorities the system trusts is read once.
+/// How TLS connections are made, for all clients: which certificate authorities the system trusts
+/// is read once.
 #[derive(Clone)]
 pub struct Tls {
     pub(super) config: ClientConfig,
@@ -23,7 +24,8 @@ pub struct Tls {
 }
 
 impl Tls {
-    /// What the system trusts. Where that is nobody, clients work all the same, but no TLS connection can be made.
+    /// What the system trusts. Where that is nobody, clients work all the same, but no TLS
+    /// connection can be made.
     pub fn of_system() -> Result<Self, String> {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
@@ -35,7 +37,8 @@ impl Tls {
         Ok(Self { config: config.with_no_client_auth(), problem })
     }
 
-    /// As [`Self::of_system`]; errors when one of these hosts is asked over TLS and the system vouches for nobody.
+    /// As [`Self::of_system`]; errors when one of these hosts is asked over TLS and the system
+    /// vouches for nobody.
     pub fn for_hosts<'a>(base_urls: impl IntoIterator<Item = &'a str>) -> Result<Self, String> {
         let tls = Self::of_system()?;
         match (&tls.problem, base_urls.into_iter().find(|url| url.starts_with("https:"))) {
@@ -48,8 +51,8 @@ impl Tls {
     }
 }
 
-/// Whether a request was certainly not sent because this process or machine had nothing left to send it with: descriptors, ports,
-/// buffers. Says nothing about the host.
+/// Whether a request was certainly not sent because this process or machine had nothing left to
+/// send it with: descriptors, ports, buffers. Says nothing about the host.
 pub(super) fn is_ours(error: &(dyn Error + 'static)) -> bool {
     const EXHAUSTED: [Errno; 4] = [Errno::MFILE, Errno::NFILE, Errno::ADDRNOTAVAIL, Errno::NOBUFS];
     let mut next = Some(error);

@@ -1,4 +1,5 @@
-//! HTTP: a request value goes in, a response value or a failure comes out. Knows no provider and decides nothing.
+//! HTTP: a request value goes in, a response value or a failure comes out. Knows no provider and
+//! decides nothing.
 
 mod body;
 mod connect;
@@ -25,8 +26,9 @@ pub struct Transport {
 pub enum Connections {
     /// For one request after the other.
     Kept,
-    /// For one request each: for answers that cannot be tied to their question. On a connection that carried another request, what came
-    /// late, or twice, or unasked, would pass for the answer to this one.
+    /// For one request each: for answers that cannot be tied to their question. On a connection
+    /// that carried another request, what came late, or twice, or unasked, would pass for the
+    /// answer to this one.
     OneRequestEach,
 }
 
@@ -56,8 +58,8 @@ impl Transport {
         Ok(Self { tls: tls.clone(), connections, current: Mutex::new(current) })
     }
 
-    /// Something went wrong: what is at the other end of the connections may not be what their name leads to any more. The next request
-    /// gets a new one.
+    /// Something went wrong: what is at the other end of the connections may not be what their name
+    /// leads to any more. The next request gets a new one.
     pub fn doubt(&self) {
         self.current().doubted = true;
     }

@@ -12,7 +12,8 @@ use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
 
-/// The longest number that is believed in an answer; no amount is longer, and PostgreSQL would refuse absurd ones.
+/// The longest number that is believed in an answer; no amount is longer, and PostgreSQL would
+/// refuse absurd ones.
 const MAX_NUMBER: usize = 64;
 /// The largest exponent that is believed, either way.
 const MAX_EXPONENT: i32 = 64;
@@ -20,7 +21,8 @@ const MAX_EXPONENT: i32 = 64;
 const MAX_DIGITS: usize = 28;
 const MAX_SCALE: i32 = 28;
 
-/// The body as strict JSON: UTF-8 without a byte-order mark, no duplicate keys, no absurd numbers, nothing after it.
+/// The body as strict JSON: UTF-8 without a byte-order mark, no duplicate keys, no absurd numbers,
+/// nothing after it.
 ///
 /// The error says what is wrong, without quoting the body.
 pub fn json(body: &[u8]) -> Result<Value, String> {
@@ -41,7 +43,8 @@ pub fn json(body: &[u8]) -> Result<Value, String> {
     })
 }
 
-/// The body as strict JSON and as the provider's documented form. The error says what is wrong, without quoting the body.
+/// The body as strict JSON and as the provider's documented form. The error says what is wrong,
+/// without quoting the body.
 pub fn form<T: DeserializeOwned>(body: &[u8]) -> Result<(T, Value), String> {
     let value = json(body)?;
     match Object::deserialize(&value) {
@@ -50,7 +53,8 @@ pub fn form<T: DeserializeOwned>(body: &[u8]) -> Result<(T, Value), String> {
     }
 }
 
-/// A JSON object of a documented form. A derived reader alone would also take an array, its elements for the fields in order.
+/// A JSON object of a documented form. A derived reader alone would also take an array, its
+/// elements for the fields in order.
 #[derive(Debug)]
 pub struct Object<T>(pub T);
 
@@ -75,8 +79,9 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
 
 /// A field that decides nothing: taken where it has a usable form, else left out. It never costs the answer.
 ///
-/// What decides (status words, identifiers, flags of the request, markers of an error) is an `Option` instead: in another form it
-/// makes the whole answer unusable. So a form's types say which of its fields are which.
+/// What decides (status words, identifiers, flags of the request, markers of an error) is an
+/// `Option` instead: in another form it makes the whole answer unusable. So a form's types say
+/// which of its fields are which.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Lenient<T>(pub Option<T>);
 
@@ -129,8 +134,8 @@ impl<'de> Deserialize<'de> for Scalar {
 
 /// What an answer says of the amount at this JSON pointer: a number or decimal text, exact.
 ///
-/// Absent and `null` say nothing. Whatever else stands there, or in the place of what should hold it, is an amount that nobody can
-/// read: a success over it is not a success over ours.
+/// Absent and `null` say nothing. Whatever else stands there, or in the place of what should hold
+/// it, is an amount that nobody can read: a success over it is not a success over ours.
 #[must_use]
 pub fn amount_at(answer: &Value, pointer: &str) -> Amount {
     let mut value = answer;
@@ -167,7 +172,8 @@ fn kind(error: &serde_json::Error) -> &'static str {
     }
 }
 
-/// Decimal text, as JSON writes numbers, exactly. What has more digits than can be compared exactly is refused, not rounded.
+/// Decimal text, as JSON writes numbers, exactly. What has more digits than can be compared exactly
+/// is refused, not rounded.
 pub fn decimal(text: &str) -> Result<Decimal, String> {
     exact(text).ok_or_else(|| "no amount".to_owned())
 }
@@ -252,8 +258,9 @@ impl<'de> Visitor<'de> for Strict {
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
         let mut map = Map::new();
         while let Some(Key(key)) = entries.next_key()? {
-            // With exact numbers serde_json hands a number over as a map with one key of its own. `json` has seen to it that no text of
-            // the body is taken for such a key, but one that is escaped: that one is no borrowed text.
+            // With exact numbers serde_json hands a number over as a map with one key of its own.
+            // `json` has seen to it that no text of the body is taken for such a key, but one that
+            // is escaped: that one is no borrowed text.
             let key = match key {
                 Cow::Borrowed(NUMBER) => return number(&entries.next_value::<String>()?).map(Value::Number),
                 key if key.starts_with(PARSERS_OWN) => return Err(de::Error::custom("key")),
@@ -269,7 +276,8 @@ impl<'de> Visitor<'de> for Strict {
 }
 
 const NUMBER: &str = "$serde_json::private::Number";
-/// How the keys begin by which the parser tells its own values apart. In an answer they would be read as something that is not there.
+/// How the keys begin by which the parser tells its own values apart. In an answer they would be
+/// read as something that is not there.
 const PARSERS_OWN: &str = "$serde_json::private::";
 
 /// A key, borrowed unless it had to be unescaped.

@@ -1,6 +1,8 @@
-//! Requests and responses as plain data, and what every provider needs of both: percent-encoding, a row's params, `Retry-After`.
+//! Requests and responses as plain data, and what every provider needs of both: percent-encoding, a
+//! row's params, `Retry-After`.
 //!
-//! [`json`](mod@json) reads an answer: strictly where it decides, leniently where it does not. [`redact`] says what may be kept of it.
+//! [`json`](mod@json) reads an answer: strictly where it decides, leniently where it does not.
+//! [`redact`] says what may be kept of it.
 
 pub mod json;
 pub mod redact;
@@ -80,7 +82,8 @@ pub fn encoded(text: &str) -> String {
     utf8_percent_encode(text, RESERVED).to_string()
 }
 
-/// A percent-encoded path segment. Errors where a URL cannot carry it: `.` and `..` mean another path, however they are encoded.
+/// A percent-encoded path segment. Errors where a URL cannot carry it: `.` and `..` mean another
+/// path, however they are encoded.
 pub fn segment(name: &str, text: &str) -> Result<String, String> {
     if text == "." || text == ".." {
         return Err(format!("{name} {text:?} cannot stand in a URL path"));
@@ -88,7 +91,8 @@ pub fn segment(name: &str, text: &str) -> Result<String, String> {
     Ok(encoded(text))
 }
 
-/// The text under `key` in a row's `params`, checked for presence, type and control characters; the error names the mend.
+/// The text under `key` in a row's `params`, checked for presence, type and control characters; the
+/// error names the mend.
 pub fn param<'a>(params: &'a Value, path: &str) -> Result<&'a str, String> {
     optional_param(params, path)?.ok_or_else(|| format!("params.{path} is missing"))
 }
@@ -112,13 +116,15 @@ pub fn optional_param<'a>(params: &'a Value, path: &str) -> Result<Option<&'a st
     }
 }
 
-/// What a response means whose body cannot be read: its HTTP status may still speak about the provider, never about a payment.
+/// What a response means whose body cannot be read: its HTTP status may still speak about the
+/// provider, never about a payment.
 #[must_use]
 pub fn unreadable(response: &Response, why: String) -> Outcome {
     match response.status {
         429 => Outcome::RateLimited { wait: response.retry_after },
         401 => Outcome::CredentialsRejected { whose: Whose::Account, park: false, message: "HTTP 401".into() },
-        // Whoever refuses an account says so in the provider's own form. A firewall's page concerns the one request that met it.
+        // Whoever refuses an account says so in the provider's own form. A firewall's page concerns
+        // the one request that met it.
         403 => Outcome::CredentialsRejected { whose: Whose::Row, park: false, message: format!("HTTP 403: {why}") },
         500.. => Outcome::ServerError { status: response.status, wait: response.retry_after },
         300..=399 => Outcome::Unusable { why: format!("HTTP {}: redirects are not followed", response.status) },
@@ -135,9 +141,11 @@ pub fn header_value(key: &str, value: &str) -> Result<(), String> {
     }
 }
 
-/// `Retry-After` as a wait from `now`, which is the answer's own date where it has one: seconds or an HTTP date, of several the longest.
+/// `Retry-After` as a wait from `now`, which is the answer's own date where it has one: seconds or
+/// an HTTP date, of several the longest.
 ///
-/// What is longer than [`LONGEST_PAUSE`] counts as that; a fraction of a second counts as a whole one. What is neither is left out.
+/// What is longer than [`LONGEST_PAUSE`] counts as that; a fraction of a second counts as a whole
+/// one. What is neither is left out.
 #[must_use]
 pub fn retry_after<'a>(values: impl IntoIterator<Item = &'a str>, now: SystemTime) -> Option<Duration> {
     let pauses = values.into_iter().flat_map(|value| {

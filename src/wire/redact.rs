@@ -1,4 +1,5 @@
-//! What may be kept of an answer: secrets are scrubbed by value, however they are spelt, and payer data by its place.
+//! What may be kept of an answer: secrets are scrubbed by value, however they are spelt, and payer
+//! data by its place.
 
 use super::json;
 use memchr::memmem;
@@ -27,7 +28,8 @@ impl Kept<'_> {
     }
 }
 
-/// What must not be kept of an answer: secrets by value, also as other encodings spell them, and payer data by its place.
+/// What must not be kept of an answer: secrets by value, also as other encodings spell them, and
+/// payer data by its place.
 pub struct Redaction<'a> {
     secrets: Vec<&'a str>,
     kept: Kept<'a>,
@@ -41,7 +43,8 @@ pub const MAX_EVIDENCE: usize = 4096;
 pub const REDACTED: &str = "[redacted]";
 /// A secret shorter than this would blot out ordinary text.
 const SHORTEST_SECRET: usize = 4;
-/// A secret shorter than this is looked for as it is, not in other cases and encodings: they too would blot out ordinary text.
+/// A secret shorter than this is looked for as it is, not in other cases and encodings: they too
+/// would blot out ordinary text.
 const SHORTEST_ENCODED: usize = 8;
 /// The most of a provider's word or message that is kept.
 const MAX_LINE: usize = 512;
@@ -154,11 +157,11 @@ impl<'a> Redaction<'a> {
         merged(text, places)
     }
 
-    /// An answer's body as it may be kept: as JSON where it is short JSON, else the beginning of its text. What is cut is scrubbed
-    /// before, so that no piece of a secret is left at the cut.
+    /// An answer's body as it may be kept: as JSON where it is short JSON, else the beginning of
+    /// its text. What is cut is scrubbed before, so that no piece of a secret is left at the cut.
     ///
-    /// In a broken body keys cannot be recognised, so payer data might survive in it: only its length is kept when the provider's
-    /// answers carry any.
+    /// In a broken body keys cannot be recognised, so payer data might survive in it: only its
+    /// length is kept when the provider's answers carry any.
     #[must_use]
     pub fn body(&self, body: &[u8]) -> Value {
         match json(body) {
@@ -201,7 +204,8 @@ struct Pattern {
 }
 
 impl Pattern {
-    /// A secret as it is, reversed, in hexadecimal and in base64, wherever in a longer text that was encoded it stood.
+    /// A secret as it is, reversed, in hexadecimal and in base64, wherever in a longer text that
+    /// was encoded it stood.
     fn all(secret: &str) -> Vec<Self> {
         if secret.len() < SHORTEST_ENCODED {
             return vec![Self { bytes: secret.into(), folded: false }];
@@ -235,7 +239,8 @@ fn hex(secret: &str) -> Vec<u8> {
     text.into_bytes()
 }
 
-/// The letters of base64 that the secret alone decides, when `offset` bytes of a group of three stand before it.
+/// The letters of base64 that the secret alone decides, when `offset` bytes of a group of three
+/// stand before it.
 fn base64(secret: &[u8], offset: usize) -> Vec<u8> {
     const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let bit = |at: usize| secret[at / 8] >> (7 - at % 8) & 1;

@@ -1,5 +1,5 @@
-//! Accounts in cells: several PostgreSQL clusters that know nothing of each other, one configuration, and a feeder that puts each
-//! transaction where its account is served.
+//! Accounts in cells: several PostgreSQL clusters that know nothing of each other, one
+//! configuration, and a feeder that puts each transaction where its account is served.
 
 use crate::stage::{Stage, server};
 use crate::support::eventually;

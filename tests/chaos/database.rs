@@ -17,7 +17,7 @@ const TRANSACTIONS: usize = 60;
 /// Some before the trouble, some after it.
 const POLLS: u32 = 13;
 
-/// One outage is told once, and so is its end.
+/// One outage is reported once, and so is its end.
 fn assert_told_once(replica: &Replica) {
     let (lost, back) = (replica.told("database_lost"), replica.told("database_back"));
     assert!(lost.len() == 1 && back.len() == 1, "{lost:#?} {back:#?}");

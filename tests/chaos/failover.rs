@@ -1,8 +1,11 @@
-//! A database that comes back with another history: a standby that is promoted, a crash that lost commits, a backup that is restored.
+//! A database that comes back with another history: a standby that is promoted, a crash that lost
+//! commits, a backup that is restored.
 //!
-//! The replica reaches the database through a proxy that leads to whoever takes writes, or names both hosts in its connection string.
-//! A commit that was acknowledged may be gone then, and one whose answer got lost may be there or not. Whatever the surviving history
-//! is: every transaction that is open in it is polled until it is settled, none is recorded twice, none is asked about too early.
+//! The replica reaches the database through a proxy that leads to the server that takes writes, or
+//! names both hosts in its connection string. A commit that was acknowledged may be gone then, and
+//! one whose answer got lost may be there or not. Whatever the surviving history is: every
+//! transaction that is open in it is polled until it is settled, none is recorded twice, none is
+//! polled too early.
 
 use crate::network::{Proxy, Weather};
 use crate::stage::{Inserted, Replica, Stage, server};
@@ -18,7 +21,7 @@ use std::time::{Duration, Instant};
 const TRANSACTIONS: usize = 40;
 /// Some before the trouble, some after it.
 const POLLS: u32 = 13;
-/// Whatever is open must be asked about again within this time.
+/// Every open transaction must be polled again within this time.
 const BOUND: Duration = Duration::from_secs(30);
 /// Where both hosts are named, polls are recorded again within this time of the promotion.
 const FOUND_WITHIN: Duration = Duration::from_secs(5);
@@ -33,7 +36,7 @@ enum Other {
     Backup,
 }
 
-/// What is left of what the replica was told is committed.
+/// What is left of the commits that were acknowledged to the replica.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum History {
     /// Everything.
@@ -44,7 +47,7 @@ enum History {
     PerhapsCut,
 }
 
-/// A primary, whoever takes over from it, and a replica that works on it through a proxy.
+/// A primary, the server that takes over from it, and a replica that works on it through a proxy.
 struct Cluster {
     servers: Vec<PrivatePostgres>,
     network: Proxy,
@@ -139,7 +142,8 @@ impl Cluster {
         if other == Other::Standby {
             self.stage.tell("select pg_promote(true, 60)".into()).await;
         }
-        // Others have been at work before the replica is back: under the numbers of the old primary's last transactions there are theirs.
+        // Others have been at work before the replica is back: under the numbers of the old
+        // primary's last transactions there are theirs.
         while self.stage.count(number).await < last + 50 {}
         self.servers = vec![successor, primary];
         self.is_over();
@@ -164,8 +168,9 @@ impl Cluster {
         self.trouble.is_over();
     }
 
-    /// Waits until every transaction that is open in the surviving history was asked about again and has come to its end; counts, prints
-    /// the case's line, and fails where anything is not as it must be.
+    /// Waits until every transaction that is open in the surviving history was polled again and has
+    /// come to its end; counts, prints the case's line, and fails where anything is not as it must
+    /// be.
     async fn settle(self, case: &str, history: History) {
         let Self { servers, network, stage, replica, inserted, trouble } = self;
         let sql = "select reference from paypoll.transactions where state in ('pending', 'action_required')";
@@ -182,8 +187,8 @@ impl Cluster {
             tokio::time::sleep(LOOK_EVERY).await;
         }
         let lost = stage.lost(&inserted).await;
-        // A poll that was in flight when the history was cut is in the journal; whether its row counts it depends on whether the row was
-        // taken up anew before.
+        // A poll that was in flight when the history was cut is in the journal; whether its row
+        // counts it depends on whether the row was taken up anew before.
         let counts = match history {
             History::Whole => |attempts, journaled| attempts == journaled,
             History::Cut | History::PerhapsCut => |attempts, journaled| attempts <= journaled,
@@ -207,7 +212,7 @@ impl Cluster {
     }
 }
 
-/// After how many seconds since the trouble was over each reference was first asked about.
+/// How many seconds after the trouble was over each reference was first polled.
 async fn asked_since(stage: &Stage, trouble: Trouble) -> HashMap<String, f64> {
     let mut first = HashMap::new();
     for entry in stage.provider.log().await {
@@ -239,7 +244,7 @@ async fn commits_that_a_lagging_standby_never_got_are_made_up_for_after_its_prom
 async fn commits_that_a_crash_took_because_none_waits_for_the_disk_are_made_up_for() {
     let mut cluster = Cluster::start(&[("synchronous_commit", "off"), ("wal_writer_delay", "10s")], 0).await;
     cluster.stage.tell("checkpoint".into()).await;
-    // Whoever writes commits to the disk stands still.
+    // Stops the processes that write commits to the disk.
     let writer = cluster.stage.count("select pid::bigint from pg_stat_activity where backend_type = 'walwriter'").await;
     kill_process(Pid::from_raw(writer as i32).unwrap(), Signal::STOP).unwrap();
     cluster.stage.steady(&cluster.inserted).await;

@@ -1,4 +1,4 @@
-//! A small TCP proxy that stands for the network: it carries bytes until it is told to do worse.
+//! A small TCP proxy that stands for the network: it forwards bytes until it is made to fail.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -24,7 +24,8 @@ pub(crate) enum Weather {
     Fair,
     /// It resets every connection, old and new.
     Resets,
-    /// It carries nothing. What was sent arrives when it is fair again, unless the sender has hung up by then.
+    /// It carries nothing. What was sent arrives when it is fair again, unless the sender has hung
+    /// up by then.
     Stalls,
     /// It carries nothing, and connections that lived through it never carry anything again.
     Severs,
@@ -111,7 +112,7 @@ impl Path {
             () = turned(&self.weather, &[Weather::Resets, Weather::Unavailable]) => {
                 let _ = client.set_zero_linger();
             }
-            // The sockets stay open, and nobody reads them any more.
+            // The sockets stay open, and are not read any more.
             () = turned(&self.weather, &[Weather::Severs]) => std::future::pending().await,
             () = self.carry(&mut client) => {}
         }

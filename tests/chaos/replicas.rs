@@ -21,7 +21,7 @@ async fn a_replica_that_is_killed_twenty_times_loses_and_doubles_nothing() {
     for round in 1..=20 {
         let registered = stage.count(NEWEST).await;
         replica.kill();
-        // What the dead one held is nobody's for a lease; this is due at once.
+        // What the dead one owned is not polled for a lease; this is due at once.
         inserted.extend(stage.insert(4, 8).await);
         replica = stage.replica();
         if round % 5 == 0 {
@@ -59,7 +59,8 @@ async fn a_replica_that_is_paused_beyond_its_lease_neither_sends_nor_writes_on_i
     trouble.is_over();
     paused.tells("database_lost").await;
     paused.tells("database_back").await;
-    // A request whose connection was just being made when the process stood still counts as sent, and nobody saw it.
+    // A request whose connection was just being made when the process stood still counts as sent,
+    // although it never arrived.
     stage.settle("a replica paused (SIGSTOP) beyond its lease", &inserted, Journal::Inexact, trouble).await;
     assert_eq!((way.carried(), paused.told("transition").len()), (sent, told), "it neither sent nor wrote what was not its own");
     assert_eq!((paused.told("database_lost").len(), paused.told("database_back").len()), (1, 1), "told once");

@@ -1,4 +1,5 @@
-//! What a scenario plays on: a database, the providers, replicas, and a load that keeps them busy at a steady pace.
+//! What a scenario plays on: a database, the providers, replicas, and a load that keeps them busy
+//! at a steady pace.
 
 use crate::network::{Proxy, Target};
 use crate::support::{self, Provider, TOLERANCE, TestDatabase, eventually};
@@ -20,7 +21,8 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 use uuid::Uuid;
 
-/// The rules run so many times as fast: DusuPay's 5 minutes are half a second, and so is every other interval here.
+/// The rules run this many times as fast: DusuPay's 5 minutes are half a second, and so is every
+/// other interval here.
 const SPEED: f64 = 600.0;
 /// Polls a second of one transaction: every plan here has one interval.
 const PACE: usize = 2;
@@ -99,7 +101,7 @@ impl Stage {
         self.set(&format!("PROVIDERS__{}__{key}", provider.to_uppercase()), value);
     }
 
-    /// Replicas that start from now on ask the providers at this address.
+    /// Replicas that start from now on poll the providers at this address.
     pub(crate) fn ask_at(&mut self, address: SocketAddr) {
         self.set_of_all("BASE_URL", &format!("http://{address}"));
     }
@@ -119,7 +121,8 @@ impl Stage {
         proxy
     }
 
-    /// The database is served by another server from now on: for the test, and for whoever comes through the proxy.
+    /// The database is served by another server from now on: for the test, and for connections
+    /// through the proxy.
     pub(crate) async fn move_to(&mut self, postgres: &PrivatePostgres, proxy: &Proxy) {
         self.pool.close().await;
         self.url = postgres.url("paypoll");
@@ -127,7 +130,8 @@ impl Stage {
         proxy.lead_to(self.server());
     }
 
-    /// Replicas that start from now on know all of these servers, in this order, and want the one that takes writes.
+    /// Replicas that start from now on know all of these servers, in this order, and want the one
+    /// that takes writes.
     pub(crate) fn database_hosts(&mut self, servers: &[&PrivatePostgres]) {
         let folders: Vec<String> = servers.iter().map(|server| server.folder().display().to_string()).collect();
         let folders = folders.join(",");
@@ -219,7 +223,7 @@ impl Stage {
         self.asked((inserted.len() * PACE * 5 / 2) as u64).await;
     }
 
-    /// Waits until the simulator has seen so many requests more.
+    /// Waits until the simulator has seen this many more requests.
     pub(crate) async fn asked(&self, more: u64) {
         let until = self.requests() + more;
         eventually("the providers are asked", || async { (self.requests() >= until).then_some(()) }).await;
@@ -276,7 +280,8 @@ impl Inserted {
     }
 }
 
-/// Reads our end of a pipe and, when that closes without a word, kills the replica: so it dies with the test, however that ends.
+/// Reads our end of a pipe and, when that closes without a word, kills the replica: so it dies with
+/// the test, however that ends.
 const LEASH: &str = r#"trap '' HUP INT TERM; read -r _ || kill -KILL "$1""#;
 
 /// A daemon in a process of its own, and its log.

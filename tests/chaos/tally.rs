@@ -46,8 +46,8 @@ pub(crate) enum Journal {
 }
 
 impl Stage {
-    /// Waits until every transaction has come to its end, counts, prints the scenario's line, and fails where anything was lost,
-    /// doubled or early, or did not recover in time.
+    /// Waits until every transaction has come to its end, counts, prints the scenario's line, and
+    /// fails where anything was lost, doubled or early, or did not recover in time.
     pub(crate) async fn settle(&self, scenario: &str, inserted: &[Inserted], journal: Journal, trouble: Trouble) {
         self.ended().await;
         let lost = self.lost(inserted).await;
@@ -60,7 +60,8 @@ impl Stage {
         assert!(lost.is_empty(), "{scenario}: lost: {lost:#?}");
         assert!(doubled.is_empty(), "{scenario}: doubled: {doubled:#?}");
         assert!(early.is_empty(), "{scenario}: early: {early:#?}");
-        // Everything has come to its end. Where little was left to do after the trouble, no second was as full as those before.
+        // Everything has come to its end. Where little was left to do after the trouble, no second
+        // was as full as those before.
         assert!(recovery.is_none_or(|seconds| seconds <= RECOVERED_WITHIN), "{scenario}: recovered after {recovery:?} s");
         if journal == Journal::Exact {
             assert_eq!(journaled, times.len() as i64, "{scenario}: every poll is journaled once");

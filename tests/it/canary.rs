@@ -1,8 +1,9 @@
-//! Canaries: every secret has a value of its own, the providers echo whatever they are sent, and payer data stands in every documented
-//! field. Then everything that paypoll writes anywhere is searched for them.
+//! Canaries: every secret has a value of its own, the providers echo whatever they are sent, and
+//! payer data stands in every documented field. Then everything that paypoll writes anywhere is
+//! searched for them.
 //!
-//! A canary begins and ends with a mark, so that a piece of one is found too. The `/` and the `"` in it are what encoders of JSON
-//! spell in several ways.
+//! A canary begins and ends with a mark, so that a piece of one is found too. The `/` and the `"`
+//! in it are what encoders of JSON spell in several ways.
 
 use crate::support::{database, eventually};
 use paypoll::config::DEFAULTS;
@@ -41,7 +42,7 @@ const SHAPES: [&str; 17] = [
     "redirect", "long", "lost", "header", "text",
 ];
 
-/// A request as it came, and who was asked about what.
+/// A request as it came, with its provider and reference.
 struct Asked {
     provider: &'static str,
     reference: String,
@@ -116,7 +117,7 @@ async fn request(connection: &mut BufReader<TcpStream>) -> Option<String> {
     Some(text)
 }
 
-/// What is asked; `None` for a token.
+/// What is polled; `None` for a token.
 fn asked(text: &str) -> Option<Asked> {
     let (head, body) = text.split_once("\r\n\r\n").unwrap();
     let target = head.split(' ').nth(1).unwrap();
@@ -148,7 +149,8 @@ fn spelt(body: &Value) -> String {
     body.to_string().replace('/', "\\/")
 }
 
-/// The answer to the poll after `before` others, with the request in its status line, its headers and its body.
+/// The answer to the poll after `before` others, with the request in its status line, its headers
+/// and its body.
 fn answer(asked: &Asked, before: u32) -> String {
     let line = asked.text.replace("\r\n", " ");
     let headers = format!("x-echo: {line}\r\n");
@@ -159,7 +161,7 @@ fn answer(asked: &Asked, before: u32) -> String {
     match (shape, before) {
         ("failed", 0) => with("200", &usable(failed)),
         ("pending", 0) => with("200", &usable(pending)),
-        // For good: somebody has to see it while it lasts.
+        // For good: it must be seen while it lasts.
         ("action", _) => with("200", &usable(action)),
         ("unknown", 0) => with("200", &usable(&line)),
         ("message", 0) => with("400", &spelt(&refusal(asked, 400, false))),
@@ -199,7 +201,8 @@ fn secret_parts(text: &str) -> String {
     text.split("CNRY").skip(1).filter_map(|rest| rest.split_once("YRNC")).map(|(middle, _)| format!("CNRY{middle}YRNC")).collect()
 }
 
-/// A provider's words for pending, success, failure, and what the payer has to do; where it has no word for that, pending.
+/// A provider's words for pending, success, failure, and what the payer has to do; where it has no
+/// word for that, pending.
 fn words(provider: &str) -> [&'static str; 4] {
     match provider {
         "dropayment" => ["PROCESSING", "APPROVED", "DECLINED", "REDIRECT_REQUEST"],
@@ -210,7 +213,8 @@ fn words(provider: &str) -> [&'static str; 4] {
     }
 }
 
-/// A documented answer with the request in every field that is free text, and payer data wherever the documents show some.
+/// A documented answer with the request in every field that is free text, and payer data wherever
+/// the documents show some.
 fn usable(asked: &Asked, word: &str) -> Value {
     let (echo, reference) = (&asked.text, &asked.reference);
     let body = echo.split_once("\r\n\r\n").unwrap().1;
@@ -251,7 +255,8 @@ fn refusal(asked: &Asked, status: u16, missing: bool) -> Value {
     }
 }
 
-/// What both daemons and every command are started with: the keys of two accounts, of which each daemon serves one.
+/// What both daemons and every command are started with: the keys of two accounts, of which each
+/// daemon serves one.
 fn environment(url: &str, account: &str, echo: SocketAddr, ops: SocketAddr) -> BTreeMap<String, String> {
     let mut environment = BTreeMap::new();
     let mut set = |key: &str, value: &str| drop(environment.insert(format!("PAYPOLL__{key}"), value.to_owned()));
@@ -346,7 +351,8 @@ impl Leaks {
         }
     }
 
-    /// Every column of every table of the schema. A row that is still asked about, or may be, keeps what asking needs.
+    /// Every column of every table of the schema. A row that is still polled, or may be, keeps what
+    /// polling needs.
     async fn search_tables(&mut self, pool: &PgPool) {
         let tables: Vec<String> = sqlx::query_scalar(
             "select c.relname::text from pg_class c where c.relnamespace = 'paypoll'::regnamespace and c.relkind in ('r', 'p') and not c.relispartition",
@@ -501,7 +507,7 @@ async fn no_secret_and_no_payer_data_stands_anywhere_although_providers_echo_all
         leaks.search("log", &said[0]);
         leaks.search("stderr of run", &said[1]);
     }
-    // Whoever searches for what was never there finds nothing.
+    // A search for what was never there finds nothing.
     let heard = echo.heard.lock().unwrap().clone();
     for name in
         ["public-key", "access-token", "fetched", "khalti-token", "app-secret", "app-key", "session", "consumer", "user-secret"]

@@ -1,4 +1,5 @@
-//! The commands that read and mend, run as their users run them: the binary, its output, its exit code.
+//! The commands that read and repair, run as their users run them: the binary, its output, its exit
+//! code.
 
 use crate::support::{TestDatabase, database};
 use rustix::process::{Pid, Signal, kill_process};
@@ -374,7 +375,7 @@ async fn retry_by_description_reopens_those_and_no_others() {
     assert_eq!(run(paypoll(&database, &arguments)).await.0, 0, "nothing is like that any more");
 }
 
-/// Runs it on a terminal at which somebody types this.
+/// Runs it on a terminal at which this is typed.
 async fn run_at_terminal(database: &TestDatabase, arguments: &str, typed: &'static [u8]) -> (i32, String) {
     let line = format!("{} {arguments}", env!("CARGO_BIN_EXE_paypoll"));
     let mut command = Command::new("script");
@@ -742,7 +743,8 @@ async fn migrate_lists_its_steps() {
         command.env_clear().env("DATABASE_URL", &url).arg("migrate");
         run(command).await
     };
-    // At once: an index that is made concurrently must not wait for whoever waits for its turn.
+    // At once: an index that is made concurrently must not wait for a process that waits for its
+    // turn.
     let (first, second, third) = tokio::join!(migrate(), migrate(), migrate());
     for (code, out, error) in [&first, &second, &third] {
         assert_eq!((*code, error.as_str()), (0, ""), "{out}");

@@ -197,7 +197,8 @@ impl World {
             .unwrap()
     }
 
-    /// Every transaction is where its script leads, each change left one transition, and what was sent was counted.
+    /// Every transaction is where its script leads, each change left one transition, and what was
+    /// sent was counted.
     async fn assert_as_expected(&self, inserted: &[Inserted]) {
         for transaction in inserted {
             let Inserted { id, provider, reference, expected } = transaction;
@@ -208,7 +209,8 @@ impl World {
         }
     }
 
-    /// Neither by the simulator's report nor, to the millisecond, by the journal was anybody asked too early.
+    /// Neither by the simulator's report nor, to the millisecond, by the journal was any
+    /// transaction polled too early.
     async fn assert_rules_kept(&self) {
         self.provider.assert_no_violations();
         let early: i64 = sqlx::query_scalar(
@@ -240,7 +242,7 @@ impl World {
         assert_eq!(state, last, "{changes:?}");
     }
 
-    /// How often the simulator was asked about each transaction.
+    /// How often each transaction was polled at the simulator.
     async fn requests(&self) -> BTreeMap<(String, String), i32> {
         let mut requests = BTreeMap::new();
         for entry in self.provider.log().await {
@@ -448,7 +450,8 @@ async fn a_verdict_from_elsewhere_stops_polling_at_once_and_no_answer_overwrites
         .await
         .unwrap();
     let verdict: DateTime<Utc> = sqlx::query_scalar("select clock_timestamp()").fetch_one(&world.pool).await.unwrap();
-    // So many polls of another one later nothing more was sent for these, and what was under way is counted.
+    // This many polls of another one later nothing more was sent for these, and what was under way
+    // is counted.
     world.insert("dapi", "ok12").await;
     world.settled().await;
     daemon.stop().await;
@@ -825,7 +828,8 @@ async fn a_row_whose_feeder_commits_late_is_asked_about_nevertheless() {
 #[tokio::test]
 async fn two_daemons_serve_a_part_of_the_accounts_each_and_miss_none() {
     let mut world = World::new().await;
-    // With one in flight for an account, whoever counted a replica that does not serve it would leave it to that one.
+    // With one request in flight for an account, counting a replica that does not serve it would
+    // leave that request to it.
     world.set("PROVIDERS__DAPI__MAX_IN_FLIGHT", "1");
     world.set("PROVIDERS__KHALTI__MAX_IN_FLIGHT", "1");
     let first = world.process_with(&["--accounts", "khalti/*", "--accounts", "dusupay/default"]);
@@ -932,7 +936,8 @@ async fn a_back_fill_by_copy_is_taken_in_while_others_are_polled_on_time() {
         (copied - before).as_seconds_f64(),
         (taken - before).as_seconds_f64(),
     );
-    // How late exactly is a matter of the machine's other work: the figures are for a benchmark, a stall is for a test.
+    // How late exactly is a matter of the machine's other work: the figures are for a benchmark, a
+    // stall is for a test.
     assert!(p99_during < 5000.0_f64.max(3.0 * p99_before), "the others are late");
     assert!(daemon.terminate().await.success());
     assert_eq!(world.count("select count(*) from paypoll.transactions where reference like 'BACKFILL-%'").await, rows);

@@ -111,7 +111,7 @@ async fn the_daemon_polls_a_declared_provider_like_any_other_and_keeps_its_secre
         stdout.read_to_string(&mut text).unwrap();
         text
     });
-    // Registered as soon as it runs: before that nobody may insert.
+    // Registered as soon as it runs: before that inserting is refused.
     let registered = "select count(*) from paypoll.providers where name = 'acme'";
     eventually("acme is registered", || async {
         let count: i64 = sqlx::query_scalar(registered).fetch_one(&database.pool).await.unwrap();

@@ -1,8 +1,8 @@
-//! Rows do not disturb their account: whatever is said about some of them, the others are asked about at their pace; and a refusal of
-//! the account itself is heeded at once.
+//! Rows do not disturb their account: whatever is said about some of them, the others are polled at
+//! their pace; and a refusal of the account itself is heeded at once.
 //!
-//! Every provider has an account for each kind of trouble, with 20 good rows and 10 bad ones between them, and one with the 20 good ones
-//! alone to compare with.
+//! Every provider has an account for each kind of trouble, with 20 good rows and 10 bad ones
+//! between them, and one with the 20 good ones alone to compare with.
 
 use crate::support::{Provider, database, eventually};
 use paypoll::commands;
@@ -15,13 +15,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 use tokio_util::sync::CancellationToken;
 
-/// What bad rows are answered, by the simulator's words. `401` is the account's own refusal where the credentials are the account's.
+/// What bad rows are answered, by the simulator's words. `401` is the account's own refusal where
+/// the credentials are the account's.
 const TROUBLES: [&str; 6] = ["forbidden", "firewall", "wrongotp", "invalid", "400", "notfound"];
 /// … and where the credentials came with the row, a refusal of them too.
 const ROWS_OWN: [&str; 1] = ["401"];
 const GOOD: u64 = 20;
 const BAD: u64 = 10;
-/// So many polls of each good row are compared.
+/// This many polls of each good row are compared.
 const POLLS: i64 = 4;
 
 fn troubles(provider: &str) -> Vec<&'static str> {
@@ -166,7 +167,8 @@ async fn undisturbed(providers: &[&'static str], speed: f64, every: &str) {
             })
             .await;
         }
-        // Paces are told, not judged: a busy machine delays them all. What bad rows might do to the good ones is to open their circuit.
+        // Paces are printed, not checked: a busy machine delays them all. What bad rows might do to
+        // the good ones is to open their circuit.
         let alone = world.gap(provider, "alone").await;
         for trouble in troubles(provider) {
             let pace = 100.0 * alone / world.gap(provider, trouble).await;

@@ -1,4 +1,5 @@
-//! What is written stays true: the log's page, the alerts, the dashboard and the runbook against the code; the examples by running them.
+//! What is written stays true: the log's page, the alerts, the dashboard and the runbook against
+//! the code; the examples by running them.
 
 use crate::support::database;
 use paypoll::cli::Cli;
@@ -99,7 +100,7 @@ fn quoted(text: &str) -> BTreeSet<String> {
     text.split('`').skip(1).step_by(2).map(str::to_owned).collect()
 }
 
-/// The events as `docs/logs.md` tells of them.
+/// The events as `docs/logs.md` documents them.
 fn documented() -> BTreeMap<String, Shape> {
     let page = read("docs/logs.md");
     let section = |section: &str| {

@@ -1,4 +1,5 @@
-//! DusuPay counts its two minutes from its own initiation, which comes after the row where the row is inserted first.
+//! DusuPay counts its two minutes from its own initiation, which comes after the row where the row
+//! is inserted first.
 
 use crate::support::{Provider, database, eventually};
 use chrono::{DateTime, Utc};
@@ -12,8 +13,8 @@ use tokio_util::sync::CancellationToken;
 
 const ROWS: u32 = 20;
 
-/// In real time it takes two minutes and a half: `PAYPOLL_INITIATION_SPEED=1 cargo test --test it initiation -- --nocapture`. Here all
-/// of it is ten times as fast, the initiation too.
+/// In real time it takes two minutes and a half: `PAYPOLL_INITIATION_SPEED=1 cargo test --test it
+/// initiation -- --nocapture`. Here all of it is ten times as fast, the initiation too.
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_that_are_inserted_seconds_before_their_initiation_are_not_asked_about_too_early() {
     let speed: f64 = std::env::var("PAYPOLL_INITIATION_SPEED").map_or(10.0, |speed| speed.parse().unwrap());
@@ -53,7 +54,7 @@ async fn rows_that_are_inserted_seconds_before_their_initiation_are_not_asked_ab
         }
     });
     all_of(initiations).await;
-    // Nobody is asked about sooner.
+    // No transaction is polled sooner.
     tokio::time::sleep(Duration::from_secs_f64(129.0 / speed)).await;
     eventually("all are asked about", || async {
         let polls: i64 = sqlx::query_scalar("select count(*) from paypoll.polls").fetch_one(&database.pool).await.unwrap();

@@ -1,4 +1,5 @@
-//! Rows from before the values had bounds: whatever the table holds, the daemon stays small, asks about all others, and names these.
+//! Rows from before the values had bounds: whatever the table holds, the daemon stays small, polls
+//! all others, and names these.
 
 use crate::session::{connect, execute, paypoll, run, text};
 use crate::support::{Provider, database, eventually};

@@ -26,7 +26,7 @@ async fn answer(connection: &mut PgConnection, query: &'static str) -> Result<St
     sqlx::query_scalar(query).fetch_one(connection).await
 }
 
-/// Waits until owner and watcher have let go of the folder, without asking again and again: both hold its lock.
+/// Waits until owner and watcher have released the folder, without polling: both hold its lock.
 fn wait_until_released(lock: File) {
     let (send, receive) = mpsc::channel();
     std::thread::spawn(move || send.send(lock.lock()));

@@ -1,4 +1,5 @@
-//! SIGHUP: the configuration is read anew, and what has changed is in force without a restart; what is wrong changes nothing.
+//! SIGHUP: the configuration is read anew, and what has changed is in force without a restart; what
+//! is wrong changes nothing.
 
 use crate::host::{Heard, Host, Reply, json};
 use crate::process::{Process, Settings};
@@ -77,7 +78,8 @@ impl Stage {
         eventually("polls go on", || std::future::ready((asked() >= before + 25).then_some(()))).await;
     }
 
-    /// Stops, and fails the test where a request is not in the journal, came before its interval was over, or a secret was told.
+    /// Stops, and fails the test where a request is not in the journal, came before its interval
+    /// was over, or a secret was printed.
     async fn settle(mut self) {
         let (ended, error) = self.daemon.terminate().await;
         assert!(ended.success(), "{ended} {error}");

@@ -1,4 +1,5 @@
-//! What the database itself holds to, whoever writes: what a row may hold, who may change what, who signs a change.
+//! The rules that the database itself enforces for every writer: what a row may hold, who may
+//! change what, who signs a change.
 
 use crate::support::{TestDatabase, database};
 use paypoll::providers;

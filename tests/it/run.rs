@@ -1,4 +1,4 @@
-//! `paypoll run` among its surroundings: whoever reads its log, whoever sends it signals.
+//! `paypoll run` in its environment: the reader of its log, the sender of its signals.
 
 use crate::host::{Host, Reply, json};
 use crate::process::Settings;
@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Khalti, asked every half second, at a host that answers that all is still queued.
+/// Khalti, polled every half second, at a host that answers that all is still queued.
 async fn queued() -> Host {
     Host::start(|heard| {
         let body = heard.text.split_once("\r\n\r\n").map_or("", |(_, body)| body);

@@ -68,7 +68,8 @@ fn as_login(url: &str, login: &str) -> String {
     format!("{scheme}://{login}@{place}")
 }
 
-/// Makes a login of the test's own (roles belong to the whole cluster) with these options and role, and gives its address.
+/// Makes a login of the test's own (roles belong to the whole cluster) with these options and role,
+/// and gives its address.
 async fn login(database: &TestDatabase, options: &str) -> (String, String) {
     let mut connection = connect(&database.url).await;
     execute(&mut connection, ROLES).await;
@@ -83,7 +84,7 @@ async fn shadow_calls(database: &TestDatabase) -> String {
     text(&mut connection, "select case when is_called then last_value::text else 'none' end from evil.calls").await
 }
 
-/// Plants the shadows, and has every session of the database look there first that does not say otherwise.
+/// Plants the shadows, and makes every session of the database look there first by default.
 async fn with_shadows(database: &TestDatabase) {
     let mut connection = connect(&database.url).await;
     execute(&mut connection, SHADOWS).await;
@@ -379,7 +380,8 @@ async fn an_address_with_a_parameter_that_would_not_be_obeyed_is_refused() {
 async fn no_part_of_the_schema_hangs_on_anything_outside_of_it_but_postgresqls_own() {
     let database = database().await;
     let mut connection = connect(&database.url).await;
-    // Whatever defaults, checks, index expressions, trigger conditions and bodies depend on was looked up when they were made.
+    // Whatever defaults, checks, index expressions, trigger conditions and bodies depend on was
+    // looked up when they were made.
     let foreign = "
         select string_agg(distinct d.refclassid::regclass || ' ' || d.refobjid, ', ')
           from pg_depend d
@@ -459,7 +461,7 @@ async fn rows_move_into_a_new_database_as_the_runbook_says() {
         let rows = format!("select string_agg(t::text, ';' order by t::text) from paypoll.{table} t");
         assert_eq!(text(&mut to_there, &rows).await, text(&mut from, &rows).await, "{table}");
     }
-    // Nobody who registers there is taken for the owner of what was held.
+    // No replica that registers there is taken for the owner of earlier claims.
     execute(&mut to_there, "insert into paypoll.replicas (lease, complied) values ('15 s', 0)").await;
     let later = "select (r.id > t.owner)::text from paypoll.replicas r, paypoll.transactions t where t.owner is not null";
     assert_eq!(text(&mut to_there, later).await, "true");

@@ -17,7 +17,8 @@ use std::time::Duration;
 use uuid::Uuid;
 
 const LEASE: Duration = Duration::from_secs(15);
-/// A judge whose idea of the time is not behind the database's clock.
+/// A replica that may expire others, whose reckoning of the time is not behind the database's
+/// clock.
 const JUDGE: Option<DateTime<Utc>> = DateTime::from_timestamp(4_102_444_800, 0);
 
 fn open(database: &TestDatabase) -> Store {
@@ -63,7 +64,7 @@ fn writer(replica: ReplicaId) -> Writer {
     Writer { replica, process: PROCESS, number: number(), acknowledged: 0 }
 }
 
-/// A claim of so many Khalti transactions that are due.
+/// A claim of this many Khalti transactions that are due.
 async fn order(store: &Store, replica: ReplicaId, members: &Membership, room: usize) -> ClaimOrder {
     let horizon = now(store).await + Duration::from_secs(1);
     let lanes = vec![LaneRoom::new("khalti", "default".into(), room)];
@@ -507,7 +508,7 @@ async fn a_replica_in_the_middle_of_a_record_delays_no_heartbeat_of_others() {
     let store = open(&database);
     let (stopped, _) = register(&store).await;
     let (other, _) = register(&store).await;
-    // It stopped between two statements, holding its lease; nobody heard of it since.
+    // It stopped between two statements, holding its lease, and sent no heartbeat since.
     let mut record = database.pool.begin().await.unwrap();
     sqlx::query("select id from paypoll.replicas where id = $1 for key share")
         .bind(stopped.0)
@@ -929,7 +930,8 @@ async fn execute(database: &TestDatabase, statements: &str) {
     done.unwrap_or_else(|error| panic!("{statements}: {error}"));
 }
 
-/// Until when the transaction with that reference may not be asked about because of its last poll: by Khalti's rules.
+/// Until when the transaction with that reference may not be polled because of its last poll: by
+/// Khalti's rules.
 async fn last_polled(database: &TestDatabase, reference: &str) -> Option<DateTime<Utc>> {
     sqlx::query_scalar("select last_polled_at from paypoll.transactions where reference = $1")
         .bind(reference)
@@ -948,7 +950,7 @@ async fn two_transactions_that_exchange_their_references_ask_about_neither_early
     let (replica, members) = register(&store).await;
     let held = claim_by_rules(&store, replica, &members).await.held;
     assert_eq!(held.len(), 2);
-    // A was asked about just now, B long ago; nobody holds them any more.
+    // A was polled just now, B long ago; no replica owns them any more.
     let moment = now(&store).await;
     let sent = |of: &str| if of == "A" { moment } else { moment - Duration::from_secs(1800) };
     let mut batch = Batch::default();

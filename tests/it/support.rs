@@ -1,7 +1,8 @@
 //! One PostgreSQL per test process, one database per test.
 //!
-//! `cargo test` runs all tests in one process: they share a cluster. `cargo nextest` gives every test its own process, and so its own
-//! cluster, a second each. Either way nothing is left behind: the cluster ends with the process, however that ends.
+//! `cargo test` runs all tests in one process: they share a cluster. `cargo nextest` gives every
+//! test its own process, and so its own cluster, a second each. Either way nothing is left behind:
+//! the cluster ends with the process, however that ends.
 
 use paypoll::postgres::PrivatePostgres;
 use paypoll::simulator::{Options, Simulator};
@@ -48,13 +49,14 @@ async fn create_template() {
     migrate(&CLUSTER.url(TEMPLATE)).await;
 }
 
-/// Brings the template's schema to date. It must have closed its connections when it returns: a template with one cannot be copied.
+/// Brings the template's schema to date. It must have closed its connections when it returns: a
+/// template with one cannot be copied.
 async fn migrate(url: &str) {
     paypoll::store::migrate(url).await.unwrap();
 }
 
 async fn create_database(name: &str, template: &str) {
-    // The cluster starts where it is first asked for, which blocks.
+    // The cluster starts on first use, which blocks.
     let url = tokio::task::spawn_blocking(|| CLUSTER.admin_url()).await.unwrap();
     let mut connection = PgConnection::connect(&url).await.unwrap();
     connection.execute(AssertSqlSafe(format!("create database {name} template {template}"))).await.unwrap();
@@ -73,7 +75,7 @@ pub(crate) async fn empty_database() -> String {
 const CONDITION_TIMEOUT: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// Looks again and again until `look` finds what it looks for; fails the test when it never does.
+/// Repeats `look` until it finds something; fails the test when it never does.
 pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> T {
     let deadline = Instant::now() + CONDITION_TIMEOUT;
     let mut looks = tokio::time::interval(LOOK_EVERY);

@@ -1,4 +1,5 @@
-//! TLS to PostgreSQL under a private certificate authority: a server that the authority vouches for is used, any other is not.
+//! TLS to PostgreSQL under a private certificate authority: a server that the authority vouches for
+//! is used, any other is not.
 
 use paypoll::postgres::{Options, PrivatePostgres};
 use sqlx::{Connection, Executor, PgConnection};
@@ -41,7 +42,7 @@ impl Server {
     }
 }
 
-/// A file of the server's, which nobody else may read: else it refuses the key.
+/// A file of the server's, which no other user may read: else it refuses the key.
 fn lay(folder: &Path, name: &str, content: &[u8]) {
     let (path, owner) = (folder.join("data").join(name), fs::metadata(folder).unwrap());
     fs::write(&path, content).unwrap();

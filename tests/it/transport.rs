@@ -21,7 +21,7 @@ async fn ask(transport: &Transport, address: SocketAddr, path: &str) -> Result<R
     transport.send(Transport::prepare(request).unwrap(), Duration::from_secs(20)).await
 }
 
-/// The answer to the request, and right behind it one that nobody asked for.
+/// The answer to the request, and right behind it one without a request.
 fn followed(answer: &str, stray: &str) -> Vec<u8> {
     [whole("200 OK", "", answer), whole("200 OK", "", stray)].concat()
 }
@@ -136,7 +136,7 @@ async fn count(database: &TestDatabase, sql: &'static str) -> i64 {
     sqlx::query_scalar(sql).fetch_one(&database.pool).await.unwrap()
 }
 
-/// Ayoconnect's answer, which names nobody.
+/// Ayoconnect's answer, which names no transaction.
 fn paid(word: &str) -> String {
     json!({"responseCode": "2003600", "responseMessage": "Successful", "additionalInfo": {"paymentResult": word}}).to_string()
 }
@@ -164,7 +164,7 @@ async fn an_answer_that_came_unasked_finishes_nobodys_payment() {
     assert_eq!(count(&database, "select count(*) from paypoll.polls where outcome <> 'pending'").await, 0);
 }
 
-/// Answers 503 on whatever connection it has; says how often it was asked.
+/// Answers 503 on whatever connection it has; counts the requests.
 async fn broken_host(listener: TcpListener, asked: Arc<AtomicUsize>, gone: Arc<AtomicBool>) {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     while !gone.load(Ordering::Relaxed) {

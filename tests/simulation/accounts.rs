@@ -1,4 +1,5 @@
-//! The accounts that are polled in the simulation: small intervals, small budgets, short windows, so that every edge is met often.
+//! The accounts that are polled in the simulation: small intervals, small budgets, short windows,
+//! so that every edge is met often.
 
 use crate::bugs::Bug;
 use paypoll::config::{Circuit, Rate};
@@ -13,19 +14,20 @@ use std::time::Duration;
 
 /// How long claims outlive the last heartbeat.
 pub(crate) const LEASE: Duration = Duration::from_secs(6);
-/// No answer after this long is no answer. The lease is longer by more than the two seconds that the configuration asks for.
+/// An answer that takes longer counts as none. The lease is longer by more than the two seconds
+/// that the configuration requires.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(3);
 /// The wait from probe to probe while a circuit is open.
 pub(crate) const PROBE_AFTER: Duration = Duration::from_secs(3);
 /// How many accounts there are.
 pub(crate) const ACCOUNTS: usize = 3;
 
-/// Asks nobody: the simulated provider makes outcomes, not bytes.
+/// Sends nothing: the simulated provider makes outcomes, not bytes.
 struct Silent;
 
 impl Provider for Silent {
     fn request(&self, _ask: Ask<'_>) -> Result<Request, String> {
-        // It is made, to see whether the row can be asked about, and never sent.
+        // It is made, to see whether the row can be polled, and never sent.
         Ok(Request { method: Method::Get, url: "http://127.0.0.1".into(), headers: Vec::new(), body: None })
     }
 

@@ -1,12 +1,13 @@
-//! Bugs that are planted to test the checker: each must be caught. None of them is in the engine itself: they sit in the rules that it
-//! is given, in the store, and in what carries out its commands.
+//! Bugs that are planted to test the checker: each must be caught. None of them is in the engine
+//! itself: they sit in the rules that it is given, in the store, and in what carries out its
+//! commands.
 
 /// A planted bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Bug {
-    /// A write does not look at the fence of the claim.
+    /// A write does not check the fence of the claim.
     NoFencing,
-    /// A write does not look whether the replica still has its lease.
+    /// A write does not check whether the replica still has its lease.
     LeaseIgnored,
     /// A batch is acknowledged and never written.
     AckBeforeWork,
@@ -40,7 +41,7 @@ pub(crate) enum Bug {
     VerdictsUnwatched,
     /// A verdict frees the row before its owner has let go of it.
     VerdictFreesTheRow,
-    /// Only the replica that was told `Retry-After` keeps to it.
+    /// Only the replica that got `Retry-After` keeps to it.
     RetryAfterNotShared,
     /// While a circuit is open, every replica probes.
     ProbeByEveryReplica,
@@ -60,9 +61,9 @@ pub(crate) enum Bug {
     SilenceIsFailed,
     /// The answer about one transaction is taken for another's.
     AnswersMixedUp,
-    /// A transaction that somebody else has written is polled on.
+    /// A transaction that another writer has changed is polled on.
     RefusedPolledOn,
-    /// What cannot be written while somebody keeps its row locked is forgotten.
+    /// What cannot be written while another session keeps its row locked is forgotten.
     LockedForgotten,
     /// A request that was decided in time is sent however late it is.
     SentAfterLease,
@@ -70,13 +71,13 @@ pub(crate) enum Bug {
     JudgedByALeap,
     /// A process that stood still with its clock goes on as if nothing had been.
     SleepUnnoticed,
-    /// Nobody compares what was acknowledged with what the database has.
+    /// No replica compares what was acknowledged with what the database has.
     LostCommitsUnnoticed,
-    /// Nobody looks for rows that it owns without having them in memory.
+    /// No replica looks for rows that it owns without having them in memory.
     OwnRowsUnsurveyed,
     /// Another server is taken for the old one.
     FailoverUnnoticed,
-    /// After a failover nobody waits for the replicas that have not heard of it.
+    /// After a failover no replica waits for those that have not heard of it.
     OthersUnaware,
     /// One row that cannot be taken makes every claim fail.
     OneRefusedRowStopsTheClaim,
@@ -86,11 +87,12 @@ pub(crate) enum Bug {
     RefusedForgotten,
     /// Every process has the exclusive keys for itself.
     KeyPerProcess,
-    /// What could not be told to the other replicas is not repeated.
+    /// A notice that could not be sent to the other replicas is not repeated.
     ToldOnce,
 }
 
-/// Of a hundred mishaps: a failover, a database that is slow, lost messages, the database's clock set, a callback handler's verdict.
+/// Of a hundred mishaps: a failover, a database that is slow, lost messages, the database's clock
+/// set, a callback handler's verdict.
 pub(crate) const FAILOVER: u8 = 4;
 pub(crate) const SLOWNESS: u8 = 6;
 pub(crate) const LOSS: u8 = 11;

@@ -1,5 +1,5 @@
-//! The nine invariants, checked after every step from what the providers saw and what the database holds. The checker knows the
-//! published rules; it knows nothing of the engine.
+//! The nine invariants, checked after every step from what the providers saw and what the database
+//! holds. The checker knows the published rules; it knows nothing of the engine.
 
 use crate::Micros;
 use crate::accounts::{self, ACCOUNTS, LEASE, PROBE_AFTER, TIMEOUT};
@@ -39,7 +39,7 @@ struct Life {
     journaled: Vec<(DateTime<Utc>, bool)>,
     /// When it was last put beyond polling.
     settled: Option<Micros>,
-    /// Somebody else did.
+    /// Another writer did.
     overruled: bool,
     /// When this window was opened, by the database's clock: at the initiation or by an operator.
     anchor: DateTime<Utc>,
@@ -66,7 +66,7 @@ pub(crate) struct Checker {
     pub(crate) dead: HashSet<(usize, u64)>,
     /// Since when a circuit is open.
     open_since: Vec<Option<Micros>>,
-    /// The provider's pauses that were told to the database: from when, until when.
+    /// The provider's pauses that were written to the database: from when, until when.
     pauses: Vec<(usize, Micros, Micros)>,
     seen_transitions: usize,
     state: HashMap<Uuid, State>,
@@ -74,9 +74,10 @@ pub(crate) struct Checker {
 
 /// How long a verdict or a pause may take to reach every process while nothing is wrong.
 const NEWS: Micros = 1_500_000;
-/// A process may send for so long after it last asked the database for the time.
+/// A process may send for this long after it last read the database's clock.
 const UNNOTICED: Micros = 3_000_000;
-/// So many requests of an account are remembered: more than fit into the seconds that are looked at.
+/// This many requests of an account are remembered: more than fit into the seconds that are
+/// checked.
 const REMEMBERED: usize = 200;
 
 fn long(span: Duration) -> Micros {
@@ -117,7 +118,7 @@ impl Checker {
         self.state.insert(id, State::Pending);
     }
 
-    /// A process told the database that the provider wants a pause.
+    /// A process wrote to the database that the provider wants a pause.
     pub(crate) fn paused(&mut self, account: usize, now: Micros, wait: Duration) {
         self.pauses.push((account, now, now + long(wait)));
     }
@@ -130,8 +131,9 @@ impl Checker {
         }
     }
 
-    /// The database went on with an earlier state of itself. What was written since is gone, and nobody is to blame for that. What must
-    /// hold all the same: nobody is asked about too early, and every transaction goes on.
+    /// The database went on with an earlier state of itself. What was written since is gone, which
+    /// is no fault. What must hold all the same: no transaction is polled too early, and every
+    /// transaction goes on.
     pub(crate) fn history_was_cut(&mut self, now: Micros, back: Micros, database: &Database) {
         self.cuts.push((now, back));
         self.pauses.clear();
@@ -149,23 +151,25 @@ impl Checker {
         self.seen_transitions = database.transitions.len();
     }
 
-    /// Whether the history was cut back since then, with so long to hear of it.
+    /// Whether the history was cut back since then, with this long to hear of it.
     fn was_cut(&self, since: Micros, hearing: Micros) -> bool {
         self.cuts.iter().any(|(_, back)| back + hearing > since)
     }
 
-    /// By how much the database's clock, which decides what is due, was set forward since then. A wait that it was set over is so
-    /// much shorter, and nobody could know. Whoever sends has asked for the time not long ago, but may not know of a leap yet.
+    /// By how much the database's clock, which decides what is due, was set forward since then. A
+    /// wait that it was set over is so much shorter, and no process could know. A sender has read
+    /// the clock not long ago, but may not know of a step yet.
     fn leapt(&self, since: Micros) -> Micros {
         self.leaps.iter().filter(|(at, _)| *at >= since - UNNOTICED).map(|(_, by)| by).sum()
     }
 
     /// A request reaches a provider.
     pub(crate) fn asked(&mut self, request: Request, database: &Database) -> Result<(), String> {
-        // A failover may have lost it while somebody still had it.
+        // A failover may have lost it while a replica still had it.
         let Some(life) = self.lives.get(&request.id) else { return Ok(()) };
         let rules = &self.rules[life.account];
-        // What a failover lost, the plan cannot count on; the documented floor holds by what the processes remember, if they still live.
+        // What a failover lost, the plan cannot count on; the documented floor holds by what the
+        // processes remember, if they still live.
         let cut = life.requests.last().is_some_and(|last| self.was_cut(last.at, 0));
         let forgotten = cut && life.requests.last().is_some_and(|last| self.dead.contains(&last.sender));
         let plan = rules.plan.phases.iter().map(|phase| phase.every.min).min().unwrap_or_default();
@@ -238,7 +242,7 @@ impl Checker {
         Ok(())
     }
 
-    /// What everybody must have heard by now: verdicts, pauses, open circuits.
+    /// What every replica must have heard by now: other writers' changes, pauses, open circuits.
     fn check_news(&self, request: &Request) -> Result<(), String> {
         let heard = request.at - NEWS;
         if self.fine_since > heard || self.leapt(heard) > 0 || self.was_cut(heard, 0) {
@@ -258,7 +262,8 @@ impl Checker {
             && since < heard
         {
             let seen = &self.requests[request.account];
-            // Whoever has just had a good answer asks on, while the database is still being told.
+            // A replica that has just had a good answer polls on, while the database is still being
+            // notified.
             let healed = seen.iter().any(|other| other.heals && other.until <= request.at && other.until > heard);
             let from = (request.at - long(PROBE_AFTER) / 2).max(since + NEWS);
             if !healed && seen.iter().any(|other| other.at > from) {
@@ -338,7 +343,8 @@ impl Checker {
         let Some(life) = self.lives.get_mut(&id) else { return Ok(()) };
         life.journaled.push((sent_at, in_time));
         if in_time && sent_at >= life.anchor {
-            // What was recorded late opens no window: whoever holds the transaction then does not know of it.
+            // What was recorded late opens no window: the replica that owns the transaction then
+            // does not know of it.
             life.opened = Some(life.opened.map_or(sent_at, |opened| opened.min(sent_at)));
         }
         if life.journaled.len() > life.requests.len() {
@@ -390,7 +396,8 @@ impl Checker {
 
     /// A process ended in order: it has given everything back.
     pub(crate) fn ended(&self, replica: i64, database: &Database) -> Result<(), String> {
-        // After a failover it may be told to stop before it could find out what it owns again. Then others take it over at once.
+        // After a failover it may be stopped before it could find out what it owns again. Then
+        // others take it over at once.
         if !self.cuts.is_empty() {
             return Ok(());
         }
@@ -403,14 +410,15 @@ impl Checker {
     /// At the end of a quiet time: everything went on, and everything is counted.
     pub(crate) fn finish(&self, now: Micros, database: &Database) -> Result<(), String> {
         for (id, row) in &database.rows {
-            // What nobody can write, nobody can count.
+            // What cannot be written cannot be counted.
             if database.refusing.contains(id) {
                 continue;
             }
             let life = &self.lives[id];
             let asked = life.requests.last().map_or(life.initiated, |request| request.at);
             let account = &database.accounts[&(row.transaction.provider.to_owned(), row.transaction.account.to_string())];
-            // The provider wanted a pause not long ago, or so many that the account's pace is a fraction of what it was.
+            // The provider wanted a pause not long ago, or so many that the account's pace is a
+            // fraction of what it was.
             let paused =
                 account.held_until.is_some_and(|until| micros(until, database.clock) < MAX_STALL) || account.slowdown >= 8.0;
             if row.transaction.state.is_polled() && now - asked > MAX_STALL && !paused {
@@ -423,8 +431,9 @@ impl Checker {
             if life.journaled.len() < survived && !life.cut {
                 return Err(format!("journal: {} polls of {} are missing", survived - life.journaled.len(), name(*id)));
             }
-            // An owner that dies between recording a poll and hearing of a verdict leaves it uncounted; so does a failover between the two,
-            // and one that takes what was made up for after the one before.
+            // An owner that dies between recording a poll and hearing of a verdict leaves it
+            // uncounted; so does a failover between the two, and one that takes what was made up
+            // for after the one before.
             let lost = life.overruled && (survived < life.requests.len() || life.cut) || self.cuts.len() > 1;
             let attempts = row.transaction.attempts as usize;
             if !row.transaction.state.is_polled() && attempts != life.journaled.len() && !self.went_back && !lost {
@@ -438,7 +447,7 @@ impl Checker {
 /// A slot is drawn up to 300 ms ahead, and used up to 250 ms late.
 const SLOTS: Micros = 550_000;
 
-/// In a quiet time a transaction is asked about at least this often.
+/// In a quiet time a transaction is polled at least this often.
 const MAX_STALL: Micros = 18_000_000;
 
 /// A short name for a transaction.

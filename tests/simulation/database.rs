@@ -20,14 +20,14 @@ pub(crate) struct Row {
     pub(crate) fence: i64,
     pub(crate) owner: Option<i64>,
     pub(crate) next: Option<DateTime<Utc>>,
-    /// The fence that the last change by somebody else raised it to.
+    /// The fence that the last change by another writer raised it to.
     superseded: Option<i64>,
     not_before: Option<DateTime<Utc>>,
     created_at: DateTime<Utc>,
 }
 
 impl Row {
-    /// Somebody else than its owner changes it.
+    /// Another writer than its owner changes it.
     fn change(&mut self, fenced: bool) {
         self.fence += i64::from(fenced);
         self.superseded = Some(self.fence);
@@ -99,7 +99,7 @@ pub(crate) enum Fact {
         to: State,
         source: Option<Source>,
     },
-    /// Somebody else wrote it.
+    /// Another writer changed it.
     Overruled { id: Uuid, to: State, at: DateTime<Utc> },
     /// A poll was journaled.
     Journaled { id: Uuid, sent_at: DateTime<Utc>, in_time: bool },
@@ -108,9 +108,9 @@ pub(crate) enum Fact {
 /// What a statement comes to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
-    /// An earlier attempt's fate is not known yet.
+    /// An earlier attempt's outcome is not known yet.
     InDoubt,
-    /// Somebody's trigger refuses a row, or a check does.
+    /// A trigger or a check refuses a row.
     Row,
 }
 
@@ -119,9 +119,9 @@ pub(crate) struct Database {
     bug: Option<Bug>,
     /// What its clock shows.
     pub(crate) clock: DateTime<Utc>,
-    /// When somebody noticed that another server carries the history on.
+    /// When a replica noticed that another server carries the history on.
     cut_at: Option<DateTime<Utc>>,
-    /// Nobody has noticed yet.
+    /// No replica has noticed yet.
     another: bool,
     /// Which server it is: rises with every failover.
     pub(crate) server: u64,
@@ -129,11 +129,11 @@ pub(crate) struct Database {
     kept: Kept,
     /// Earlier states of it, the youngest last: what a standby that lags may be promoted with.
     earlier: VecDeque<(Micros, Kept)>,
-    /// Committed, but nobody can tell yet: process and number.
+    /// Committed, but not yet visible as such: process and number.
     undecided: HashSet<(Uuid, i64)>,
-    /// Rows that somebody at a console keeps locked.
+    /// Rows that a console keeps locked.
     pub(crate) locked: HashSet<Uuid>,
-    /// Rows that somebody's trigger refuses to have written.
+    /// Rows whose writes a trigger refuses.
     pub(crate) refusing: HashSet<Uuid>,
     /// Keys of which one request may be in flight: who has them, and until when.
     keys: HashMap<String, (Uuid, DateTime<Utc>)>,
@@ -242,7 +242,7 @@ impl Database {
     }
 }
 
-/// What the daemon asks for.
+/// The daemon's statements.
 impl Database {
     pub(crate) fn make_accounts(&mut self, names: impl Iterator<Item = (String, String)>) {
         for name in names {
@@ -497,12 +497,12 @@ impl Database {
         Ok(recorded)
     }
 
-    /// The commit of that attempt has happened, and nobody can tell.
+    /// The commit of that attempt has happened, and is not visible yet.
     pub(crate) fn hide_commit(&mut self, process: Uuid, number: i64) {
         self.undecided.insert((process, number));
     }
 
-    /// Every commit can be told again.
+    /// Every commit is visible again.
     pub(crate) fn reveal_commits(&mut self) {
         self.undecided.clear();
     }
@@ -747,7 +747,7 @@ impl Database {
         true
     }
 
-    /// Somebody corrects what is asked: the amount, say.
+    /// A correction of the row: of the amount, say.
     pub(crate) fn correct(&mut self, id: Uuid) {
         let Some(row) = self.rows.get_mut(&id) else { return };
         row.change(true);
@@ -771,7 +771,7 @@ impl Database {
         }
     }
 
-    /// Somebody wants a look now.
+    /// An early poll is requested.
     pub(crate) fn hurry(&mut self, id: Uuid) {
         let clock = self.clock;
         let Some(row) = self.rows.get_mut(&id) else { return };

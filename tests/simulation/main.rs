@@ -1,5 +1,6 @@
-//! The scheduler's engine, driven by one seed in virtual time: several replicas, a database in memory with the store's semantics, a
-//! network that is slow and loses answers, providers that say anything, and a checker that knows the rules.
+//! The scheduler's engine, driven by one seed in virtual time: several replicas, a database in
+//! memory with the store's semantics, a network that is slow and loses answers, providers that say
+//! anything, and a checker that knows the rules.
 //!
 //! A seed that fails is replayed, with every step, by
 //!
@@ -78,7 +79,7 @@ fn one_seed() {
     }
 }
 
-/// A planted bug is caught within so many seeds.
+/// A planted bug is caught within this many seeds.
 const CAUGHT_WITHIN: u64 = 1_000;
 
 #[test]

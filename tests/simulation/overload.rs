@@ -1,5 +1,5 @@
-//! How much one replica can ask, in virtual time: of more than that, Dropayment's windows of 3 minutes come before Khalti's open-ended
-//! plan; of less, all of it is asked about.
+//! How much one replica can poll, in virtual time: of more than that, Dropayment's windows of 3
+//! minutes come before Khalti's open-ended plan; of less, all of it is polled.
 //!
 //! ```text
 //! cargo test --test simulation overload -- --nocapture
@@ -22,12 +22,14 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 const SECOND: Micros = 1_000_000;
-/// Every answer takes 200 ms and 50 requests may be in flight, so 250 polls a second is all there is. Khalti asks for 200 of them, and
-/// then Dropayment for another 250.
+/// Every answer takes 200 ms and 50 requests may be in flight, so 250 polls a second is all there
+/// is. Khalti needs 200 of them, and then Dropayment for another 250.
 const OVERLOAD: Shape = Shape { in_flight: 50, answer: 200_000, khalti: 200, dropayment: 1_000, stall: 0..0, end: 375 * SECOND };
-/// Every answer takes 1 ms and 8 requests may be in flight, so 8,000 polls a second are possible, and 1,000 are asked for.
+/// Every answer takes 1 ms and 8 requests may be in flight, so 8,000 polls a second are possible,
+/// and 1,000 are needed.
 const FAST: Shape = Shape { in_flight: 8, answer: 1_000, khalti: 1_000, dropayment: 0, stall: 0..0, end: 30 * SECOND };
-/// As before, but 1,000 new ones arrive in each of the first five seconds, while those before them fall due again.
+/// As before, but 1,000 new ones arrive in each of the first five seconds, while those before them
+/// fall due again.
 const NEWCOMERS: Shape = Shape { khalti: 5_000, end: 20 * SECOND, ..FAST };
 /// Records, and nothing else, are held up for longer than a lease.
 const HELD_UP: Shape = Shape { khalti: 10, stall: 4 * SECOND..25 * SECOND, ..FAST };
@@ -40,7 +42,8 @@ const FLOOD: Micros = 60 * SECOND;
 /// What is compared: before the flood, while all windows are open, and after the last one is over.
 const SPANS: [(&str, Micros, Micros); 3] =
     [("before", 10 * SECOND, FLOOD), ("in the flood", 115 * SECOND, 240 * SECOND), ("after", 315 * SECOND, OVERLOAD.end)];
-/// "for 2-3 minutes with interval of 3-5 seconds": 36 polls at the slowest. So many are enough of a window.
+/// "for 2-3 minutes with interval of 3-5 seconds": 36 polls at the slowest. This many are enough
+/// for a window.
 const MIN_POLLS: u32 = 30;
 
 struct Shape {
@@ -78,7 +81,7 @@ struct World {
     database: Database,
     /// Polls of each transaction.
     polls: HashMap<Uuid, u32>,
-    /// When each was asked about last.
+    /// When each was last polled.
     asked: HashMap<Uuid, Micros>,
     /// The shortest time between two polls of one transaction.
     least_gap: Micros,
@@ -182,7 +185,7 @@ impl World {
             self.lanes.iter().find(|spec| (spec.provider == "khalti") == (number < self.shape.khalti)).expect("both are enabled");
         let (id, reference) = (Uuid::from_u128(number), format!("R{number}"));
         let mut transaction = Transaction::new(id, spec.provider, spec.account.clone(), &reference, self.database.clock);
-        // Without these Dropayment cannot be asked about a row.
+        // Without these no request can be made of a Dropayment row.
         transaction.params = json!({ "endpointId": "E1", "session": { "token": "T1", "accessToken": "A1" } });
         self.database.insert(transaction);
     }
@@ -298,7 +301,7 @@ fn under_overload_closing_windows_are_served_before_open_plans() {
     assert!(medians[2] < 0.01, "nor afterwards: {medians:?}");
 }
 
-/// All are asked about, and from the tenth second on nobody waits.
+/// All are polled, and from the tenth second on none waits.
 fn assert_punctual(shape: Shape) {
     let all = shape.khalti as usize;
     let mut world = World::new(shape).run();

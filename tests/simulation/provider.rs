@@ -1,4 +1,4 @@
-//! The providers as seen from outside: what they were asked and when, and what they said.
+//! The providers as seen from outside: the requests to them, when, and their answers.
 
 use crate::Micros;
 use paypoll::domain::{Amount, NoAnswer, Outcome, Reported, State, Status, Whose};
@@ -30,7 +30,7 @@ pub(crate) struct Provider {
 }
 
 impl Provider {
-    /// Asks about a transaction.
+    /// Polls a transaction.
     pub(crate) fn ask(&mut self, random: &mut SmallRng, now: Micros, account: usize, id: Uuid) -> Answer {
         let latency = Duration::from_millis(if self.calm { random.random_range(5..200) } else { random.random_range(5..1_500) });
         if self.down_until.get(&account).is_some_and(|until| now < *until) {

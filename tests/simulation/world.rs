@@ -71,7 +71,7 @@ enum Action {
     Resume { host: usize, life: u64, woken: bool },
     /// A process is told to stop.
     Stop { host: usize, life: u64 },
-    /// It can be told again which batches were committed.
+    /// It is visible again which batches were committed.
     Reveal,
     /// A row is not locked any more.
     Unlock(Uuid),
@@ -79,7 +79,7 @@ enum Action {
     Accept(Uuid),
     /// A standby receives what there is.
     Replicate,
-    /// A pause that a process asked the others to keep is over.
+    /// A pause that a process notified the others of is over.
     PauseOver { host: usize, life: u64, account: usize, until: Micros },
     /// The next mishap.
     Mishap,
@@ -115,7 +115,8 @@ pub(crate) struct World {
     acknowledged: HashMap<Uuid, i64>,
     /// Acknowledged commits of these lives are lost: each must say so.
     to_report: HashSet<(usize, u64)>,
-    /// Pauses that a process wants the others to keep, and that are not written yet: its life, the account, until when.
+    /// Pauses that a process wants the others to keep, and that are not written yet: its life, the
+    /// account, until when.
     unwritten_pauses: HashSet<(usize, u64, usize, Micros)>,
 }
 
@@ -128,9 +129,10 @@ const STORM: Micros = 30 * SECOND;
 const QUIET: Micros = 24 * SECOND;
 /// Transactions at the start.
 const TRANSACTIONS: usize = 18;
-/// So much of a pause must be left, without any trouble, for the others to be told of it.
+/// At least this much of a pause must be left, without any trouble, for the others to be notified
+/// of it.
 const TOLD_WITHIN: Micros = 2_500_000;
-/// More steps than this in one run means that somebody spins.
+/// More steps than this in one run means that a process spins.
 const MOST_STEPS: u64 = 400_000;
 
 impl World {
@@ -261,7 +263,7 @@ impl World {
         self.say(|| format!("{:?}\n{:?}", self.database.replicas, self.database.accounts));
     }
 
-    /// Everything is mended.
+    /// All faults are removed.
     fn calm_down(&mut self) {
         self.calm = true;
         self.provider.calm = true;
@@ -274,7 +276,8 @@ impl World {
         if self.random.random_bool(0.1) {
             self.database.refusing.insert(Uuid::from_u128(self.random.random_range(1..=self.transactions)));
         }
-        // A clock that was set back makes everything wait that was planned before. Nobody could sit that out here.
+        // A clock that was set back makes everything wait that was planned before. That wait is too
+        // long for a run.
         if self.offset < self.farthest {
             self.step_clock(self.farthest - self.offset);
         }
@@ -291,7 +294,7 @@ impl World {
         }
     }
 
-    /// Until then not everybody may have heard everything.
+    /// Until then not every replica may have heard everything.
     fn trouble_until(&mut self, at: Micros) {
         self.checker.fine_since = self.checker.fine_since.max(at);
     }
@@ -599,12 +602,13 @@ impl World {
             return Ok(());
         }
         let lossy = self.now < self.lossy_until;
-        // Connections do not move to another server: what is sent on one breaks it, and then all are made anew.
+        // Connections do not move to another server: what is sent on one breaks it, and then all
+        // are made anew.
         let moved = server != self.database.server;
         self.hosts[host].server = self.database.server;
         let away = self.now < self.down_until || self.now < self.hosts[host].cut_off_until;
         if moved || away || (lossy && self.random.random_bool(0.1)) {
-            // Refused at once, or waited for until somebody gives up.
+            // Refused at once, or waited for until a time-out.
             let wait = if self.random.random_bool(0.8) { 5_000 } else { self.random.random_range(SECOND..8 * SECOND) };
             self.trouble_until(self.now + wait);
             let lost =
@@ -780,7 +784,7 @@ impl World {
     }
 }
 
-/// What a process is told when a statement did not reach the database.
+/// The event of a process whose statement did not reach the database.
 fn lost(command: Command, issued_at: Instant) -> Option<Event> {
     let failed = || StoreFailure::Unavailable("no connection".into());
     Some(match command {
@@ -798,7 +802,7 @@ fn lost(command: Command, issued_at: Instant) -> Option<Event> {
     })
 }
 
-/// What a process is told when the answer to a statement got lost.
+/// The event of a process whose statement's answer got lost.
 fn unanswered(event: Event) -> Option<Event> {
     let failed = || StoreFailure::Unavailable("the connection broke".into());
     Some(match event {
@@ -941,7 +945,8 @@ impl World {
             27..33 if !busy => {
                 self.stand_still(host);
             }
-            // Not while a request is decided and not sent: its process cannot know that it slept in between, whatever it does.
+            // Not while a request is decided and not sent: its process cannot know that it slept in
+            // between, whatever it does.
             33..37 if !busy && self.hosts[host].sending == 0 => {
                 let long = SECOND + long * 2;
                 self.say(|| format!("the machine of host {host} sleeps for {long} us"));
@@ -970,7 +975,7 @@ impl World {
                 self.say(|| format!("account {account} is down for {long} us"));
                 self.provider.down_until.insert(account, self.now + 2 * long);
             }
-            // Whoever wants to write a row that is locked waits, and a trigger refuses everybody.
+            // A write to a locked row waits, and a trigger refuses every write.
             56..86 if self.database.locked.contains(&id) || self.database.refusing.contains(&id) => {}
             56..68 => {
                 let states = [State::Succeeded, State::Failed, State::Cancelled, State::Refunded, State::Unresolved];

@@ -1,7 +1,9 @@
-//! A simulated year: transactions of all five providers under their default rules, from the first look to the end, through plan and
-//! decision alone. Providers answer at random and have outages; the daemon is down at times, and dies with polls under way.
+//! A simulated year: transactions of all five providers under their default rules, from the first
+//! poll to the end, through plan and decision alone. Providers answer at random and have outages;
+//! the daemon is down at times, and dies with polls under way.
 //!
-//! The rules are written down here a second time, from the documents and `config/default.toml`, and every poll is held to them.
+//! The rules are written down here a second time, from the documents and `config/default.toml`, and
+//! every poll is held to them.
 //!
 //! ```text
 //! PAYPOLL_YEAR=1000000 cargo test --release --test simulation year -- --nocapture
@@ -163,7 +165,8 @@ impl Life<'_> {
                     self.check(now)?;
                     self.polls += 1;
                     let (down, up) = spell(&self.weather.daemon, now);
-                    // A daemon that goes down may have a poll under way, of which nobody knows afterwards.
+                    // A daemon that goes down may have a poll under way, of which no record is
+                    // left.
                     if random.random_bool(0.002) || down < now + 2 * SECOND {
                         self.sent.push((now, false));
                         let back = if down < now + 2 * SECOND { up } else { now } + LEASE;
@@ -191,7 +194,7 @@ impl Life<'_> {
         }
     }
 
-    /// When whoever finds the row looks at it.
+    /// When the replica that finds the row checks it.
     fn place(&self, random: &mut SmallRng, now: i64, due: DateTime<Utc>, fresh: bool, orphan: bool) -> DateTime<Utc> {
         let mut placer = Placer::new(vec![(self.spec.clone(), 1)], 1, stamp(now), DateTime::<Utc>::MAX_UTC, random.random());
         let mut candidate = Candidate {
@@ -278,7 +281,8 @@ impl Life<'_> {
         }
         let opened = self.sent.iter().find(|(_, recorded)| *recorded).map_or(now, |(at, _)| *at);
         let recorded = self.sent.iter().rev().find(|(_, recorded)| *recorded).map_or(now, |(at, _)| *at);
-        // Whoever took the transaction over knows the recorded polls: the phase that they have reached sets the gap.
+        // The replica that took the transaction over knows the recorded polls: the phase that they
+        // have reached sets the gap.
         let gap = self.known.gaps.iter().find(|(until, _)| recorded - opened < *until).map_or(0, |(_, gap)| *gap);
         if let Some(last) = self.sent.last().map(|(at, _)| *at).or(self.before)
             && now - last < gap

@@ -1,4 +1,5 @@
-//! Which transactions play: every script of the simulator at every provider, callbacks that come before the answer, broken rows.
+//! Which transactions play: every script of the simulator at every provider, callbacks that come
+//! before the answer, broken rows.
 
 use crate::simulator::{self, PROVIDERS};
 use serde_json::{Value, json};
@@ -156,8 +157,9 @@ impl Part {
         }
     }
 
-    /// What the lookup needs beside it. Every two Dapi transactions have one user: only one of them may be asked about at a time. Not
-    /// so where the daemon stops waiting for an answer: the simulator may hear of that after the next request.
+    /// What the lookup needs beside it. Every two Dapi transactions have one user: only one of them
+    /// may be asked about at a time. Not so where the daemon stops waiting for an answer: the
+    /// simulator may hear of that after the next request.
     pub(super) fn params(&self) -> Value {
         match (self.provider, self.role) {
             ("dropayment", Role::Broken) => json!({"endpointId": simulator::credentials::DROPAYMENT_ENDPOINT}),

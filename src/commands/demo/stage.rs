@@ -1,4 +1,5 @@
-//! What the demo needs around the daemon: the simulator on a thread of its own, and a configuration that points to it.
+//! What the demo needs around the daemon: the simulator on a thread of its own, and a configuration
+//! that points to it.
 
 use super::cast;
 use crate::providers::declared::{Declaration, Inspection};
@@ -15,11 +16,13 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
-/// By how much a gap may fall short of its rule, seen from the simulator: at speed 60 an interval of 3 s is 50 ms, and two requests
-/// need not be equally long on their way through a busy machine. What the daemon itself sends too early the audit of its journal shows.
+/// By how much a gap may fall short of its rule, seen from the simulator: at speed 60 an interval
+/// of 3 s is 50 ms, and two requests need not be equally long on their way through a busy machine.
+/// What the daemon itself sends too early the audit of its journal shows.
 const TOLERANCE: Duration = Duration::from_millis(40);
 
-/// The simulator, apart from everything else: what its clock says of arrivals is not to depend on the daemon's work.
+/// The simulator, apart from everything else: what its clock says of arrivals is not to depend on
+/// the daemon's work.
 pub(super) struct Stage {
     pub(super) simulator: Simulator,
     pub(super) address: SocketAddr,
@@ -76,8 +79,8 @@ fn budgets(count: u32) -> [Budget; PROVIDERS.len()] {
     Options::default().budgets.map(|budget| Budget { per_second: budget.per_second * scale, burst: budget.burst * scale })
 }
 
-/// The daemon's configuration: the defaults, but for addresses, credentials, budgets, time-outs (which `--speed` does not hurry) and
-/// the ages at which polling ends.
+/// The daemon's configuration: the defaults, but for addresses, credentials, budgets, time-outs
+/// (which `--speed` does not hurry) and the ages at which polling ends.
 pub(super) fn configuration(database: &str, address: SocketAddr, count: u32) -> String {
     let mut text = format!(
         "[database]\nurl = {database:?}\n\n[log]\nformat = \"json\"\n\n[ops]\nlisten = \"\"\n\n\
@@ -115,10 +118,12 @@ fn guest_account() -> BTreeMap<String, String> {
     guest().map(|declaration| declaration.played().account).unwrap_or_default()
 }
 
-/// Shorter ends than the defaults', so that what never gets a final word is done within the demo; the documented floors stay.
+/// Shorter ends than the defaults', so that what never gets a final word is done within the demo;
+/// the documented floors stay.
 fn rules(provider: &str) -> &'static str {
     match provider {
-        // The window of 3 minutes is compiled in. With the slower half of the documented 3 to 5 s the tolerance alone hides no breach.
+        // The window of 3 minutes is compiled in. With the slower half of the documented 3 to 5 s
+        // the tolerance alone hides no breach.
         "dropayment" => "schedule = { phases = [{ every = \"4s..5s\", for = \"3m\" }] }\n",
         "dusupay" => "schedule = { give_up_after = \"25m\" }\n",
         "khalti" => "schedule = { first = \"1m\", phases = [{ every = \"1m\" }], give_up_after = \"20m\" }\n",

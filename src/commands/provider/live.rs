@@ -1,5 +1,6 @@
-//! `paypoll provider test FILE --live --reference R`: one real request with an account's credentials. Prints request and answer
-//! redacted and what the answer would mean, and writes nothing.
+//! `paypoll provider test FILE --live --reference R`: one real request with an account's
+//! credentials. Prints request and answer redacted and what the answer would mean, and writes
+//! nothing.
 
 use super::inspect;
 use crate::cli::ProviderTest;

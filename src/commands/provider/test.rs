@@ -1,5 +1,5 @@
-//! `paypoll provider test FILE…`: every example, and for those that end a transaction every changed answer. Needs neither network nor
-//! database.
+//! `paypoll provider test FILE…`: every example, and for those that end a transaction every changed
+//! answer. Needs neither network nor database.
 
 use super::super::text::Paint;
 use super::{check_names, inspect};
@@ -10,7 +10,8 @@ use anyhow::bail;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// Tries the files and prints what came of it. Errors where a file is refused (exit 2), or an example or a mutation fails (exit 1).
+/// Tries the files and prints what came of it. Errors where a file is refused (exit 2), or an
+/// example or a mutation fails (exit 1).
 pub(super) fn run(files: &[PathBuf], out: &mut impl Write) -> anyhow::Result<()> {
     let paint = Paint::of_stdout();
     let (mut refused, mut inspected) = (Vec::new(), Vec::new());

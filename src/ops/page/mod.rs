@@ -1,4 +1,5 @@
-//! The page for people: how everything stands and what is wrong with it, lists of payments, and one payment's life.
+//! The page for people: how everything stands and what is wrong with it, lists of payments, and one
+//! payment's life.
 //!
 //! Rendered here, complete without scripts and without anything from elsewhere. It shows nothing
 //! secret, but it does show payments: opening the port to others shows them these, too. It changes
@@ -42,8 +43,9 @@ pub(super) fn routes(ops: &Arc<Ops>) -> Router<Arc<Ops>> {
         .layer(middleware::from_fn_with_state(ops.clone(), guard))
 }
 
-/// Adds what every answer carries, and refuses requests that a page from elsewhere could have made: a name that its owner points
-/// at this machine reaches a port that listens on this machine only, and the browser would let that page read the answer.
+/// Adds what every answer carries, and refuses requests that a page from elsewhere could have made:
+/// a name that its owner points at this machine reaches a port that listens on this machine only,
+/// and the browser would let that page read the answer.
 async fn guard(State(ops): State<Arc<Ops>>, request: Request, next: Next) -> Response {
     let mut response = if ops.local && !is_local(request.headers()) {
         (StatusCode::MISDIRECTED_REQUEST, "this port is served as localhost or by an IP address only\n").into_response()

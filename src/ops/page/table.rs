@@ -64,7 +64,8 @@ pub(super) fn badge(state: &str) -> Html {
 /// A column: its heading, and whether it holds numbers.
 pub(super) type Column = (&'static str, bool);
 
-/// A table. On a narrow screen each row becomes a card, whose cells say what they are; the roles keep it a table for screen readers.
+/// A table. On a narrow screen each row becomes a card, whose cells say what they are; the roles
+/// keep it a table for screen readers.
 pub(super) fn table(caption: &str, columns: &[Column], rows: impl IntoIterator<Item = Vec<Html>>) -> Html {
     let class = |is_number| if is_number { "n" } else { "t" };
     let heads = columns

@@ -1,4 +1,5 @@
-//! An account at a declared provider: credentials that were checked, and what can be made of them once and for all.
+//! An account at a declared provider: credentials that were checked, and what can be made of them
+//! once and for all.
 
 use super::file::File;
 use super::keys::Key;

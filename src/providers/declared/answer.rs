@@ -1,4 +1,5 @@
-//! `[answer]`, `[words]` and `[[errors]]` as they are declared: what is believed, what it is about, and what its words mean.
+//! `[answer]`, `[words]` and `[[errors]]` as they are declared: what is believed, what it is about,
+//! and what its words mean.
 
 use super::pointer::Pointer;
 use super::template::{Names, Template};

@@ -1,4 +1,5 @@
-//! What is refused when a file is read, although each of its keys is in order: what the file means as a whole.
+//! What is refused when a file is read, although each of its keys is in order: what the file means
+//! as a whole.
 
 use super::answer::{Amount, Currency, Meaning, Place};
 use super::file::File;
@@ -96,7 +97,8 @@ fn check_cycles(file: &File, source: &Source<'_>) {
     }
 }
 
-/// A part of a request can only be made of parts that are made before it: the path, the body, the query, the headers.
+/// A part of a request can only be made of parts that are made before it: the path, the body, the
+/// query, the headers.
 fn check_order(message: &Message, file: &File, source: &Source<'_>) {
     let path = message.path.names().map(|name| (name, &message.path.spot));
     let late = |(name, spot): (Name, &Spot), what: &str, not_yet: &[Name]| {

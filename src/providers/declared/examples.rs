@@ -1,4 +1,5 @@
-//! `[example]` and `[[examples]]`: answers from the documentation, what was asked, and what each must come to.
+//! `[example]` and `[[examples]]`: answers from the documentation, what was asked, and what each
+//! must come to.
 
 use super::answer;
 use super::tree::{Item, Source, Spot, Table};

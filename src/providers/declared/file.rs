@@ -1,5 +1,5 @@
-//! A declaration as one value: read from text, every key known, every name found. What it means as a whole is judged by
-//! [`check`](super::check) and tried by [`trial`](super::trial).
+//! A declaration as one value: read from text, every key known, every name found. What it means as
+//! a whole is judged by [`check`](super::check) and tried by [`trial`](super::trial).
 
 use super::answer::{self, Answer, ErrorRule, Place, Words};
 use super::examples::{self, Example};
@@ -149,7 +149,8 @@ pub(super) fn read(text: &str, source: &Source<'_>) -> Option<File> {
     })
 }
 
-/// Whether a provider may be called that: its name stands in tables, labels and variables. The error says what to write.
+/// Whether a provider may be called that: its name stands in tables, labels and variables. The
+/// error says what to write.
 pub fn check_name(text: &str) -> Result<(), String> {
     name(text).map(drop)
 }
@@ -180,7 +181,8 @@ fn base_url(text: &str) -> Result<String, String> {
     }
 }
 
-/// Whether the host cannot be reached from the internet: this machine, a private address, a name that no public DNS has.
+/// Whether the host cannot be reached from the internet: this machine, a private address, a name
+/// that no public DNS has.
 fn is_private(host: &str) -> bool {
     match host.trim_matches(['[', ']']).parse() {
         Ok(IpAddr::V4(address)) => address.is_loopback() || address.is_private(),

@@ -1,4 +1,5 @@
-//! `[account]`, `[params]` and `[options]`: what a file asks of the configuration and of a row, and how their values are checked.
+//! `[account]`, `[params]` and `[options]`: what a file asks of the configuration and of a row, and
+//! how their values are checked.
 
 use super::tree::{Item, Source, Spot, Table};
 use super::values;

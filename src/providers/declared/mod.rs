@@ -263,7 +263,8 @@ impl Declaration {
         self.file.documented.floors
     }
 
-    /// The section `providers.NAME` of the configuration without what a user must add: the lowest layer, as TOML.
+    /// The section `providers.NAME` of the configuration without what a user must add: the lowest
+    /// layer, as TOML.
     #[must_use]
     pub fn defaults(&self) -> String {
         let (per_second, burst) = budget(self.file.documented.floors.rate);
@@ -298,8 +299,8 @@ impl Declaration {
     }
 }
 
-/// The budget of an account by default: 10 requests a second and 10 at once, or what is documented where that is less. Of a documented
-/// rate no second may see more, so the burst counts too.
+/// The budget of an account by default: 10 requests a second and 10 at once, or what is documented
+/// where that is less. Of a documented rate no second may see more, so the burst counts too.
 fn budget(documented: Option<f64>) -> (f64, u32) {
     match documented {
         Some(rate) if rate >= 20.0 => (10.0, 10),
@@ -316,7 +317,8 @@ impl Inspection {
         &self.declaration
     }
 
-    /// Whether every example came to what it expects, no mutation ended a transaction, and nothing is missing.
+    /// Whether every example came to what it expects, no mutation ended a transaction, and nothing
+    /// is missing.
     #[must_use]
     pub fn is_fine(&self) -> bool {
         self.tried.iter().all(Tried::is_fine) && self.missing.is_empty()

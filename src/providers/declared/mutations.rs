@@ -1,4 +1,5 @@
-//! Every example that ends a transaction, changed in one way at a time: none of the changed answers may still end it.
+//! Every example that ends a transaction, changed in one way at a time: none of the changed answers
+//! may still end it.
 
 use super::account::Account;
 use super::answer::{Amount, Currency, Wants};

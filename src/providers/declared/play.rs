@@ -1,7 +1,8 @@
-//! A declared provider from its own side: what a request that comes in asks about, and what the file's examples answer.
+//! A declared provider from its own side: what a request that comes in asks about, and what the
+//! file's examples answer.
 //!
-//! For the simulator. A template that makes a request is read backwards here, so that every identifier and every credential is checked;
-//! what a signature must be is computed anew.
+//! For the simulator. A template that makes a request is read backwards here, so that every
+//! identifier and every credential is checked; what a signature must be is computed anew.
 
 use super::account::{Account, Row, Scope};
 use super::examples::Example;
@@ -88,7 +89,8 @@ impl Declaration {
         if read_path(&file.request, came).is_some() { recognise(file, &file.request, came, false) } else { Ok(Recognised::Unknown) }
     }
 
-    /// What the example of that name answers about a transaction; by default the first that succeeds. `None`: there is none of the name.
+    /// What the example of that name answers about a transaction; by default the first that
+    /// succeeds. `None`: there is none of the name.
     #[must_use]
     pub fn told(&self, example: Option<&str>, known: &Known) -> Option<Told> {
         let statuses = || self.file.examples.iter().filter(|example| !example.is_token);
@@ -135,8 +137,8 @@ impl Declaration {
         self.file.documented.floors
     }
 
-    /// The account, the options and the params of the examples, and the amount and currency that their successes are about: what whoever
-    /// asks the simulator must send.
+    /// The account, the options and the params of the examples, and the amount and currency that
+    /// their successes are about: what whoever asks the simulator must send.
     #[must_use]
     pub fn played(&self) -> Played {
         let asked = self.file.examples.iter().find(|example| !example.is_token).map(|example| example.asked.clone());
@@ -364,7 +366,8 @@ impl Captures {
         }
     }
 
-    /// Whether what was read is what it must be: the account's own, a token that was given away, and signatures that fit.
+    /// Whether what was read is what it must be: the account's own, a token that was given away,
+    /// and signatures that fit.
     fn check(&self, file: &File, account: &Account<'_>, message: &Message, came: &Came<'_>) -> Result<(), Refused> {
         let reference = self.0.get(&Name::Reference).map_or("", String::as_str);
         let params = (0..file.params.len()).map(|index| self.0.get(&Name::Param(index)).map(String::as_str)).collect();

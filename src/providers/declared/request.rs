@@ -31,7 +31,8 @@ impl<'f> Account<'f> {
         self.built(message, &Scope::new(self, None, None, now, method(message.method)))
     }
 
-    /// First the path, then the body, then the query, last the headers: what comes later may be made of what came before.
+    /// First the path, then the body, then the query, last the headers: what comes later may be
+    /// made of what came before.
     fn built(&self, message: &'f Message, scope: &Scope<'_>) -> Result<Built<'f>, String> {
         let path = scope.text(&message.path, Target::Url)?.ok_or("the path lacks something that the row does not have")?;
         if path.split('/').any(|segment| segment == "." || segment == "..") {

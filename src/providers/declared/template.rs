@@ -1,4 +1,5 @@
-//! Text with placeholders: `"Bearer {account.secret_key}"`. A placeholder yields text and nothing is cast; `{{` and `}}` are braces.
+//! Text with placeholders: `"Bearer {account.secret_key}"`. A placeholder yields text and nothing
+//! is cast; `{{` and `}}` are braces.
 //!
 //! Every name is looked up when the file is read, so that none can be missing when a request is made.
 

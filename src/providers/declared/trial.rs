@@ -1,4 +1,5 @@
-//! The examples of a file, played through the same code that reads real answers, and what must be shown by at least one of them.
+//! The examples of a file, played through the same code that reads real answers, and what must be
+//! shown by at least one of them.
 
 use super::account::Account;
 use super::answer::{ErrorMeaning, Meaning};
@@ -288,7 +289,8 @@ fn told(outcome: &Outcome) -> String {
     format!("{} ({}{amount}{currency})", outcome.name(), status.word)
 }
 
-/// Notes what no example shows and must be shown: every final word, not found, too early, a token, every pointer that decides.
+/// Notes what no example shows and must be shown: every final word, not found, too early, a token,
+/// every pointer that decides.
 pub(super) fn check_shown(file: &File, tried: &[Tried], source: &Source<'_>) {
     let shows = |outcome: &str| tried.iter().any(|tried| tried.shown == outcome);
     for (word, rule) in file.words.plain() {

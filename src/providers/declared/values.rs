@@ -1,4 +1,5 @@
-//! `[values]`: one function each, over templates: encodings, digests, signatures, the time and chance. A closed list, no expression.
+//! `[values]`: one function each, over templates: encodings, digests, signatures, the time and
+//! chance. A closed list, no expression.
 
 use super::template::{Name, Names, Template};
 use super::tree::{Item, Source, Spot, Table};

@@ -156,7 +156,7 @@ fn main() {
         measure(&format!("{provider}: decide"), || spec.rules.decide(&transaction, &outcome, now, 0.5));
         let redaction = Redaction::new(spec.asks.secrets(ask), spec.asks.kept(ask));
         measure(&format!("{provider}: evidence of it, redacted"), || redaction.body(&response.body));
-        let poll = Sent { at: now, before: None, word: None, acted: false };
+        let poll = Sent { at: now, before: None, provider_state: None, acted: false };
         measure(&format!("{provider}: plan step"), || {
             let mut progress = transaction.progress;
             spec.rules.plan.after_poll(&mut progress, transaction.anchors(), poll, Duration::ZERO, 0.5)

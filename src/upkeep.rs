@@ -45,13 +45,13 @@ pub struct Upkeep {
     left: BTreeSet<Account>,
     /// Accounts that nobody served when they were last looked for.
     unserved: BTreeSet<Account>,
-    /// When an account was told of.
+    /// When an account was reported.
     told: BTreeMap<Account, Instant>,
     failures: Failures,
 }
 
 impl Upkeep {
-    /// Nothing is told yet.
+    /// Nothing is reported yet.
     #[must_use]
     pub fn new(config: &Config, store: Store, metrics: Arc<Metrics>) -> Self {
         let own = metrics.accounts.iter().map(|own| (own.provider.to_owned(), own.account.clone())).collect();
@@ -77,7 +77,7 @@ pub async fn keep(mut upkeep: Upkeep, stop: CancellationToken) {
     }
 }
 
-/// What the journal's keeping failed for, and what of it was told.
+/// Failures of the journal's maintenance, and which of them were reported.
 #[derive(Default)]
 struct Failures {
     in_a_row: u32,
@@ -177,8 +177,8 @@ impl Upkeep {
         self.metrics.set_unroutable(found);
     }
 
-    /// What is to be told of what was found: every account once in a while. Of an account that is
-    /// left to others only when it was found twice in a row: its daemon may just be starting anew.
+    /// Which findings are to be reported: every account once in a while. Of an account that is left
+    /// to others only when it was found twice in a row: its daemon may just be starting anew.
     fn news<'a>(&mut self, found: &'a [Unroutable], now: Instant) -> Vec<&'a Unroutable> {
         let account = |row: &Unroutable| (row.provider.clone(), row.account.clone());
         let before = std::mem::replace(&mut self.unserved, found.iter().map(account).collect());

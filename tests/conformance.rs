@@ -214,7 +214,7 @@ fn a_word_that_no_document_knows_ends_nothing_and_is_told() {
             let word = answer.word.as_deref().expect("a final answer says where its word stands");
             *body.pointer_mut(word).expect("it is there") = json!("NEVER_SEEN");
             let outcome = subject.read(subject.row(answer), answer.http, &body.to_string());
-            assert_eq!(outcome, Outcome::UnknownWord { word: "NEVER_SEEN".into() }, "{} {}", subject.name, answer.file);
+            assert_eq!(outcome, Outcome::UnknownStatus { status: "NEVER_SEEN".into() }, "{} {}", subject.name, answer.file);
         }
     }
 }

@@ -385,7 +385,7 @@ fn an_answer_is_judged_in_one_order() {
     // 8. The word.
     assert!(matches!(read(200, &payment(r#""detail":"captured""#)), Outcome::Unusable { .. }));
     assert!(matches!(read(200, &payment(r#""status":{},"detail":"x""#)), Outcome::Unusable { .. }));
-    assert!(matches!(read(200, &payment(r#""status":"Void""#)), Outcome::UnknownWord { word } if word == "Void+"));
+    assert!(matches!(read(200, &payment(r#""status":"Void""#)), Outcome::UnknownStatus { status: word } if word == "Void+"));
     assert!(matches!(read(200, &payment(r#""status":"unknown""#)), Outcome::NotFound { .. }));
     // 9. Amount and currency, for a success alone.
     for odd in [

@@ -353,7 +353,7 @@ impl Pair {
             hold: state.is_polled() && self.random.random_bool(0.6),
             state,
             transition: changes.then(transition),
-            word: Some(format!("{state}")),
+            provider_state: Some(format!("{state}")),
             reason: None,
             action: None,
             details: None,

@@ -66,7 +66,7 @@ fn payture_starts_from_the_redirect_and_starts_anew_at_the_next() {
     // An hour and a half later the payer is redirected: 3 s for 30 s again, then 5 s.
     let mut progress = Progress::default();
     let mut anchors = plan::Anchors { start: at(0), action: None };
-    let poll = |seconds, acted| Sent { at: at(seconds), before: None, word: None, acted };
+    let poll = |seconds, acted| Sent { at: at(seconds), before: None, provider_state: None, acted };
     plan.after_poll(&mut progress, anchors, poll(15, false), Duration::ZERO, 0.0);
     let hourly = plan.after_poll(&mut progress, anchors, poll(5_400, false), Duration::ZERO, 0.0);
     assert_eq!(hourly, plan::Next::Look(at(9_000)));
@@ -117,7 +117,7 @@ fn cybersource_chooses_the_interval_by_the_last_state() {
     let anchors = plan::Anchors { start: at(0), action: None };
     let mut progress = Progress::default();
     let mut gap = |sent: i64, before, word| {
-        let poll = Sent { at: at(sent), before, word, acted: false };
+        let poll = Sent { at: at(sent), before, provider_state: word, acted: false };
         match plan.after_poll(&mut progress, anchors, poll, Duration::ZERO, 0.0) {
             plan::Next::Look(next) => (next - at(sent)).num_seconds(),
             plan::Next::Over(ending) => panic!("over: {ending:?}"),
@@ -179,7 +179,13 @@ fn a_plan_without_gaps_still_ends_with_its_window() {
     let anchors = plan::Anchors { start: at(0), action: None };
     let mut progress = Progress::default();
     let mut after = |sent| {
-        plan.after_poll(&mut progress, anchors, Sent { at: at(sent), before: None, word: None, acted: false }, Duration::ZERO, 0.0)
+        plan.after_poll(
+            &mut progress,
+            anchors,
+            Sent { at: at(sent), before: None, provider_state: None, acted: false },
+            Duration::ZERO,
+            0.0,
+        )
     };
     assert_eq!(after(0), plan::Next::Look(at(0)));
     assert_eq!(after(60), plan::Next::Over(plan::Ending { at: at(60), reason: "window_over" }));
@@ -342,7 +348,7 @@ fn record(transaction: &mut Transaction, decision: &paypoll::domain::Decision, s
         }
         transaction.state = change.to;
     }
-    if let Some(word) = &decision.word {
+    if let Some(word) = &decision.provider_state {
         transaction.provider_state = Some(word.as_str().into());
     }
     transaction.attempts += 1;
@@ -427,7 +433,7 @@ impl Dice {
         match self.up_to(11) {
             0 => status(Reported::ActionRequired(Value::Null), "ACT"),
             1 => pending("B"),
-            2 => Outcome::UnknownWord { word: "ODD".into() },
+            2 => Outcome::UnknownStatus { status: "ODD".into() },
             3 => Outcome::NotFound { message: String::new() },
             4 => Outcome::TooEarly,
             5 => Outcome::RateLimited { wait: None },

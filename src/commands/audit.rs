@@ -17,9 +17,9 @@ use std::io::Write;
 use std::time::Duration;
 use uuid::Uuid;
 
-/// So many findings of each kind are named for each provider; all are counted.
+/// How many findings of each kind are named for each provider; all are counted.
 const NAMED: u64 = 5;
-/// So many findings are in the JSON.
+/// How many findings are in the JSON.
 const LISTED: usize = 1_000;
 /// A longer reference is cut.
 const LONGEST_REFERENCE: usize = 40;

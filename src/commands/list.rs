@@ -12,7 +12,7 @@ use chrono::{DateTime, Utc};
 use serde_json::json;
 use std::io::{self, Write};
 
-/// So many are asked for at once.
+/// How many are read at once.
 const AT_ONCE: usize = 1_000;
 /// A longer reference is cut in the table; JSON and CSV have all of it.
 const LONGEST_REFERENCE: usize = 40;

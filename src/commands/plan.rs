@@ -14,7 +14,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// So many polls are listed at most.
+/// At most this many polls are listed.
 const MOST: usize = 100_000;
 /// How much of a plan without an end is shown.
 const OF_ENDLESS: Duration = Duration::from_secs(7 * 86_400);

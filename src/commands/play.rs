@@ -10,7 +10,7 @@ use std::sync::Arc;
 #[derive(Debug)]
 struct Played(&'static Declaration);
 
-/// A transaction that was asked about.
+/// A transaction that was polled.
 struct Asked {
     declaration: &'static Declaration,
     known: declared::Known,

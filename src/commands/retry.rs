@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 /// How many are reopened in one statement: few enough for its locks to be short.
 const AT_ONCE: usize = 500;
-/// More than so many are reopened only after a yes, and not named one by one.
+/// More than this many are reopened only after a yes, and not named one by one.
 const MANY: usize = 100;
 /// A longer reason is cut.
 const LONGEST_REASON: usize = 60;

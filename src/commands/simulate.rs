@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Where the simulator listens unless told otherwise: only this machine reaches it.
+/// Where the simulator listens by default: only this machine reaches it.
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:9500";
 
 /// Runs the simulator. Prints where it listens and where its report is.

@@ -19,7 +19,7 @@ const EVERY: Duration = Duration::from_secs(1);
 const LONGEST_ACCOUNT: usize = 40;
 /// In a window that is narrower than [`WIDE`].
 const LONGEST_ACCOUNT_NARROW: usize = 22;
-/// From so many columns on the table has all of its own.
+/// From this many columns on the table shows all of its own.
 const WIDE: usize = 118;
 /// Where nobody's window ends: a reader of lines from a pipe wants one sentence in each.
 const ENDLESS: usize = 2_000;

@@ -142,7 +142,7 @@ pub struct ProviderConfig {
 pub struct Rate {
     /// Requests per second.
     pub per_second: f64,
-    /// So many of them at once.
+    /// How many of them at once.
     pub burst: u32,
 }
 

@@ -183,7 +183,7 @@ impl Law {
             if let Some(missing) = is_missing(due, &progress, *sent) {
                 return Some(missing);
             }
-            let poll = Sent { at: *sent, before: None, word: None, acted: false };
+            let poll = Sent { at: *sent, before: None, provider_state: None, acted: false };
             due = match plan.after_poll(&mut progress, anchors, poll, wait, 1.0) {
                 Next::Over(_) => return None,
                 Next::Look(at) if is_steady(plan) => at,

@@ -26,7 +26,7 @@ pub struct Rules {
 /// When a transaction that the provider does not find is parked: both must be passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotFoundRule {
-    /// So many answers in a row.
+    /// This many answers in a row.
     pub limit: u32,
     /// This age since initiation, after `retry` since the reopening.
     pub min_age: Duration,
@@ -75,7 +75,7 @@ pub struct Decision {
     pub next: Option<DateTime<Utc>>,
     /// The provider's own word, if this answer had one. With it the row's `reason` is set to
     /// [`Decision::reason`]; without one (and without a change) it stays.
-    pub word: Option<String>,
+    pub provider_state: Option<String>,
     /// The provider's explanation, or why polling ended.
     pub reason: Option<String>,
     /// What payer or merchant must do, while [`State::ActionRequired`].
@@ -121,8 +121,8 @@ impl Rules {
     /// What to do with a transaction whose time has come.
     #[must_use]
     pub fn due(&self, transaction: &Transaction) -> Due {
-        let word = transaction.provider_state.as_deref();
-        match self.plan.is_over(&transaction.progress, transaction.anchors(), word, transaction.last_polled_at) {
+        let provider_state = transaction.provider_state.as_deref();
+        match self.plan.is_over(&transaction.progress, transaction.anchors(), provider_state, transaction.last_polled_at) {
             Some(ending) => {
                 let counts = (transaction.attempts, transaction.failures);
                 Due::Park(ending_reason(transaction, &transaction.progress, counts, ending))
@@ -141,8 +141,8 @@ impl Rules {
     /// When the window closes, as far as that is known.
     #[must_use]
     pub fn deadline(&self, transaction: &Transaction) -> Option<DateTime<Utc>> {
-        let word = transaction.provider_state.as_deref();
-        self.plan.ending(&transaction.progress, transaction.anchors(), word).map(|ending| ending.at)
+        let provider_state = transaction.provider_state.as_deref();
+        self.plan.ending(&transaction.progress, transaction.anchors(), provider_state).map(|ending| ending.at)
     }
 
     /// What follows from the outcome of a poll that was sent at `sent`. `jitter` in 0..1 places the
@@ -154,11 +154,11 @@ impl Rules {
         if change.is_none() && self.is_lost(transaction, outcome, not_found, sent) {
             change = Some(Change::park(NOT_FOUND, Source::Poll));
         }
-        let word = word(outcome);
+        let provider_state = provider_state(outcome);
         let poll = Sent {
             at: sent,
             before: transaction.provider_state.as_deref(),
-            word: word.or(transaction.provider_state.as_deref()),
+            provider_state: provider_state.or(transaction.provider_state.as_deref()),
             acted: change.as_ref().is_some_and(|change| change.to.is_polled()),
         };
         let mut anchors = transaction.anchors();
@@ -186,14 +186,24 @@ impl Rules {
         let reason = match (&change, outcome) {
             (Some(change), _) => change.reason.clone(),
             (None, Outcome::Status(status)) => status.reason.clone(),
-            (None, Outcome::UnknownWord { .. }) => outcome.error(),
+            (None, Outcome::UnknownStatus { .. }) => outcome.error(),
             _ => None,
         };
         let (action, details) = match outcome {
             Outcome::Status(status) => (status.action(), Some(status.details.clone())),
             _ => (None, None),
         };
-        Decision { change, next, word: word.map(str::to_owned), reason, action, details, failures, not_found, progress }
+        Decision {
+            change,
+            next,
+            provider_state: provider_state.map(str::to_owned),
+            reason,
+            action,
+            details,
+            failures,
+            not_found,
+            progress,
+        }
     }
 
     /// Not found so often, and so long after the initiation, that it is believed.
@@ -220,10 +230,10 @@ fn ending_reason(transaction: &Transaction, progress: &Progress, (polls, failure
     if !progress.answered && failed_throughout { NO_USABLE_ANSWER } else { ending.reason }
 }
 
-fn word(outcome: &Outcome) -> Option<&str> {
+fn provider_state(outcome: &Outcome) -> Option<&str> {
     match outcome {
         Outcome::Status(status) => Some(&status.word),
-        Outcome::UnknownWord { word } => Some(word),
+        Outcome::UnknownStatus { status: word } => Some(word),
         _ => None,
     }
 }

@@ -11,9 +11,9 @@ pub enum Outcome {
     /// A well-formed answer about our own transaction, with a documented status.
     Status(Box<Status>),
     /// A well-formed answer about our own transaction, with an undocumented status.
-    UnknownWord {
+    UnknownStatus {
         /// The provider's status.
-        word: String,
+        status: String,
     },
     /// The provider does not know the transaction: not logged yet, or archived. Never a failure of
     /// the payment.
@@ -164,7 +164,7 @@ impl Outcome {
                 Reported::Cancelled => "cancelled",
                 Reported::Refunded => "refunded",
             },
-            Self::UnknownWord { .. } => "unknown_word",
+            Self::UnknownStatus { .. } => "unknown_word",
             Self::NotFound { .. } => NOT_FOUND,
             Self::TooEarly => TOO_EARLY,
             Self::RateLimited { .. } => "rate_limited",
@@ -204,7 +204,7 @@ impl Outcome {
     pub fn error(&self) -> Option<String> {
         match self {
             Self::Status(_) | Self::TooEarly => None,
-            Self::UnknownWord { word } => Some(format!("the provider's word {word:?} is not documented")),
+            Self::UnknownStatus { status: word } => Some(format!("the provider's word {word:?} is not documented")),
             Self::NotFound { message } | Self::CredentialsRejected { message, .. } | Self::RequestFailed { message } => {
                 Some(message.clone())
             }
@@ -227,7 +227,7 @@ impl Outcome {
                 status.word = clean(&status.word);
                 status.reason = status.reason.as_deref().map(clean);
             }
-            Self::UnknownWord { word: text }
+            Self::UnknownStatus { status: text }
             | Self::NotFound { message: text }
             | Self::CredentialsRejected { message: text, .. }
             | Self::RequestFailed { message: text }
@@ -258,7 +258,7 @@ impl Outcome {
             Self::ServerError { .. } | Self::NoAnswer(NoAnswer::Timeout | NoAnswer::Connection(_)) => Health::Down,
             Self::CredentialsRejected { whose: Whose::Account, .. } => Health::AccountRefused,
             Self::CredentialsRejected { whose: Whose::Row, .. } => Health::RowRefused,
-            Self::UnknownWord { .. }
+            Self::UnknownStatus { .. }
             | Self::NotFound { .. }
             | Self::RateLimited { .. }
             | Self::RequestFailed { .. }

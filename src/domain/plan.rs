@@ -181,7 +181,7 @@ impl Plan {
             margin: self.margin.div_f64(speed),
             from: self.from,
             phases: phases(&self.phases),
-            by_state: self.by_state.iter().map(|(word, list)| (word.clone(), phases(list))).collect(),
+            by_state: self.by_state.iter().map(|(state, list)| (state.clone(), phases(list))).collect(),
             give_up_after: self.give_up_after.map(|age| age.div_f64(speed)),
         }
     }
@@ -205,11 +205,11 @@ impl Plan {
     /// [`Plan::is_over`] then says whether a poll still fits.
     pub fn after_poll(&self, progress: &mut Progress, anchors: Anchors, poll: Sent<'_>, wait: Duration, jitter: f64) -> Next {
         self.advance(progress, anchors, poll);
-        let list = self.list(poll.word);
+        let list = self.list(poll.provider_state);
         let floor = shortest(list, progress.phase);
         let gap = list.get(usize::from(progress.phase)).map_or(floor, |phase| phase.every.at(jitter)).max(wait);
         let look = after(poll.at, gap);
-        match self.ending(progress, anchors, poll.word) {
+        match self.ending(progress, anchors, poll.provider_state) {
             Some(ending) if poll.at >= ending.at => Next::Over(ending),
             Some(ending) => Next::Look(look.min(ending.at)),
             None => Next::Look(look),
@@ -227,21 +227,21 @@ impl Plan {
         &self,
         progress: &Progress,
         anchors: Anchors,
-        word: Option<&str>,
+        provider_state: Option<&str>,
         last: Option<DateTime<Utc>>,
     ) -> Option<Ending> {
         let last = last.filter(|_| progress.opened_at.is_some())?;
-        let ending = self.ending(progress, anchors, word)?;
-        let floor = shortest(self.list(word), progress.phase);
+        let ending = self.ending(progress, anchors, provider_state)?;
+        let floor = shortest(self.list(provider_state), progress.phase);
         (after(last, floor) > ending.at).then_some(ending)
     }
 
     /// When the window closes, as far as that is known: phases by count end when their polls have been sent.
     #[must_use]
-    pub fn ending(&self, progress: &Progress, anchors: Anchors, word: Option<&str>) -> Option<Ending> {
+    pub fn ending(&self, progress: &Progress, anchors: Anchors, provider_state: Option<&str>) -> Option<Ending> {
         let gave_up = self.give_up_after.map(|age| Ending { at: after(anchors.start, age), reason: GAVE_UP });
         let over = progress.phase_since.and_then(|mut end| {
-            for phase in self.list(word).iter().skip(usize::from(progress.phase)) {
+            for phase in self.list(provider_state).iter().skip(usize::from(progress.phase)) {
                 let Until::For(long) = phase.until else { return None };
                 end = after(end, long);
             }
@@ -255,12 +255,12 @@ impl Plan {
 
     /// The shortest gap of the phase that the last poll fell into; of the last phase when they are used up.
     #[must_use]
-    pub fn shortest_gap(&self, progress: &Progress, word: Option<&str>) -> Duration {
-        shortest(self.list(word), progress.phase)
+    pub fn shortest_gap(&self, progress: &Progress, provider_state: Option<&str>) -> Duration {
+        shortest(self.list(provider_state), progress.phase)
     }
 
-    fn list(&self, word: Option<&str>) -> &[Phase] {
-        word.and_then(|word| self.by_state.get(word)).unwrap_or(&self.phases)
+    fn list(&self, provider_state: Option<&str>) -> &[Phase] {
+        provider_state.and_then(|state| self.by_state.get(state)).unwrap_or(&self.phases)
     }
 
     /// Moves over a poll: which phase it falls into. The phases start anew when another list
@@ -268,8 +268,9 @@ impl Plan {
     fn advance(&self, progress: &mut Progress, anchors: Anchors, poll: Sent<'_>) {
         let first = progress.opened_at.is_none();
         let opened = progress.opened_at.unwrap_or(poll.at);
-        let anew =
-            first || (poll.acted && self.from == Origin::Action) || !std::ptr::eq(self.list(poll.before), self.list(poll.word));
+        let anew = first
+            || (poll.acted && self.from == Origin::Action)
+            || !std::ptr::eq(self.list(poll.before), self.list(poll.provider_state));
         if anew {
             let since = match self.from {
                 Origin::FirstPoll => opened,
@@ -281,7 +282,7 @@ impl Plan {
         } else {
             progress.gaps = progress.gaps.saturating_add(1);
         }
-        skip_past(progress, self.list(poll.word), poll.at);
+        skip_past(progress, self.list(poll.provider_state), poll.at);
     }
 }
 
@@ -293,7 +294,7 @@ pub struct Sent<'a> {
     /// The provider's status before it.
     pub before: Option<&'a str>,
     /// The provider's status now.
-    pub word: Option<&'a str>,
+    pub provider_state: Option<&'a str>,
     /// The transaction came into `action_required` or left it.
     pub acted: bool,
 }
@@ -336,8 +337,13 @@ pub fn timetable(plan: &Plan, jitter: f64, until: Duration, most: usize) -> (Vec
     let mut stops = Vec::new();
     let mut at = plan.first_look(start, None, jitter);
     while stops.len() < most && since(start, at) <= until {
-        let next =
-            plan.after_poll(&mut progress, anchors, Sent { at, before: None, word: None, acted: false }, Duration::ZERO, jitter);
+        let next = plan.after_poll(
+            &mut progress,
+            anchors,
+            Sent { at, before: None, provider_state: None, acted: false },
+            Duration::ZERO,
+            jitter,
+        );
         stops.push(Stop { offset: since(start, at), phase: usize::from(progress.phase).min(plan.phases.len().saturating_sub(1)) });
         at = match next {
             Next::Over(ending) => return (stops, Some((since(start, ending.at), ending.reason))),

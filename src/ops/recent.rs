@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 /// How often the counters are noted.
 const EVERY: Duration = Duration::from_secs(5);
-/// So many notes are kept: a minute of them.
+/// How many notes are kept: a minute of them.
 const KEPT: usize = 12;
 
 /// The counters at some moments, oldest first; never empty.

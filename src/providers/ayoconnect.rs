@@ -349,7 +349,7 @@ fn read_transaction(answer: Answer, details: Value) -> Result<Outcome, String> {
     let word = answer.additional_info.as_ref().and_then(|Object(info)| info.payment_result.as_deref());
     let word = word.ok_or("the answer has no additionalInfo.paymentResult")?;
     let Some(reported) = meaning(word, &answer) else {
-        return Ok(Outcome::UnknownWord { word: word.to_owned() });
+        return Ok(Outcome::UnknownStatus { status: word.to_owned() });
     };
     let currency = answer.amount.as_ref().and_then(|Object(money)| money.currency.text());
     Ok(Outcome::Status(Box::new(Status {
@@ -792,7 +792,7 @@ mod tests {
     fn a_word_that_is_not_known_is_no_failure() {
         for word in ["CANCELLED", "PENDING_USER_VERIFICATION WITH OTP", "SUCCESS ", ""] {
             let outcome = read(200, &with(SUCCESS, "\"SUCCESS\"", &format!("{word:?}")));
-            assert_eq!(outcome, Outcome::UnknownWord { word: word.into() });
+            assert_eq!(outcome, Outcome::UnknownStatus { status: word.into() });
         }
     }
 

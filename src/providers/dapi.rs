@@ -177,7 +177,7 @@ fn read_operation(answer: &Answer, details: Value) -> Result<Outcome, String> {
     let word = answer.word()?;
     let success = answer.success.ok_or("the answer does not say whether the request worked")?;
     let Some(reported) = meaning(word, answer) else {
-        return Ok(Outcome::UnknownWord { word: word.to_owned() });
+        return Ok(Outcome::UnknownStatus { status: word.to_owned() });
     };
     // In the flat shape a payment that failed says so with `success:false`; in the newer one
     // `success` is the request's alone.
@@ -604,7 +604,7 @@ mod tests {
     fn an_unknown_status_is_no_failure() {
         for word in ["Done", "FAILED", "cancelled", ""] {
             let outcome = read(200, &with(DONE, "\"done\"", &format!("{word:?}")));
-            assert_eq!(outcome, Outcome::UnknownWord { word: word.into() });
+            assert_eq!(outcome, Outcome::UnknownStatus { status: word.into() });
         }
     }
 

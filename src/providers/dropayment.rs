@@ -140,7 +140,7 @@ fn read_transfer(ask: Ask<'_>, answer: Answer, details: Value) -> Result<Outcome
     }
     let word = answer.state.as_deref().ok_or("the answer has no state")?;
     let Some(reported) = meaning(word, &answer)? else {
-        return Ok(Outcome::UnknownWord { word: word.to_owned() });
+        return Ok(Outcome::UnknownStatus { status: word.to_owned() });
     };
     Ok(Outcome::Status(Box::new(Status {
         reported,
@@ -422,7 +422,7 @@ mod tests {
     fn an_unknown_state_is_no_decline() {
         for word in ["approved", "FILTERED", "ERROR", ""] {
             let outcome = read(200, &with(APPROVED, "\"APPROVED\"", &format!("{word:?}")));
-            assert_eq!(outcome, Outcome::UnknownWord { word: word.into() });
+            assert_eq!(outcome, Outcome::UnknownStatus { status: word.into() });
         }
     }
 

@@ -123,7 +123,7 @@ fn read_transaction(ask: Ask<'_>, data: Value) -> Result<Outcome, String> {
         return Err("the answer is about another merchant_reference".into());
     }
     let Some(reported) = meaning(&word) else {
-        return Ok(Outcome::UnknownWord { word });
+        return Ok(Outcome::UnknownStatus { status: word });
     };
     if reported == Reported::Succeeded && ask.amount.is_some() && amount == Amount::Untold {
         return Err("a success without the documented request_amount".into());
@@ -256,7 +256,7 @@ mod tests {
     fn a_word_in_another_spelling_is_unknown() {
         for word in ["completed", "COMPLETED ", "REVERSED", ""] {
             let outcome = read(200, &with(COMPLETED, "\"COMPLETED\"", &format!("{word:?}")));
-            assert_eq!(outcome, Outcome::UnknownWord { word: word.into() });
+            assert_eq!(outcome, Outcome::UnknownStatus { status: word.into() });
         }
     }
 

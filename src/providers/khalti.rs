@@ -143,7 +143,7 @@ fn read_transaction(ask: Ask<'_>, answer: Answer, details: Value) -> Result<Outc
     }
     let word = answer.state.as_deref().ok_or("the answer has no state")?;
     let Some(reported) = meaning(word) else {
-        return Ok(Outcome::UnknownWord { word: word.to_owned() });
+        return Ok(Outcome::UnknownStatus { status: word.to_owned() });
     };
     // "The unique ID associated with the response": `Error` must have one, and what is there must be one.
     let exists = match &answer.response_id {
@@ -338,7 +338,7 @@ mod tests {
     fn a_word_that_is_not_documented_is_unknown() {
         for word in ["Completed", "success", "FAILED", "Refunded", ""] {
             let body = with(SUCCESS, "\"state\": \"Success\"", &format!("\"state\": {word:?}"));
-            assert_eq!(read(200, &body), Outcome::UnknownWord { word: word.into() });
+            assert_eq!(read(200, &body), Outcome::UnknownStatus { status: word.into() });
         }
     }
 

@@ -49,7 +49,7 @@ pub trait Provider: Send + Sync {
     fn request(&self, ask: Ask<'_>) -> Result<Request, String>;
 
     /// What a response means. Total: every response has a meaning, and only a documented word about
-    /// this very transaction is one about its fate.
+    /// this very transaction is one about its outcome.
     fn read(&self, ask: Ask<'_>, response: &Response) -> Outcome;
 
     /// The secret values that an answer might echo: the account's and the row's.
@@ -65,7 +65,7 @@ pub trait Provider: Send + Sync {
     ///
     /// Where it does not (Ayoconnect, Dapi's newer shape), a final word is believed only from a
     /// connection that carried no other request: an answer that strayed from another question could
-    /// not be told from one to ours.
+    /// not be distinguished from one to ours.
     fn answers_name_their_transaction(&self) -> bool {
         true
     }

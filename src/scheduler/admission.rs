@@ -65,9 +65,9 @@ fn due(spec: &LaneSpec, candidate: &mut Candidate, now: DateTime<Utc>, jitter: f
     let rules = &spec.rules;
     let transaction = &mut candidate.transaction;
     let anchors = transaction.anchors();
-    let word = transaction.provider_state.as_deref();
+    let provider_state = transaction.provider_state.as_deref();
     for at in candidate.unplanned.drain(..) {
-        let poll = Sent { at, before: word, word, acted: false };
+        let poll = Sent { at, before: provider_state, provider_state, acted: false };
         rules.plan.after_poll(&mut transaction.progress, anchors, poll, Duration::ZERO, 0.0);
     }
     let floor = rules.floor_since(transaction);

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 /// How often new and newly due transactions are claimed.
 const CLAIM_EVERY: Duration = Duration::from_millis(100);
-/// Transactions are claimed so long before they fall due, so that each is sent at its moment and
+/// Transactions are claimed this long before they fall due, so that each is sent at its moment and
 /// not at the next claim cycle.
 pub(super) const LOOK_AHEAD: Duration = Duration::from_secs(1);
 /// Rows that commit late may lie this far behind what was claimed before, so claims overlap by this

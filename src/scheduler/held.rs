@@ -42,7 +42,7 @@ pub struct Unsaved {
     /// Polls sent.
     pub polls: u32,
     /// The provider's status.
-    pub word: Option<String>,
+    pub provider_state: Option<String>,
     /// The explanation.
     pub reason: Option<Option<String>>,
     /// What payer or merchant must do.
@@ -92,14 +92,14 @@ impl Held {
             }
             transaction.state = change.to;
         }
-        if decision.word.is_some() || decision.change.is_some() {
+        if decision.provider_state.is_some() || decision.change.is_some() {
             self.unsaved.reason = Some(decision.reason.take());
         }
-        if let Some(word) = decision.word.take() {
+        if let Some(provider_state) = decision.provider_state.take() {
             // Most answers repeat the status: nothing to write then.
-            if transaction.provider_state.as_deref() != Some(&word) {
-                transaction.provider_state = Some(word.clone().into());
-                self.unsaved.word = Some(word);
+            if transaction.provider_state.as_deref() != Some(&provider_state) {
+                transaction.provider_state = Some(provider_state.clone().into());
+                self.unsaved.provider_state = Some(provider_state);
             }
         }
         self.unsaved.action = decision.action.take().or(self.unsaved.action.take());
@@ -115,7 +115,7 @@ impl Held {
             hold,
             state: transaction.state,
             transition,
-            word: unsaved.word,
+            provider_state: unsaved.provider_state,
             reason: unsaved.reason,
             action: unsaved.action,
             details: unsaved.details,

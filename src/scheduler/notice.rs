@@ -28,7 +28,7 @@ pub enum Notice {
         /// What went wrong, scrubbed.
         error: Option<String>,
         /// The provider's status is not documented.
-        word: Option<String>,
+        provider_state: Option<String>,
     },
     /// A transaction changed its state, and it is written.
     Transition {
@@ -43,7 +43,7 @@ pub enum Notice {
         /// The state now.
         to: State,
         /// The provider's status.
-        word: Option<Box<str>>,
+        provider_state: Option<Box<str>>,
         /// Why.
         reason: Option<String>,
         /// Polls sent so far.
@@ -83,7 +83,7 @@ pub enum Notice {
         /// What is wrong with it.
         why: String,
     },
-    /// Another session keeps the rows of so many transactions locked.
+    /// Another session keeps the rows of this many transactions locked.
     Locked(usize),
     /// Rows that this replica owned without having them in memory are claimed again.
     Recovered(usize),

@@ -141,7 +141,7 @@ impl Recording {
             poll.error = poll.error.take().map(|_| "not storable".to_owned());
         }
         for entry in &mut self.batch.entries {
-            (entry.details, entry.action, entry.word) = (None, None, None);
+            (entry.details, entry.action, entry.provider_state) = (None, None, None);
             entry.reason = entry.reason.take().map(|reason| reason.map(|_| "not storable".to_owned()));
             if let Some(transition) = &mut entry.transition {
                 transition.evidence = None;

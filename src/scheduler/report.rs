@@ -18,7 +18,7 @@ pub(super) struct Reporter {
     lanes: Vec<Arc<LaneSpec>>,
     metrics: Arc<Metrics>,
     /// Undocumented statuses that were reported already.
-    words: HashSet<(usize, String)>,
+    statuses: HashSet<(usize, String)>,
     since: Instant,
     next_summary: Instant,
     next_ages: Instant,
@@ -40,7 +40,7 @@ const AGES_EVERY: Duration = Duration::from_millis(250);
 /// The lateness of at most this many polls is kept for a summary.
 const MOST_SAMPLES: usize = 100_000;
 /// At most this many unknown statuses are remembered.
-const MOST_WORDS: usize = 1000;
+const MOST_STATUSES: usize = 1000;
 
 impl Reporter {
     /// A reporter whose first summary comes after [`BUSY`].
@@ -52,7 +52,7 @@ impl Reporter {
         Self {
             lanes,
             metrics,
-            words: HashSet::new(),
+            statuses: HashSet::new(),
             since: now,
             next_summary: now + BUSY,
             next_ages: now,
@@ -142,7 +142,10 @@ impl Reporter {
     }
 
     fn report_poll(&mut self, notice: Notice) {
-        let Notice::Poll { lane, id, reference, attempt, outcome, status, latency, lateness, error, word } = notice else { return };
+        let Notice::Poll { lane, id, reference, attempt, outcome, status, latency, lateness, error, provider_state } = notice
+        else {
+            return;
+        };
         let spec = &self.lanes[lane];
         self.metrics.accounts[lane].poll(outcome, lateness, latency);
         self.polls += 1;
@@ -154,13 +157,14 @@ impl Reporter {
         }
         let latency_ms = latency.map(|latency| u64::try_from(latency.as_millis()).unwrap_or(u64::MAX));
         let lateness_ms = u64::try_from(lateness.as_millis()).unwrap_or(u64::MAX);
-        let new_word = word.is_some_and(|word| self.words.len() < MOST_WORDS && self.words.insert((lane, word)));
+        let new_status =
+            provider_state.is_some_and(|state| self.statuses.len() < MOST_STATUSES && self.statuses.insert((lane, state)));
         match error {
             Some(error) => {
                 *self.failures.entry(spec.provider).or_default() += 1;
                 // An unknown status is reported once for each account; every other failure is
                 // reported when it happens.
-                if outcome == "unknown_word" && !new_word {
+                if outcome == "unknown_word" && !new_status {
                     return;
                 }
                 warn!(
@@ -197,7 +201,7 @@ impl Reporter {
     }
 
     fn report_transition(&mut self, notice: Notice) {
-        let Notice::Transition { lane, id, reference, from, to, word, reason, attempt } = notice else { return };
+        let Notice::Transition { lane, id, reference, from, to, provider_state, reason, attempt } = notice else { return };
         let spec = &self.lanes[lane];
         self.metrics.accounts[lane].transition(to);
         self.transitions += 1;
@@ -222,7 +226,7 @@ impl Reporter {
             reference = &*reference,
             from = from.as_str(),
             to = to.as_str(),
-            provider_state = word.as_deref(),
+            provider_state = provider_state.as_deref(),
             reason,
             attempt,
             "{} {reference}: {from} → {to}",

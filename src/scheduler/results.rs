@@ -79,8 +79,8 @@ pub(super) fn journaled(held: &Held, spec: &LaneSpec, answer: &Answer, clock: &D
     let outcome = &answer.outcome;
     let error = outcome.error();
     let known = transaction.provider_state.as_deref();
-    let word = match outcome {
-        Outcome::UnknownWord { word } if known != Some(word) => Some(word.clone()),
+    let provider_state = match outcome {
+        Outcome::UnknownStatus { status: word } if known != Some(word) => Some(word.clone()),
         _ => None,
     };
     let notice = Notice::Poll {
@@ -93,7 +93,7 @@ pub(super) fn journaled(held: &Held, spec: &LaneSpec, answer: &Answer, clock: &D
         latency: answer.latency,
         lateness: since(held.due, sent),
         error: error.clone(),
-        word,
+        provider_state,
     };
     let poll = Poll {
         transaction_id: transaction.id,
@@ -157,7 +157,7 @@ pub(super) fn transition_notice(held: &Held, from: crate::domain::State, reason:
         reference: transaction.reference.clone(),
         from,
         to: transaction.state,
-        word: transaction.provider_state.clone(),
+        provider_state: transaction.provider_state.clone(),
         reason,
         attempt: transaction.attempts,
     }

@@ -11,7 +11,7 @@ use tokio::sync::OnceCell;
 
 /// One account's token.
 pub(super) struct Tokens {
-    /// The wait after so many failed requests in a row.
+    /// The wait after a number of failed requests in a row.
     pause: Box<dyn Fn(u32) -> Duration + Send + Sync>,
     state: Mutex<State>,
 }
@@ -74,7 +74,7 @@ const RENEW_EARLY: f64 = 0.1;
 const LONGEST_TOKEN: usize = 16 * 1024;
 
 impl Tokens {
-    /// No token yet; `pause` is the wait after so many failed requests in a row.
+    /// No token yet; `pause` is the wait after a number of failed requests in a row.
     pub(super) fn new(pause: impl Fn(u32) -> Duration + Send + Sync + 'static) -> Self {
         Self { pause: Box::new(pause), state: Mutex::default() }
     }

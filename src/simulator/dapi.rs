@@ -90,7 +90,7 @@ pub(super) fn say(ask: &Ask, told: Told, at: Moment) -> Reply {
     }
 }
 
-/// What is told about an operation, in one of the two shapes. Only the flat one names it.
+/// What an answer says about an operation, in one of the two shapes. Only the flat one names it.
 struct Operation {
     id: Option<String>,
     newer: bool,

@@ -150,7 +150,7 @@ struct State {
     declared: Vec<declared::Memory>,
 }
 
-/// So many answers may take long at the same time; later requests get 503.
+/// At most this many slow answers at the same time; later requests get 503.
 const PLACES: usize = 1024;
 /// What answers on their way are given when the simulator stops.
 const STOP_GRACE: Duration = Duration::from_millis(500);

@@ -42,7 +42,7 @@ pub struct ProviderReport {
     pub violations: u64,
     /// The most requests that one account sent within any second.
     pub worst_second: usize,
-    /// How many transactions were asked about or registered.
+    /// How many transactions were polled or registered.
     pub references: usize,
 }
 

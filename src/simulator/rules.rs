@@ -23,7 +23,7 @@ use std::time::Duration;
 pub enum Kind {
     /// DusuPay was asked within 2 minutes of the initiation.
     TooEarly,
-    /// A transaction was asked about again before its interval was over.
+    /// A transaction was polled again before its interval was over.
     Interval,
     /// Dropayment was asked after the 3 minutes, and it was not the one last poll.
     OutsideWindow,
@@ -219,7 +219,7 @@ impl Rules {
         self.paces.iter().filter(|((of, _), _)| *of == api).map(|(_, pace)| pace.worst_second).max().unwrap_or(0)
     }
 
-    /// How many of a provider's transactions were asked about or announced.
+    /// How many of a provider's transactions were polled or announced.
     pub(super) fn references(&self, api: Api) -> usize {
         self.histories.keys().filter(|(of, _)| *of == api).count()
     }

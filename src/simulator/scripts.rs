@@ -151,9 +151,9 @@ pub(super) const RETRY_AFTER_S: u32 = 2;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Step {
     word: Word,
-    /// So many polls are answered "pending" before the word comes.
+    /// How many polls are answered "pending" before the word comes.
     before: u32,
-    /// So many polls hear the word; the last step's word is never followed by another.
+    /// How many polls get the word; the last step's word is never followed by another.
     times: u32,
 }
 

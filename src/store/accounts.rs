@@ -15,7 +15,7 @@ pub struct Draw {
     pub provider: &'static str,
     /// The account.
     pub account: Arc<str>,
-    /// At most so many slots.
+    /// At most this many slots.
     pub wanted: u32,
     /// The gap between requests at the account's rate.
     pub gap: Duration,

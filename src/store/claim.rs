@@ -47,7 +47,7 @@ pub struct LaneRoom {
     pub room: usize,
     /// The same for what was reopened by an operator or inserted long after its initiation.
     pub backlog_since: DateTime<Utc>,
-    /// At most so many of those.
+    /// At most this many of those.
     pub backlog_room: usize,
     /// Survey the due rows that this replica owns, from this due time on, as many as keep the
     /// statement short; `None`: no survey.

@@ -14,7 +14,7 @@ use uuid::Uuid;
 /// How much of a life is read.
 #[derive(Clone, Copy, Debug)]
 pub struct Extent {
-    /// At most so many polls and changes of state, the latest.
+    /// At most this many polls and changes of state, the latest.
     pub events: i64,
     /// Longer texts, and JSON of more characters, are cut by the database.
     pub text: i32,

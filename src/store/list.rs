@@ -116,9 +116,10 @@ pub struct Page {
     pub near: Vec<Listed>,
 }
 
-/// Of an account's rows in a state so many are read for a filter that no index answers.
+/// How many of an account's rows in a state are read for a filter that no index answers.
 pub const LOOKED_AT: i64 = 20_000;
-/// Of an account's references so many are read from the first one on that could begin with a prefix.
+/// How many of an account's references are read, from the first one on that could begin with a
+/// prefix.
 const PREFIXED: i64 = 2_000;
 /// At most this many accounts are searched.
 const ACCOUNTS: i64 = 5_000;

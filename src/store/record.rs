@@ -51,7 +51,7 @@ pub struct Entry {
     /// The change of state, if there is one.
     pub transition: Option<Transition>,
     /// The provider's status, if an answer had one since the last write.
-    pub word: Option<String>,
+    pub provider_state: Option<String>,
     /// The explanation, if there is a new one; `Some(None)` takes the old one away.
     pub reason: Option<Option<String>>,
     /// What payer or merchant must do, if an answer said so since the last write.
@@ -336,7 +336,7 @@ async fn write(tx: &mut PgConnection, replica: ReplicaId, entries: &[Entry]) -> 
         .bind(column(entries, |e| e.fence))
         .bind(column(entries, |e| e.hold.then_some(replica.0)))
         .bind(column(entries, |e| e.state.as_str()))
-        .bind(column(entries, |e| e.word.as_deref()))
+        .bind(column(entries, |e| e.provider_state.as_deref()))
         .bind(column(entries, |e| e.reason.as_ref().and_then(Option::as_deref)))
         .bind(column(entries, |e| e.reason.is_some()))
         .bind(column(entries, |e| json(&e.action)))

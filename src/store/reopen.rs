@@ -18,7 +18,7 @@ pub struct Meant {
     pub reason: Option<String>,
     /// Parked, or corrected since, within this time.
     pub since: Option<Duration>,
-    /// No more than so many, those first that have been parked for longest.
+    /// At most this many, those first that have been parked for longest.
     pub limit: Option<u64>,
 }
 

@@ -76,8 +76,8 @@ pub(super) fn one_request_each(builder: ClientBuilder) -> ClientBuilder {
     builder.pool_max_idle_per_host(0).connector_layer(Listen)
 }
 
-/// So long a new connection is listened to before a request is sent: what comes meanwhile is no
-/// answer to a request, and ends it.
+/// A new connection is listened to for this long before a request is sent: what comes meanwhile is
+/// no answer to a request, and ends it.
 const MOMENT: Duration = Duration::from_millis(2);
 
 #[derive(Clone)]

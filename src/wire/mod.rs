@@ -92,7 +92,7 @@ pub fn segment(name: &str, text: &str) -> Result<String, String> {
 }
 
 /// The text under `key` in a row's `params`, checked for presence, type and control characters; the
-/// error names the mend.
+/// error names the remedy.
 pub fn param<'a>(params: &'a Value, path: &str) -> Result<&'a str, String> {
     optional_param(params, path)?.ok_or_else(|| format!("params.{path} is missing"))
 }
@@ -123,7 +123,7 @@ pub fn unreadable(response: &Response, why: String) -> Outcome {
     match response.status {
         429 => Outcome::RateLimited { wait: response.retry_after },
         401 => Outcome::CredentialsRejected { whose: Whose::Account, park: false, message: "HTTP 401".into() },
-        // Whoever refuses an account says so in the provider's own form. A firewall's page concerns
+        // A provider that refuses an account says so in its own form. A firewall's page concerns
         // the one request that met it.
         403 => Outcome::CredentialsRejected { whose: Whose::Row, park: false, message: format!("HTTP 403: {why}") },
         500.. => Outcome::ServerError { status: response.status, wait: response.retry_after },

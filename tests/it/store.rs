@@ -96,7 +96,7 @@ async fn success(store: &Store, id: Uuid, fence: i64) -> Batch {
                 source: Source::Poll,
                 evidence: Some(serde_json::json!({"http_status": 200})),
             }),
-            word: Some("Success".into()),
+            provider_state: Some("Success".into()),
             reason: Some(None),
             action: None,
             details: Some(r#"{"state": "Success"}"#.into()),

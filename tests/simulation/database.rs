@@ -531,7 +531,7 @@ impl Database {
         row.owner = entry.hold.then_some(replica.0);
         row.next = entry.next.map(stored).filter(|_| entry.state.is_polled());
         transaction.state = entry.state;
-        transaction.provider_state = entry.word.clone().map(Into::into).or(transaction.provider_state.take());
+        transaction.provider_state = entry.provider_state.clone().map(Into::into).or(transaction.provider_state.take());
         transaction.attempts += entry.polls;
         transaction.failures = entry.failures;
         transaction.not_found = entry.not_found;

@@ -45,7 +45,7 @@ impl Provider {
             0..70 => self.tell(random, id, latency),
             70..78 => answer(Outcome::NotFound { message: "unknown".into() }, 404, latency),
             78..82 => answer(Outcome::Unusable { why: "not JSON".into() }, 200, latency),
-            82..84 => answer(Outcome::UnknownWord { word: "LIMBO".into() }, 200, latency),
+            82..84 => answer(Outcome::UnknownStatus { status: "LIMBO".into() }, 200, latency),
             84..86 => answer(Outcome::RateLimited { wait: retry_after(random) }, 429, latency),
             86..88 => answer(Outcome::ServerError { status: 503, wait: retry_after(random) }, 503, latency),
             88..90 => answer(Outcome::TooEarly, 403, latency),

@@ -69,7 +69,7 @@ enum Action {
     Start { host: usize },
     /// A process goes on.
     Resume { host: usize, life: u64, woken: bool },
-    /// A process is told to stop.
+    /// A process is stopped.
     Stop { host: usize, life: u64 },
     /// It is visible again which batches were committed.
     Reveal,
@@ -636,7 +636,7 @@ impl World {
             self.trouble_until(self.now + wait);
             let lost = event.and_then(unanswered);
             if matches!(lost, Some(Event::Claimed(..))) && !self.calm && self.random.random_bool(0.3) {
-                // What it may have claimed is not forgotten by being told to stop.
+                // A stop does not make it forget what it may have claimed.
                 self.at(self.now + wait + 1_000, Action::Stop { host, life });
             }
             if let Some(Event::Recorded(recording, _)) = &lost

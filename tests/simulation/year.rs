@@ -233,7 +233,7 @@ impl Life<'_> {
             }
             transaction.state = change.to;
         }
-        if let Some(word) = &decision.word {
+        if let Some(word) = &decision.provider_state {
             transaction.provider_state = Some(word.as_str().into());
         }
         transaction.attempts += 1;
@@ -256,7 +256,7 @@ impl Life<'_> {
             70..76 => status(State::ActionRequired),
             76..86 => status([State::Succeeded, State::Failed, State::Cancelled, State::Refunded][random.random_range(0..4)]),
             86..90 => Outcome::NotFound { message: "unknown".into() },
-            90..92 => Outcome::UnknownWord { word: "LIMBO".into() },
+            90..92 => Outcome::UnknownStatus { status: "LIMBO".into() },
             92..94 => Outcome::Unusable { why: "cut".into() },
             94..95 => Outcome::RateLimited { wait },
             95..96 => Outcome::TooEarly,

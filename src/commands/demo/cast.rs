@@ -158,8 +158,8 @@ impl Part {
     }
 
     /// What the lookup needs beside it. Every two Dapi transactions have one user: only one of them
-    /// may be asked about at a time. Not so where the daemon stops waiting for an answer: the
-    /// simulator may hear of that after the next request.
+    /// may be polled at a time. Not so where the daemon stops waiting for an answer: the simulator
+    /// may hear of that after the next request.
     pub(super) fn params(&self) -> Value {
         match (self.provider, self.role) {
             ("dropayment", Role::Broken) => json!({"endpointId": simulator::credentials::DROPAYMENT_ENDPOINT}),

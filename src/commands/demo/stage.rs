@@ -59,7 +59,7 @@ impl Drop for Stage {
     fn drop(&mut self) {
         self.stop.cancel();
         if let Some(thread) = self.thread.take() {
-            // A panic of its has been told already.
+            // Its panic has been reported already.
             drop(thread.join());
         }
     }

@@ -18,9 +18,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use uuid::Uuid;
 
-/// So many stand on a page.
+/// How many are on a page.
 const ON_A_PAGE: usize = 100;
-/// So many stand in a file.
+/// How many are in a file.
 const IN_A_FILE: usize = 10_000;
 
 /// What was asked for, as it stands in the address.
@@ -141,7 +141,7 @@ pub(super) async fn csv(State(ops): State<Arc<Ops>>, RawQuery(query): RawQuery) 
 pub(super) async fn search(ops: &Arc<Ops>, wanted: &str) -> Response {
     let heading = element("h2", &[], text("Search"));
     if wanted.contains('\0') {
-        // No reference holds one, and the database cannot even be asked about it.
+        // No reference contains one, and the database cannot even be queried for it.
         let told = element("p", &[], text("No payment has such a reference or id."));
         return page(StatusCode::NOT_FOUND, "paypoll: search", wanted, heading.with(told), false);
     }

@@ -27,7 +27,7 @@ pub(super) struct Asked {
     live: Option<String>,
 }
 
-/// So many lines tell what is wrong, and what happened.
+/// How many lines show what is wrong, and what happened.
 const MOST_TOLD: usize = 50;
 
 /// `GET /`, and `GET /?q=…`.
@@ -263,7 +263,7 @@ fn errors(situation: &Situation) -> Html {
 /// What the tables know, and what this replica has logged, the latest first.
 fn events(situation: &Situation, incidents: &[Incident]) -> Html {
     let of_tables = situation.events.iter().map(|event| (event.at, event_line(event)));
-    // What the tables know as well is told once.
+    // What the tables show as well is shown once.
     let is_known = |incident: &Incident| {
         let near = |event: &RecentEvent| (event.at - incident.at).abs() < TimeDelta::seconds(5);
         situation.events.iter().any(|event| event.kind == incident.event && near(event))

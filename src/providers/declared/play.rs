@@ -45,7 +45,7 @@ pub enum Recognised {
     Unknown,
 }
 
-/// A transaction that was asked about: its reference, and the params that the request carried.
+/// A transaction that was polled: its reference, and the params that the request carried.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Known {
     /// The reference.
@@ -138,7 +138,7 @@ impl Declaration {
     }
 
     /// The account, the options and the params of the examples, and the amount and currency that
-    /// their successes are about: what whoever asks the simulator must send.
+    /// their successes are about: what a client of the simulator must send.
     #[must_use]
     pub fn played(&self) -> Played {
         let asked = self.file.examples.iter().find(|example| !example.is_token).map(|example| example.asked.clone());
@@ -249,7 +249,7 @@ fn recognise(file: &File, message: &Message, came: &Came<'_>, is_token: bool) ->
         .iter()
         .filter_map(|(name, text)| if let Name::Param(index) = name { Some((*index, text.clone())) } else { None })
         .collect();
-    // What is asked by params alone is told apart by them.
+    // Requests by params alone are distinguished by them.
     let reference = reference.or_else(|| params.values().next().cloned());
     let reference = reference.filter(|text| !text.is_empty()).ok_or_else(|| form("nothing is asked about".into()))?;
     Ok(Recognised::Status(Known { reference, params: file.with_defaults(params, example) }))

@@ -11,7 +11,7 @@
 //! 9. amount and currency: a success is only one with them;
 //! 10. what is kept.
 //!
-//! Total: whatever comes in, something comes out, and only step 8 can make it a fate.
+//! Total: whatever comes in, something comes out, and only step 8 can end a transaction.
 
 use super::account::{Account, Row, Scope};
 use super::answer::{self, Currency, ErrorMeaning, ErrorRule, Meaning, Place, Test, Wants};
@@ -30,7 +30,7 @@ impl Account<'_> {
     pub(super) fn outcome(&self, ask: Ask<'_>, response: &Response) -> Outcome {
         let row = match self.row(ask) {
             Ok(row) => row,
-            // It would not have been asked about.
+            // It would not have been polled.
             Err(why) => return Outcome::Unusable { why },
         };
         self.judged(&row, ask, response).unwrap_or_else(|outcome| outcome)
@@ -68,7 +68,7 @@ impl Account<'_> {
             return Err(unusable(format!("the answer has no {pointer}")));
         }
         let word = self.word(&answer, row.reference).map_err(unusable)?;
-        let Some(meaning) = file.words.meaning(&word) else { return Err(Outcome::UnknownWord { word }) };
+        let Some(meaning) = file.words.meaning(&word) else { return Err(Outcome::UnknownStatus { status: word }) };
         let reason = self.reason(&answer, row.reference);
         let reported = match meaning {
             Meaning::NotFound => return Err(Outcome::NotFound { message: reason.unwrap_or(word) }),

@@ -17,7 +17,7 @@ pub(super) struct Built<'f> {
 }
 
 impl<'f> Account<'f> {
-    /// The request for a transaction's status. The error says what to mend in the row.
+    /// The request for a transaction's status. The error says what to fix in the row.
     pub(super) fn status_request(&self, ask: Ask<'_>) -> Result<Built<'f>, String> {
         let row = self.row(ask)?;
         let message = &self.file.request;

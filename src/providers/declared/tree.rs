@@ -1,5 +1,5 @@
 //! A file's tables with the line of every key: whatever is wrong is named with file, line, key and
-//! mend, and all of it at once.
+//! remedy, and all of it at once.
 //!
 //! Every key is taken out as it is read; what is left at [`Table::finish`] is unknown. Knows
 //! nothing of what the keys mean.

@@ -180,7 +180,7 @@ fn compare(example: &Example, outcome: &Outcome, problems: &mut Vec<String>) {
     differs("outcome", expect.outcome.as_deref(), Some(outcome.name().to_owned()));
     let status = if let Outcome::Status(status) = outcome { Some(status) } else { None };
     let word = match outcome {
-        Outcome::UnknownWord { word } => Some(word.clone()),
+        Outcome::UnknownStatus { status: word } => Some(word.clone()),
         _ => status.map(|status| status.word.clone()),
     };
     differs("word", expect.word.as_deref(), word);

@@ -8,7 +8,7 @@ use crate::domain::audit::{History, HistoryRow};
 use chrono::{DateTime, SecondsFormat, Utc};
 use sqlx::postgres::{PgRow, Postgres};
 use sqlx::{AssertSqlSafe, Row, Transaction};
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -51,16 +51,8 @@ pub struct JournalReader {
     pub complete_since: DateTime<Utc>,
     /// Only polls from then on are meant.
     pub since: Option<DateTime<Utc>>,
-    /// Where it is not all that is meant: the transactions that were polled, and those that were to be.
-    touched: [Ids; 2],
-}
-
-/// Ids that a cursor gives in their order.
-#[derive(Default)]
-struct Ids {
-    cursor: &'static str,
-    fetched: VecDeque<Uuid>,
-    ended: bool,
+    /// What was polled since then has been read.
+    rest: bool,
 }
 
 /// The view and the clock. A reading takes as long as it takes; `cursor_tuple_fraction` says that a cursor's rows are wanted to the
@@ -89,8 +81,9 @@ const FACTS: &str = "
              where x.transaction_id = t.id and x.source = 'operator' and x.to_state = 'pending') as reopened
       from paypoll.transactions t";
 
-const SENT: &str = "
-    select transaction_id as id, array_agg(sent_at) as sent from paypoll.polls where transaction_id = any ($1) group by transaction_id";
+const SENT_BEFORE: &str = "
+    select transaction_id as id, array_agg(sent_at) as sent from paypoll.polls where transaction_id = any ($1)
+     group by transaction_id having max(sent_at) < $2";
 
 /// Whose row is gone has its provider in the journal.
 const PROVIDERS: &str = "
@@ -148,7 +141,7 @@ impl Store {
         let begins: Option<DateTime<Utc>> = row.try_get("begins")?;
         let since = since.map(|since| chrono::TimeDelta::from_std(since).ok().and_then(|since| now.checked_sub_signed(since)));
         let since = since.map(|since| since.unwrap_or(DateTime::UNIX_EPOCH));
-        Ok(JournalReader { tx, now, complete_since: begins.unwrap_or(now), since, touched: Default::default() })
+        Ok(JournalReader { tx, now, complete_since: begins.unwrap_or(now), since, rest: false })
     }
 }
 
@@ -159,36 +152,42 @@ impl JournalReader {
     pub async fn open_polled(&mut self) -> Result<(), StoreError> {
         // Grouping by sorting, which the index gives for nothing, where a hash would hold the whole journal.
         sqlx::query("set local enable_hashagg = off").execute(&mut *self.tx).await?;
-        let Some(since) = self.since.map(literal) else {
-            let sql = "select transaction_id as id, array_agg(sent_at) as sent from paypoll.polls group by transaction_id";
-            return self.declare("polled", sql).await;
-        };
-        // Whatever was polled in this time, or was to be.
-        let polled = format!("select distinct transaction_id as id from paypoll.polls where sent_at >= {since} order by 1");
-        let planned = format!(
-            "select id from paypoll.transactions where next_poll_at is not null
-             union select id from paypoll.transactions where state in ('unresolved', 'invalid') and updated_at >= {since}
-             order by 1"
-        );
-        self.declare("touched", &polled).await?;
-        self.declare("planned", &planned).await?;
-        self.touched = ["touched", "planned"].map(|cursor| Ids { cursor, ..Ids::default() });
+        let since = self.since.map(literal);
+        let polled = since.as_ref().map_or_else(String::new, |since| {
+            format!("where transaction_id in (select transaction_id from paypoll.polls where sent_at >= {since})")
+        });
+        let sql =
+            format!("select transaction_id as id, array_agg(sent_at) as sent from paypoll.polls {polled} group by transaction_id");
+        self.declare("polled", &sql).await?;
+        if let Some(since) = since {
+            // Whatever was to be polled in this time. A row knows of no later poll than the journal does.
+            let planned = format!(
+                "select id from paypoll.transactions where next_poll_at is not null and (last_polled_at < {since} or last_polled_at is null)
+                 union select id from paypoll.transactions where state in ('unresolved', 'invalid') and updated_at >= {since}"
+            );
+            self.declare("planned", &planned).await?;
+        }
         Ok(())
     }
 
     /// The next of the transactions that were polled; none when all have been read.
     pub async fn next_polled(&mut self) -> Result<Vec<PolledTransaction>, StoreError> {
-        let polls = loop {
-            if self.since.is_none() {
-                break self.fetch("polled", TRANSACTIONS).await?;
+        let mut polls = Vec::new();
+        if !self.rest {
+            polls = self.fetch("polled", TRANSACTIONS).await?;
+            self.rest = polls.is_empty();
+        }
+        if let Some(since) = self.since.filter(|_| self.rest) {
+            // Of those that were to be polled none may ever have been.
+            while polls.is_empty() {
+                let planned = self.fetch("planned", TRANSACTIONS).await?;
+                if planned.is_empty() {
+                    break;
+                }
+                let ids = planned.iter().map(|row| row.try_get("id")).collect::<Result<Vec<Uuid>, _>>()?;
+                polls = sqlx::query(SENT_BEFORE).bind(&ids).bind(since).fetch_all(&mut *self.tx).await?;
             }
-            let ids = self.next_touched().await?;
-            let polls = sqlx::query(SENT).bind(&ids).fetch_all(&mut *self.tx).await?;
-            // Of those that were to be polled none may have been.
-            if ids.is_empty() || !polls.is_empty() {
-                break polls;
-            }
-        };
+        }
         let ids = polls.iter().map(|row| row.try_get("id")).collect::<Result<Vec<Uuid>, _>>()?;
         let rows = sqlx::query(AssertSqlSafe(format!("{FACTS} where t.id = any ($1)"))).bind(&ids).fetch_all(&mut *self.tx).await?;
         let mut found = HashMap::new();
@@ -210,30 +209,6 @@ impl JournalReader {
             polled.push(one);
         }
         Ok(polled)
-    }
-
-    /// The next ids of either cursor, each once.
-    async fn next_touched(&mut self) -> Result<Vec<Uuid>, StoreError> {
-        let mut next = Vec::with_capacity(TRANSACTIONS);
-        while next.len() < TRANSACTIONS {
-            for at in 0..self.touched.len() {
-                let Ids { cursor, fetched, ended } = &self.touched[at];
-                if !fetched.is_empty() || *ended {
-                    continue;
-                }
-                let rows = self.fetch(cursor, TRANSACTIONS).await?;
-                let ids = rows.iter().map(|row| row.try_get("id")).collect::<Result<VecDeque<Uuid>, _>>()?;
-                self.touched[at].ended = ids.is_empty();
-                self.touched[at].fetched = ids;
-            }
-            let first = self.touched.iter().filter_map(|ids| ids.fetched.front()).min().copied();
-            let Some(first) = first else { break };
-            for ids in &mut self.touched {
-                ids.fetched.pop_front_if(|id| *id == first);
-            }
-            next.push(first);
-        }
-        Ok(next)
     }
 
     /// Which of these transactions had a poll without a usable answer.

@@ -77,7 +77,7 @@ pub enum Command {
     Simulate(Simulate),
     /// Show everything at once, with nothing to set up: database, simulator, daemon, and a live view
     Demo(Demo),
-    /// Print what makes a shell complete paypoll's commands and options
+    /// Generate shell completions
     #[command(hide = true)]
     Completions {
         /// The shell

@@ -14,9 +14,9 @@ use std::collections::BTreeMap;
 /// How good or bad something is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Tone {
-    /// Somebody should act now.
+    /// An operator should act now.
     Bad,
-    /// Somebody should look at it.
+    /// An operator should check it.
     Warning,
     /// Neither good nor bad.
     Calm,
@@ -29,7 +29,7 @@ pub enum Tone {
 pub struct Sentence {
     /// How bad.
     pub tone: Tone,
-    /// The words, without a full stop.
+    /// The text, without a full stop.
     pub text: String,
     /// The account that it is about, where it is about one.
     pub account: Option<(String, String)>,

@@ -11,7 +11,8 @@
 //! ```
 //!
 //! - [`domain`]: what a transaction is, what an answer means for it, when to poll again. Pure.
-//! - [`providers`]: the five providers, one file each: the documented request, the documented words. Pure.
+//! - [`providers`]: the five providers, one file each: the documented request, the documented
+//!   statuses. Pure.
 //! - [`wire`]: requests and responses as values; strict JSON, percent-encoding, redaction. Pure.
 //! - [`transport`]: HTTP. Knows no provider.
 //! - [`store`]: PostgreSQL: every statement, and no decision.

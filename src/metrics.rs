@@ -51,7 +51,7 @@ pub struct AccountMetrics {
     pub in_flight: AtomicU64,
     /// Whether the circuit is open.
     pub circuit_open: AtomicBool,
-    /// Whether a pause lasts that the provider asked for.
+    /// Whether a pause lasts that the provider requested.
     pub paused: AtomicBool,
     /// How long the held transaction has been due that has waited longest, in microseconds.
     pub oldest_due_us: AtomicU64,

@@ -1,7 +1,7 @@
 //! A private PostgreSQL for `demo` and the tests: found, started, and always removed.
 //!
 //! One cluster in one temporary folder, reached through a Unix socket inside it, so that there is
-//! no port to collide on and nobody else can connect. It never touches a cluster that the machine
+//! no port to collide on and no other user can connect. It never touches a cluster that the machine
 //! may already have. Everything here blocks: call it from a plain thread, or from
 //! `tokio::task::spawn_blocking`.
 //!
@@ -25,7 +25,8 @@ use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-/// The variable that names the folder of `postgres` and `initdb`, before any other place is looked at.
+/// The variable that names the folder of `postgres` and `initdb`, before any other place is
+/// searched.
 pub const BINARIES_VARIABLE: &str = "PAYPOLL_POSTGRES_BIN";
 /// The oldest major version that is accepted: the oldest that the migrations are tested with.
 pub const OLDEST: u32 = 15;
@@ -34,7 +35,7 @@ pub const OLDEST: u32 = 15;
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// An immediate shutdown kills what has not ended after 5 s.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
-/// How often a state is looked at that nobody announces.
+/// How often a state is checked that is not announced.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// How much of the server's log an error quotes.
 const LOG_TAIL: usize = 2000;
@@ -48,7 +49,7 @@ const MAX_PARENT: usize = 60;
 
 /// Waits for its owner's end, then ends the server, if one still runs, and deletes the folder.
 ///
-/// The server is asked through the process id in its own `postmaster.pid`, which it deletes as the
+/// The server is found through the process id in its own `postmaster.pid`, which it deletes as the
 /// last thing it does. A postmaster that has not written it yet finds its folder gone and gives up.
 /// `CONT` wakes a stopped server, so that it hears the `QUIT`.
 const WATCHER: &str = r#"
@@ -63,7 +64,8 @@ tries=50
 until rm -rf "$1" || [ "$((tries -= 1))" -eq 0 ]; do sleep 0.1; done
 "#;
 
-/// Why there is no private PostgreSQL. Each is one sentence, with the server's own words where it has some.
+/// Why there is no private PostgreSQL. Each is one sentence, with the server's own message where
+/// there is one.
 #[derive(Debug, thiserror::Error)]
 pub enum PostgresError {
     /// No usable binaries anywhere. Says where they come from.
@@ -75,7 +77,7 @@ pub enum PostgresError {
     /// The explicit variable names something else.
     #[error("{BINARIES_VARIABLE} is {0:?}, where no PostgreSQL {OLDEST} or later is that the server's user may run")]
     BadVariable(PathBuf),
-    /// We are root, the server refuses to be, and there is nobody else to be.
+    /// We are root, the server refuses to run as root, and there is no other user to run it.
     #[error("PostgreSQL refuses to run as root, and there is neither a user `postgres` nor a user `nobody` to run it as")]
     NoUser,
     /// Nowhere to put the data.
@@ -259,7 +261,7 @@ impl PrivatePostgres {
         let deadline = Instant::now() + START_TIMEOUT;
         while Instant::now() < deadline {
             let text = fs::read_to_string(&pid_file).unwrap_or_default();
-            // A crash leaves an old file behind: the first line tells whose it is.
+            // A crash leaves an old file behind: the first line shows whose it is.
             if text.lines().next() == Some(&server.id().to_string())
                 && text.lines().nth(7).is_some_and(|l| ["ready", "standby"].contains(&l.trim()))
             {
@@ -289,7 +291,7 @@ impl PrivatePostgres {
 
 impl Drop for PrivatePostgres {
     fn drop(&mut self) {
-        // Nobody to tell, and what has not ended in time is killed.
+        // Errors have no receiver here, and what has not ended in time is killed.
         let _ = self.crash();
         self.watcher.dismiss();
     }
@@ -365,7 +367,8 @@ impl User {
         command
     }
 
-    /// Whether this user may enter a folder and all above it. For ourselves the attempt will tell.
+    /// Whether this user may enter a folder and all above it. For our own user the attempt will
+    /// show it.
     fn may_enter(self, folder: &Path) -> bool {
         self == Self::Same || folder.ancestors().all(|folder| fs::metadata(folder).is_ok_and(|m| m.mode() & 0o001 != 0))
     }
@@ -503,14 +506,14 @@ fn create_in(parent: &Path, user: User) -> Result<Option<(PathBuf, File)>, Postg
     Ok(None)
 }
 
-/// The lock on a folder, unless somebody holds it or it is not ours to open.
+/// The lock on a folder, unless another process holds it or it is not ours to open.
 fn lock(folder: &Path) -> Option<File> {
     let file = fs::symlink_metadata(folder).is_ok_and(|m| m.is_dir()).then(|| File::open(folder).ok())??;
     file.try_lock().is_ok().then_some(file)
 }
 
-/// Deletes the folders that nobody holds any more. A server that should still run in one gives up
-/// within a minute: it looks for its `postmaster.pid` that often.
+/// Deletes the folders that no process holds any more. A server that should still run in one gives
+/// up within a minute: it looks for its `postmaster.pid` that often.
 fn sweep(parent: &Path) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().starts_with(FOLDER_PREFIX)

@@ -43,7 +43,7 @@ pub struct Upkeep {
     own: Vec<Account>,
     /// The accounts that are left to other replicas.
     left: BTreeSet<Account>,
-    /// Accounts that nobody served when they were last looked for.
+    /// Accounts that no replica served when they were last searched for.
     unserved: BTreeSet<Account>,
     /// When an account was reported.
     told: BTreeMap<Account, Instant>,
@@ -85,7 +85,7 @@ struct Failures {
 }
 
 impl Failures {
-    /// Whether to tell of a failure: each cause once, and again after a while.
+    /// Whether to report a failure: each cause once, and again after a while.
     fn news(&mut self, why: &str, refused: bool, now: Instant) -> bool {
         self.in_a_row = self.in_a_row.saturating_add(1);
         let is_told = self.told.as_ref().is_some_and(|(told, at)| told == why && now - *at < TELL_FAILURE_AGAIN);

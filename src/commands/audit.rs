@@ -345,7 +345,7 @@ impl Book {
         Self { enabled, law, rate, polls: 0, tally: Tally::default(), named: Vec::new() }
     }
 
-    /// Whether there is anything to tell of the provider.
+    /// Whether there is anything to report about the provider.
     fn is_told(&self) -> bool {
         self.enabled || self.polls > 0 || self.tally != Tally::default()
     }

@@ -164,7 +164,7 @@ fn user() -> String {
 /// Prints a command's error on `stderr` and returns the exit code: 0 fine, 1 the work failed, 2
 /// usage or configuration error.
 ///
-/// Output that nobody reads any more (`paypoll plan dapi | head`) is no error.
+/// Output that is no longer read (`paypoll plan dapi | head`) is no error.
 pub fn conclude(result: anyhow::Result<()>, stderr: &mut impl Write) -> u8 {
     let Err(error) = result else { return 0 };
     let is_closed_pipe = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;

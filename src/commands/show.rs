@@ -1,4 +1,4 @@
-//! `paypoll show`: one transaction's life, for people as a timeline: initiated, asked, answered,
+//! `paypoll show`: one transaction's life, for people as a timeline: initiated, polled, answered,
 //! decided, next.
 
 use super::text::{Paint, distance};

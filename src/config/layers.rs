@@ -96,7 +96,7 @@ pub(super) fn table_from_environment(value: &Value) -> Option<Kind> {
     matches!(table, Kind::Table(_)).then_some(table)
 }
 
-/// The files that hold secrets and that everybody on this machine may read: one sentence for each.
+/// The files that hold secrets and that every user of this machine may read: one sentence for each.
 pub(super) fn exposed(files: &[PathBuf]) -> Vec<String> {
     let is_exposed = |file: &&PathBuf| {
         let everybody = std::fs::metadata(file).is_ok_and(|metadata| metadata.permissions().mode() & 0o004 != 0);

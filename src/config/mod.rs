@@ -1,4 +1,4 @@
-//! The configuration: text in layers becomes typed settings here, in the words of the domain; every
+//! The configuration: text in layers becomes typed settings here, in terms of the domain; every
 //! secret becomes a redacted type.
 //!
 //! Nothing behind this module reads a file, a variable or a text again. `config/default.toml`

@@ -4,7 +4,7 @@ use super::reader::{Problems, Secret, Section};
 use super::{AccountConfig, Circuit, ProviderConfig, ProviderDefaults, Rate, Secrets, schedule};
 use crate::domain::{Backoff, NotFoundRule, Plan, Rules};
 use crate::providers::{Descriptor, Provider, Settings};
-// Not to ask anybody: the address is read here exactly as it will be when requests are sent.
+// No lookup: the address is read here exactly as it will be when requests are sent.
 use reqwest::Url;
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -270,8 +270,8 @@ impl Secret {
 }
 
 /// The secret that a file holds: a line, with or without its end, or PEM. Anything else would be
-/// sent as it is, and refused for a reason that nobody sees. The error says what is wrong with the
-/// file, and nothing of what it holds.
+/// sent as it is, and refused for a reason that is not visible. The error says what is wrong with
+/// the file, and nothing of what it holds.
 fn content(text: &str) -> Result<&str, &'static str> {
     if text.starts_with('\u{feff}') {
         return Err("the file begins with a byte-order mark; save it without one");

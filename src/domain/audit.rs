@@ -212,7 +212,7 @@ fn judge_window(floors: &Floors, polls: &[DateTime<Utc>], found: &mut Vec<Findin
     found.extend(outside.map(|at| Finding { kind: Kind::OutsideWindow, at: *at, by: between(end, *at) }));
 }
 
-/// Whether the times of the polls alone tell where in the plan they are.
+/// Whether the times of the polls alone show where in the plan they are.
 fn is_steady(plan: &Plan) -> bool {
     plan.by_state.is_empty() && plan.from != Origin::Action
 }

@@ -73,7 +73,7 @@ pub struct Decision {
     pub change: Option<Change>,
     /// When it is due again; `None` exactly when the transaction is final or parked.
     pub next: Option<DateTime<Utc>>,
-    /// The provider's own word, if this answer had one. With it the row's `reason` is set to
+    /// The provider's own status, if this answer had one. With it the row's `reason` is set to
     /// [`Decision::reason`]; without one (and without a change) it stays.
     pub provider_state: Option<String>,
     /// The provider's explanation, or why polling ended.
@@ -238,7 +238,7 @@ fn provider_state(outcome: &Outcome) -> Option<&str> {
     }
 }
 
-/// The change of state that the answer itself asks for. Only a documented status, or a refusal that
+/// The change of state that the answer itself implies. Only a documented status, or a refusal that
 /// forbids to poll again, makes one.
 fn verdict(transaction: &Transaction, outcome: &Outcome) -> Option<Change> {
     let status = match outcome {

@@ -137,7 +137,7 @@ pub fn serve_on(
 
 /// Refuses requests that a page from elsewhere could have made: a name that its owner points at
 /// this machine reaches a port that listens on this machine only, and the browser would let that
-/// page read the answer. What is asked for next comes on another connection.
+/// page read the answer. The next request comes on another connection.
 async fn guard(State(ops): State<Arc<Ops>>, request: Request, next: Next) -> Response {
     let mut response = if ops.local && !page::is_local(request.headers()) {
         (StatusCode::MISDIRECTED_REQUEST, "this port is served as localhost or by an IP address only\n").into_response()

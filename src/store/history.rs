@@ -133,7 +133,7 @@ pub struct Pause {
     pub by: String,
     /// Since when.
     pub since: DateTime<Utc>,
-    /// Until when; `None`: until somebody resumes the account.
+    /// Until when; `None`: until the account is resumed.
     pub until: Option<DateTime<Utc>>,
 }
 

@@ -16,7 +16,7 @@ use uuid::Uuid;
 /// Everything that an operator on call needs first.
 #[derive(Clone, Debug, Serialize)]
 pub struct Situation {
-    /// The database's clock when it was looked at.
+    /// The database's clock at that time.
     pub as_of: DateTime<Utc>,
     /// Every account that has a polled or parked transaction or was ever served.
     #[serde(rename = "providers")]

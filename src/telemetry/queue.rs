@@ -19,7 +19,8 @@ static DROPPED: AtomicU64 = AtomicU64::new(0);
 /// The last line found no room, and nothing was read since.
 static FULL: AtomicBool = AtomicBool::new(false);
 
-/// How many lines of the log were dropped because nobody read it fast enough, since the process began.
+/// How many lines of the log were dropped because it was not read fast enough, since the process
+/// began.
 #[must_use]
 pub fn lines_dropped() -> u64 {
     DROPPED.load(Relaxed)

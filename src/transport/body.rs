@@ -6,7 +6,7 @@ use flate2::bufread::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
 use reqwest::header::{CONTENT_ENCODING, CONTENT_LENGTH, HeaderMap, TRANSFER_ENCODING};
 use std::io::Read;
 
-/// The body as it was before it was packed, although nobody asked for that. A body that cannot be
+/// The body as it was before it was packed, although that was not requested. A body that cannot be
 /// believed is replaced by a sentence that says why: status and headers still speak.
 pub(super) fn plain(headers: &HeaderMap, body: Bytes) -> Result<Bytes, Failure> {
     if headers.contains_key(TRANSFER_ENCODING) && headers.contains_key(CONTENT_LENGTH) {

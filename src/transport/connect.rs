@@ -24,8 +24,8 @@ pub struct Tls {
 }
 
 impl Tls {
-    /// What the system trusts. Where that is nobody, clients work all the same, but no TLS
-    /// connection can be made.
+    /// The certificates that the system trusts. Where there are none, clients work all the same,
+    /// but no TLS connection can be made.
     pub fn of_system() -> Result<Self, String> {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
@@ -37,8 +37,8 @@ impl Tls {
         Ok(Self { config: config.with_no_client_auth(), problem })
     }
 
-    /// As [`Self::of_system`]; errors when one of these hosts is asked over TLS and the system
-    /// vouches for nobody.
+    /// As [`Self::of_system`]; errors when one of these hosts is reached over TLS and the system
+    /// trusts no certificates.
     pub fn for_hosts<'a>(base_urls: impl IntoIterator<Item = &'a str>) -> Result<Self, String> {
         let tls = Self::of_system()?;
         match (&tls.problem, base_urls.into_iter().find(|url| url.starts_with("https:"))) {
@@ -71,7 +71,7 @@ pub(super) fn is_ours(error: &(dyn Error + 'static)) -> bool {
     false
 }
 
-/// Connections that carry one request each, and none whose other end spoke before it was asked.
+/// Connections that carry one request each, and none whose other end sent data before the request.
 pub(super) fn one_request_each(builder: ClientBuilder) -> ClientBuilder {
     builder.pool_max_idle_per_host(0).connector_layer(Listen)
 }

@@ -135,7 +135,7 @@ impl<'de> Deserialize<'de> for Scalar {
 /// What an answer says of the amount at this JSON pointer: a number or decimal text, exact.
 ///
 /// Absent and `null` say nothing. Whatever else stands there, or in the place of what should hold
-/// it, is an amount that nobody can read: a success over it is not a success over ours.
+/// it, is an amount that cannot be read: a success over it is not a success over ours.
 #[must_use]
 pub fn amount_at(answer: &Value, pointer: &str) -> Amount {
     let mut value = answer;

@@ -90,7 +90,7 @@ const LONERS: u64 = 1_000_000;
 /// The accounts by name: the first one, and the one that gets into trouble.
 pub(super) const ACCOUNTS: [&str; 2] = ["default", "second"];
 
-/// As many transactions as asked for, in the order in which they are inserted.
+/// As many transactions as requested, in the order in which they are inserted.
 pub(super) fn cast(count: u32) -> Vec<Part> {
     let mut parts: Vec<Part> = (0..u64::from(count)).map(part).collect();
     parts.sort_by_key(|part| matches!(part.role, Role::Script(script) if TROUBLE.contains(&script)));
@@ -109,7 +109,7 @@ const GUESTS: [(&str, &str); 6] = [
     ("not-found--success", "succeeded"),
 ];
 
-/// The guest's transactions: a few more than were asked for.
+/// The guest's transactions: a few more than were requested.
 pub(super) fn guests() -> impl Iterator<Item = Part> {
     let part = |(serial, (script, expected)): (u64, (&'static str, &'static str))| Part {
         serial,

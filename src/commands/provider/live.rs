@@ -17,7 +17,7 @@ use serde_json::Value;
 use std::io::Write;
 use std::time::{Duration, SystemTime};
 
-/// Asks once. Errors where the provider is not configured, or nothing came back.
+/// Polls once. Errors where the provider is not configured, or nothing came back.
 pub(super) fn run(asked: &ProviderTest, config: Config, out: &mut impl Write) -> anyhow::Result<()> {
     let [file] = asked.files.as_slice() else {
         return Err(ConfigError::one("--live: asks one provider; name one file".into()).into());

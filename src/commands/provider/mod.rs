@@ -13,7 +13,7 @@ mod test;
 
 pub(super) use show::write_meaning;
 
-/// Does what was asked. `load` reads the configuration, for what needs one.
+/// Runs the command. `load` reads the configuration, for what needs one.
 pub fn run(asked: &cli::Provider, load: impl FnOnce() -> Result<Config, ConfigError>, out: &mut impl Write) -> anyhow::Result<()> {
     match &asked.action {
         cli::ProviderAction::New { name } => new::run(name, out),

@@ -23,7 +23,7 @@ const ON_A_PAGE: usize = 100;
 /// How many are in a file.
 const IN_A_FILE: usize = 10_000;
 
-/// What was asked for, as it stands in the address.
+/// What was requested, as in the address.
 #[derive(Clone, Debug, Default)]
 struct Wanted {
     filter: Filter,
@@ -48,7 +48,7 @@ impl Wanted {
         wanted
     }
 
-    /// Takes in one field; the error says what is wrong with it. Unknown ones are somebody else's.
+    /// Takes in one field; the error says what is wrong with it. Unknown ones are ignored.
     fn set(&mut self, name: &str, value: String) -> Result<(), String> {
         let age = || duration::parse(&value).map(Some).map_err(|mend| format!("{name} = {value:?}: {mend}"));
         match name {

@@ -37,7 +37,8 @@ pub(super) async fn show(State(ops): State<Arc<Ops>>, Query(asked): Query<Asked>
     }
     let readiness = ops.readiness().await;
     let unclaimed = ops.unclaimed(LATENESS_FOR).await;
-    // A database that does not answer is not asked three times: the page is needed most just then.
+    // A database that does not answer is not queried three times: the page is needed most just
+    // then.
     let (situation, overdue) = match &unclaimed {
         Some(_) => (ops.situation().await, ops.overdue().await.unwrap_or_default()),
         None => (None, Vec::new()),
@@ -70,10 +71,11 @@ fn unknown(readiness: &Result<(), String>) -> Html {
     }
 }
 
-/// Everything that the database tells.
+/// Everything that the database reports.
 fn told(situation: &Situation, overdue: &[Overdue], readiness: &Result<(), String>) -> Vec<Html> {
     let mut headlines = explain::headlines(situation);
-    // What is late the headlines tell better; anything else is this replica's own trouble, and worse.
+    // Lateness is shown better by the headlines; anything else is this replica's own trouble, and
+    // worse.
     if let Err(why) = readiness
         && !why.starts_with("a transaction of")
     {

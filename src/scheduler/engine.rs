@@ -233,7 +233,8 @@ impl Engine {
     /// The database has lost commits that it had acknowledged; these are the last batches that it
     /// knows. Memory is built on lost rows: all of it is claimed anew from the database.
     fn on_commits_lost(&mut self, now: Instant, recorded: i64, claimed: i64) {
-        let gone = (self.outbox.acknowledged() - recorded, self.claims.acknowledged() - claimed);
+        // Claims may have gone on where only records are lost, and the other way round.
+        let gone = ((self.outbox.acknowledged() - recorded).max(0), (self.claims.acknowledged() - claimed).max(0));
         let what = format!("{} batches of records and {} claims that it had acknowledged are gone", gone.0, gone.1);
         self.notices.push(Notice::CommitsLost(what));
         let replica = self.replica();

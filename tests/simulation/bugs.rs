@@ -77,8 +77,8 @@ pub(crate) enum Bug {
     OwnRowsUnsurveyed,
     /// Another server is taken for the old one.
     FailoverUnnoticed,
-    /// After a failover no replica waits for those that have not heard of it.
-    OthersUnaware,
+    /// An exclusive key that is not given back is never free again.
+    KeyNeverExpires,
     /// One row that cannot be taken makes every claim fail.
     OneRefusedRowStopsTheClaim,
     /// A record that the database refuses counts as a database that is away.
@@ -104,7 +104,6 @@ impl Bug {
     pub(crate) fn mishaps(self) -> &'static [u8] {
         match self {
             Self::LostCommitsUnnoticed | Self::FailoverUnnoticed => &[FAILOVER],
-            Self::OthersUnaware => &[FAILOVER, SLOWNESS],
             Self::JudgedByALeap => &[CLOCK],
             Self::ToldOnce => &[LOSS],
             Self::RefusedPolledOn => &[VERDICT],
@@ -150,7 +149,7 @@ impl Bug {
         Self::LostCommitsUnnoticed,
         Self::OwnRowsUnsurveyed,
         Self::FailoverUnnoticed,
-        Self::OthersUnaware,
+        Self::KeyNeverExpires,
         Self::OneRefusedRowStopsTheClaim,
         Self::RefusedIsAway,
         Self::RefusedForgotten,

@@ -287,9 +287,7 @@ impl Database {
             self.cut_at = Some(clock);
         }
         let cut_at = self.cut_at.filter(|_| !self.has(Bug::FailoverUnnoticed));
-        let hidden = self.has(Bug::OthersUnaware);
-        let unaware =
-            self.replicas.iter().any(|(id, row)| *id != replica.0 && cut_at.is_some_and(|at| row.heartbeat < at) && !hidden);
+        let unaware = self.replicas.iter().any(|(id, row)| *id != replica.0 && cut_at.is_some_and(|at| row.heartbeat < at));
         Beat { alive, members, clock, recorded, claimed, cut_at, unaware }
     }
 
@@ -667,6 +665,7 @@ impl Database {
     /// Takes a key of which one request may be in flight.
     pub(crate) fn take_key(&mut self, key: &str, process: Uuid, longest: Duration) -> bool {
         let (clock, every) = (self.clock, self.has(Bug::KeyPerProcess));
+        let longest = if self.has(Bug::KeyNeverExpires) { Duration::from_secs(86_400) } else { longest };
         let free = self.keys.get(key).is_none_or(|(owner, until)| *owner == process || *until < clock || every);
         if free {
             self.keys.insert(key.to_owned(), (process, clock + span(longest.as_secs_f64())));
